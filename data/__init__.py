@@ -1,0 +1,1 @@
+"""Datasets: item sequences, splits, token tables and batches."""

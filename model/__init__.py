@@ -1,0 +1,1 @@
+"""The generative recommender and its beam search. Knows nothing of datasets."""

@@ -1,0 +1,1 @@
+"""From item texts to semantic IDs: embeddings, RQ-VAE, one tokenizer per kept epoch (paper section 2.2)."""

@@ -1,0 +1,1 @@
+"""Small shared things, each named for what it does. Imports nothing from the rest of the project."""

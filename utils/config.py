@@ -1,0 +1,124 @@
+"""Command lines and YAML files to one dataclass per command (jsonargparse), with every problem in one message."""
+
+import difflib
+import re
+from argparse import ArgumentError
+from dataclasses import asdict, fields
+from typing import Any, Protocol, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+
+from utils.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates and base-60 integers, so that 7:10 stays the range that it is."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+set_loader("mtgrec", lambda stream: yaml.load(stream, Loader=_Loader), exceptions=(yaml.YAMLError,))
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7].
+Epochs = int | list[int | str] | str
+
+
+class Config(Protocol):
+    """A command's settings: a dataclass whose `problems()` names everything that is wrong with them."""
+
+    def problems(self) -> list[str]: ...
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def make_parser(config_class: type, prog: str, description: str) -> ArgumentParser:
+    """Build the command-line parser of a dataclass: one `--flag` per field, and `--config_file` for a YAML file."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, parser_mode="mtgrec")
+    parser.add_argument("--config_file", action="config", help="YAML file of flags; later flags override it")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def parse_config(
+    config_class: type[ConfigType], argv: list[str] | None, prog: str, description: str
+) -> tuple[ConfigType, set[str]]:
+    """Read a command line into a configuration.
+
+    Args:
+        config_class: Dataclass with a `problems()` method.
+        argv: Arguments without the program's name; None reads sys.argv.
+        prog: Name shown in the help.
+        description: Text shown in the help.
+
+    Returns:
+        The configuration, and the names of the fields that were given rather than defaulted.
+
+    Raises:
+        InputError: Unknown flags, wrong types or inconsistent values; all problems in one message.
+    """
+    parser = make_parser(config_class, prog, description)
+    try:
+        given = parser.parse_args(argv, defaults=False)
+        values = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise InputError(_explain(str(error), config_class)) from None
+    names = {field.name for field in fields(config_class)}
+    config = config_class(**{name: values[name] for name in names})
+    problems = config.problems()
+    if problems:
+        raise InputError("; ".join(problems))
+    return config, {name for name in names if name in given}
+
+
+def _explain(message: str, config_class: type) -> str:
+    """Turn the parser's message into one sentence, with near matches for flags that do not exist."""
+    unknown = re.findall(r"--[\w-]+", message) if "unrecognized arguments" in message else []
+    if unknown:
+        names = [field.name for field in fields(config_class)]
+        parts = []
+        for flag in unknown:
+            near = difflib.get_close_matches(flag[2:], names, n=1)
+            parts.append(f"unknown flag {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
+        return "; ".join(parts) + "; --help lists the flags"
+    return " ".join(message.split())
+
+
+def dump_config(config: Any) -> str:
+    """Return the configuration as YAML that `--config_file` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def expand_epochs(value: Epochs | None) -> list[int] | None:
+    """Expand what a flag of epochs accepts into a list: 7, [7, 9], "9976:10000" (inclusive), ["1:3", 7].
+
+    Raises:
+        InputError: Something is neither a number nor a range from low to high, or the list is empty.
+    """
+    if value is None:
+        return None
+    epochs: list[int] = []
+    for part in value if isinstance(value, list) else str(value).strip("[]").split(","):
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", str(part).strip())
+        if not match:
+            raise InputError(f"{part!r} is not an epoch or an inclusive range such as 9976:10000")
+        first = int(match[1])
+        last = int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"the range {part} runs backwards; write {last}:{first}")
+        epochs.extend(range(first, last + 1))
+    if len(set(epochs)) != len(epochs):
+        raise InputError(f"the list of epochs {value} names an epoch twice")
+    if not epochs:
+        raise InputError("the list of epochs is empty")
+    return epochs

@@ -1,0 +1,38 @@
+# Sourced by the shell scripts: finds the project and its Python, and starts commands.
+#
+#   DATASET    name of the dataset folder                 DATA_DIR   folder that holds dataset folders (datasets)
+#   NUM_GPUS   processes to start, one per GPU (1)        CKPT_DIR   folder where runs go (ckpt)
+#   DRY_RUN=1  print the commands instead of running them
+#
+# Paths given by the user are relative to the folder the script is called from; the defaults lie in the project.
+
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 TOKENIZERS_PARALLELISM=false
+
+if [ -n "${VIRTUAL_ENV:-}" ]; then PYTHON="$VIRTUAL_ENV/bin/python"
+elif [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"
+else PYTHON="$(command -v python3 || command -v python)"
+fi
+
+DATA_DIR="${DATA_DIR:-$ROOT/datasets}"
+CKPT_DIR="${CKPT_DIR:-$ROOT/ckpt}"
+NUM_GPUS="${NUM_GPUS:-1}"
+
+case "$NUM_GPUS" in '' | *[!0-9]* | 0) echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2; exit 2 ;; esac
+
+# Print a command under DRY_RUN=1, else run it.
+run() {
+  if [ "${DRY_RUN:-0}" = 1 ]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+# Run a Python module: plainly for one process, under accelerate for more.
+launch() {
+  if [ "$NUM_GPUS" = 1 ]; then
+    run "$PYTHON" -m "$@"
+  else
+    run "$PYTHON" -m accelerate.commands.launch --num_processes "$NUM_GPUS" --num_machines 1 \
+      --mixed_precision no --dynamo_backend no --module "$@"
+  fi
+}

@@ -1,0 +1,35 @@
+"""Process-wide matters: exit codes, seeds, the Accelerator."""
+
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; an InputError becomes one sentence on stderr and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def seed_everything(seed: int, reproducible: bool = True) -> None:
+    """Seed Python, NumPy and torch; with `reproducible`, also choose deterministic kernels where torch has them."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (scikit-learn reads NumPy's global state)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = reproducible
+    torch.backends.cudnn.benchmark = not reproducible
+    torch.use_deterministic_algorithms(reproducible, warn_only=True)
+
+
+def project_root() -> Path:
+    """Return the folder that holds the scripts."""
+    return Path(__file__).resolve().parent.parent
