@@ -1,0 +1,173 @@
+"""The published dataset folder as flat arrays, and its leave-one-out splits as positions in them."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import read_json
+
+PADDING = "[PAD]"
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Every user's item sequence, one after another.
+
+    Attributes:
+        user_names: Users in the key order of all_item_seqs.json, 0-based.
+        user_ids: int64 [U], their ids in id_mapping.json, from 1.
+        item_names: Item id i's name at index i; index 0 is "[PAD]".
+        items: int32 [T], item ids from 1, each user's in time order.
+        offsets: int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]].
+    """
+
+    user_names: list[str]
+    user_ids: np.ndarray
+    item_names: list[str]
+    items: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_names)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_names) - 1
+
+    def users_of(self, positions: np.ndarray) -> np.ndarray:
+        """Return the 0-based user of each position in `items`, int64 of the same shape."""
+        return np.searchsorted(self.offsets, positions, side="right") - 1
+
+    def history(self, position: int, max_items: int | None = None) -> np.ndarray:
+        """Return the item ids before `position` within its user's sequence, the last `max_items` of them."""
+        start = int(self.offsets[self.users_of(np.asarray(position))])
+        if max_items is not None:
+            start = max(start, position - max_items)
+        return self.items[start:position]
+
+
+def split_positions(offsets: np.ndarray, split: str) -> np.ndarray:
+    """Return the target positions of a leave-one-out split; a target's history is all of its user's earlier items.
+
+    Of a user's x_1..x_m, test is x_m (m >= 2), validation x_{m-1} (m >= 3), training every one of
+    x_2..x_{m-2} (m >= 4). Users in order, targets in time order.
+
+    Args:
+        offsets: int64 [U + 1].
+        split: "train", "valid" or "test".
+
+    Returns:
+        int32 [examples], or int64 where the interactions do not fit.
+    """
+    lengths = np.diff(offsets)
+    starts, ends = offsets[:-1], offsets[1:]
+    if split == "test":
+        positions = ends[lengths >= 2] - 1
+    elif split == "valid":
+        positions = ends[lengths >= 3] - 2
+    elif split == "train":
+        positions = _concatenated_ranges(starts + 1, np.maximum(lengths - 3, 0))
+    else:
+        raise ValueError(f"split {split!r} is none of {SPLITS}")
+    return positions.astype(np.int32 if offsets[-1] < 2**31 else np.int64)
+
+
+def _concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return starts[0], starts[0] + 1, ... (lengths[0] of them), starts[1], ...: int64 [sum of lengths]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def training_interactions(interactions: Interactions) -> np.ndarray:
+    """Return the item ids of every user's x_1..x_{m-2}, int32: what training may look at."""
+    lengths = np.maximum(np.diff(interactions.offsets) - 2, 0)
+    return interactions.items[_concatenated_ranges(interactions.offsets[:-1], lengths)]
+
+
+def training_items(interactions: Interactions) -> np.ndarray:
+    """Return the sorted distinct item ids of x_1..x_{m-2}: the items that the RQ-VAE is trained on."""
+    return np.unique(training_interactions(interactions))
+
+
+def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
+    """Return the dataset's folder.
+
+    Raises:
+        InputError: It does not exist; names the near matches.
+    """
+    folder = Path(data_dir) / dataset
+    if folder.is_dir():
+        return folder
+    present = sorted(path.name for path in Path(data_dir).glob("*") if path.is_dir())
+    near = difflib.get_close_matches(dataset, present, n=3) or present
+    hint = f"did you mean {' or '.join(near)}?" if near else "unzip a published dataset there or set --data_dir"
+    raise InputError(f"the dataset folder {folder} does not exist; {hint}")
+
+
+def load_interactions(folder: Path) -> Interactions:
+    """Read all_item_seqs.json and id_mapping.json, with or without "[PAD]" in the dictionaries.
+
+    Raises:
+        InputError: A file is absent or broken, ids are not 1..N, or a sequence names an unknown user or item.
+    """
+    mapping_file, sequence_file = folder / "id_mapping.json", folder / "all_item_seqs.json"
+    mapping, sequences = read_json(mapping_file), read_json(sequence_file)
+    if not isinstance(sequences, dict) or not sequences:
+        raise InputError(f"{sequence_file} holds no users; expected {{user: [item, ...]}}")
+    user_to_id = _ids(mapping, "user2id", mapping_file)
+    item_to_id = _ids(mapping, "item2id", mapping_file)
+    item_names = [PADDING, *sorted(item_to_id, key=item_to_id.get)]
+
+    lengths = np.zeros(len(sequences), dtype=np.int64)
+    flat: list[int] = []
+    for row, (user, sequence) in enumerate(sequences.items()):
+        if user not in user_to_id:
+            raise InputError(f"{sequence_file}: user {user!r} is not in user2id of {mapping_file.name}")
+        try:
+            flat.extend([item_to_id[item] for item in sequence])
+        except (KeyError, TypeError):
+            unknown = [item for item in sequence if item not in item_to_id] if isinstance(sequence, list) else sequence
+            raise InputError(
+                f"{sequence_file}: user {user!r} has {unknown!r}, not in item2id of {mapping_file.name}"
+            ) from None
+        lengths[row] = len(sequence)
+    return Interactions(
+        user_names=list(sequences),
+        user_ids=np.fromiter((user_to_id[user] for user in sequences), dtype=np.int64, count=len(sequences)),
+        item_names=item_names,
+        items=np.asarray(flat, dtype=np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def _ids(mapping: dict, key: str, file: Path) -> dict[str, int]:
+    """Return a checked {name: id} dictionary without padding; ids are 1..N, each once."""
+    if not isinstance(mapping, dict) or not isinstance(mapping.get(key), dict):
+        raise InputError(f"{file} has no dictionary {key!r}")
+    ids = {name: number for name, number in mapping[key].items() if name != PADDING}
+    if not ids:
+        raise InputError(f"{file}: {key} is empty")
+    if not all(type(number) is int for number in ids.values()) or set(ids.values()) != set(range(1, len(ids) + 1)):
+        raise InputError(f"{file}: the {len(ids)} ids of {key} are not 1..{len(ids)}, each once")
+    return ids
+
+
+def item_texts(folder: Path, item_names: list[str]) -> list[str]:
+    """Return the items' texts in item id order, without padding.
+
+    Raises:
+        InputError: metadata.sentence.json is absent or broken, or an item has no text.
+    """
+    file = folder / "metadata.sentence.json"
+    texts = read_json(file)
+    if not isinstance(texts, dict):
+        raise InputError(f"{file} is not a dictionary {{item: text}}")
+    missing = [name for name in item_names[1:] if not isinstance(texts.get(name), str) or not texts[name].strip()]
+    if missing:
+        raise InputError(f"{file}: {len(missing)} of {len(item_names) - 1} items have no text, the first is {missing[0]!r}")
+    return [texts[name] for name in item_names[1:]]
