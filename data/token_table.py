@@ -1,0 +1,294 @@
+"""Semantic IDs as tokens: the vocabulary layout, `.sem_ids` files, and every tokenizer's IDs in one tensor."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.prefix_trie import PrefixTrie
+
+TOKENIZER_FOLDER = "rqvae"
+
+
+def level_sizes(n_codebooks: int, codebook_size: int | list[int]) -> tuple[int, ...]:
+    """Return the number of codes of each level of a semantic ID, the disambiguation level last.
+
+    Args:
+        n_codebooks: Levels without disambiguation.
+        codebook_size: One size for all levels, or a list of n_codebooks entries (disambiguation takes the last one's)
+            or of n_codebooks + 1.
+
+    Raises:
+        InputError: The list has another length.
+    """
+    if isinstance(codebook_size, int):
+        return (codebook_size,) * (n_codebooks + 1)
+    if len(codebook_size) == n_codebooks:
+        return (*codebook_size, codebook_size[-1])
+    if len(codebook_size) == n_codebooks + 1:
+        return tuple(codebook_size)
+    raise InputError(
+        f"codebook_size={codebook_size} has {len(codebook_size)} entries; "
+        f"n_codebooks={n_codebooks} takes {n_codebooks} or {n_codebooks + 1}"
+    )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The layout of the tokens: padding 0, the levels' codes one after another, user tokens, end of sequence.
+
+    Level l (0-based) with code c is token c + 1 + the sizes of the levels before it. The disambiguation code starts at
+    1, so the first token of its level is never used (the published files' layout).
+
+    Attributes:
+        sizes: Codes per level, disambiguation included.
+        n_user_tokens: User u (id from 1) has token base_user_token + u % n_user_tokens.
+    """
+
+    sizes: tuple[int, ...]
+    n_user_tokens: int = 1
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def level_offsets(self) -> tuple[int, ...]:
+        """What to add to a level's code to get its token."""
+        return tuple(1 + sum(self.sizes[:level]) for level in range(self.num_levels))
+
+    @property
+    def base_user_token(self) -> int:
+        return sum(self.sizes) + 1
+
+    @property
+    def eos_token(self) -> int:
+        return self.base_user_token + self.n_user_tokens
+
+    @property
+    def size(self) -> int:
+        return self.eos_token + 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """One tokenizer group: the data as the RQ-VAE checkpoint of `epoch` tokenizes it.
+
+    Attributes:
+        prefix: `.sem_ids` prefix relative to the dataset's folder, such as rqvae/sentence-t5-base_256,256,256,256.
+        epoch: 1-based epoch of the RQ-VAE, None for its best-loss checkpoint.
+        file: Where the semantic IDs were read from.
+    """
+
+    prefix: str
+    epoch: int | None
+    file: Path = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        return "best" if self.epoch is None else str(self.epoch)
+
+
+@dataclass
+class TokenTable:
+    """Every tokenizer group's semantic IDs as tokens.
+
+    Attributes:
+        tokens: int32 [G, N + 1, L]; row 0 of every group is padding, row i is item id i.
+        groups: The G groups, in order.
+        vocabulary: The layout of the tokens.
+    """
+
+    tokens: Tensor
+    groups: list[Group]
+    vocabulary: Vocabulary
+    _tries: dict[int, PrefixTrie] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.groups)
+
+    def trie(self, group: int) -> PrefixTrie:
+        """Return the group's items as a prefix trie on the table's device; trie row r is item id r + 1."""
+        if group not in self._tries:
+            self._tries[group] = PrefixTrie(self.tokens[group, 1:], self.vocabulary.size)
+        return self._tries[group]
+
+    def items_of(self, group: int, semantic_ids: Tensor) -> Tensor:
+        """Return the item id of each semantic ID: int [..., L] of tokens to int64 [...], 0 where it is no item's."""
+        return self.trie(group).find(semantic_ids) + 1
+
+    def to(self, device: torch.device) -> "TokenTable":
+        """Return the table with its tensor on `device`."""
+        return TokenTable(self.tokens.to(device), self.groups, self.vocabulary)
+
+
+def write_sem_ids(file: Path, item_names: Sequence[str], codes: np.ndarray) -> None:
+    """Write the published format {item: [code per level]} in item id order.
+
+    Args:
+        file: Target, written whole or not at all.
+        item_names: N names in item id order, without padding.
+        codes: int [N, L], 0-based codes, disambiguation (from 1) last.
+    """
+    write_json(file, dict(zip(item_names, codes.tolist(), strict=True)), indent=None)
+
+
+def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
+    """Read a `.sem_ids` file into codes in item id order.
+
+    Args:
+        file: JSON {item: [code per level]}.
+        item_names: N names in item id order, without padding.
+        sizes: Codes per level.
+
+    Returns:
+        int32 [N, L].
+
+    Raises:
+        InputError: An item is missing or unknown, a code is out of range, the number of levels differs, or two items
+            share a semantic ID; names the file, the item and the count.
+    """
+    table = read_json(file)
+    if not isinstance(table, dict):
+        raise InputError(f"{file} is not a dictionary {{item: [codes]}}")
+    missing = [name for name in item_names if name not in table]
+    if missing:
+        raise InputError(f"{file}: {len(missing)} of {len(item_names)} items have no semantic ID, first {missing[0]!r}")
+    if len(table) > len(item_names):
+        unknown = sorted(set(table) - set(item_names))
+        raise InputError(f"{file}: {len(unknown)} items are not in the dataset, the first is {unknown[0]!r}")
+    rows = [table[name] for name in item_names]
+    wrong = [
+        name
+        for name, row in zip(item_names, rows, strict=True)
+        if not isinstance(row, list) or len(row) != len(sizes) or not all(type(code) is int for code in row)
+    ]
+    if wrong:
+        raise InputError(
+            f"{file}: {len(wrong)} items have no list of {len(sizes)} integer codes, the first is {wrong[0]!r}: "
+            f"{table[wrong[0]]}; check --n_codebooks"
+        )
+    try:
+        codes = np.asarray(rows, dtype=np.int32)
+    except OverflowError:
+        raise InputError(f"{file}: a code does not fit in 32 bits") from None
+    lowest = np.asarray([0] * (len(sizes) - 1) + [1])  # the disambiguation code counts from 1
+    bad = np.flatnonzero(((codes < lowest) | (codes >= np.asarray(sizes))).any(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{file}: {len(bad)} items have a code out of range, the first is {item_names[bad[0]]!r}: "
+            f"{codes[bad[0]].tolist()} for level sizes {list(sizes)} (the last level counts from 1); "
+            "check --codebook_size"
+        )
+    _, first, counts = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        shared = codes[first[np.argmax(counts > 1)]]
+        twins = [item_names[i] for i in np.flatnonzero((codes == shared).all(axis=1))]
+        raise InputError(
+            f"{file}: {int((counts - 1).sum())} items share another's semantic ID, "
+            f"for example {twins[0]!r} and {twins[1]!r}: {shared.tolist()}"
+        )
+    return codes
+
+
+def find_sem_ids(folder: Path, suffix: str = "sem_ids") -> dict[str, dict[int | None, Path]]:
+    """Find a dataset's `.sem_ids` files.
+
+    They are looked for in the tokenizer folder rqvae/, and only where it has none in the dataset's other folders.
+
+    Args:
+        folder: The dataset's folder.
+        suffix: File name suffix without the dot.
+
+    Returns:
+        {prefix relative to the dataset's folder: {epoch, None for the best: file}}, both sorted.
+    """
+    files = sorted(folder.glob(f"{TOKENIZER_FOLDER}/*.{suffix}")) or sorted(folder.glob(f"*/*.{suffix}"))
+    found: dict[str, dict[int | None, Path]] = {}
+    for file in files:
+        match = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}"))
+        epoch = int(match[2]) if match[2] else None
+        found.setdefault(f"{file.parent.name}/{match[1]}", {})[epoch] = file
+    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
+
+
+def resolve_groups(
+    folder: Path,
+    token_prefix: str | list[str] | None = None,
+    epochs: list[int] | None = None,
+    suffix: str = "sem_ids",
+    last: int | None = None,
+) -> list[Group]:
+    """Choose tokenizer groups: all prefixes x epochs, in that order.
+
+    Args:
+        folder: The dataset's folder.
+        token_prefix: One or several prefixes, relative to the dataset's folder or to its rqvae/ folder;
+            None takes the only one there is.
+        epochs: 1-based RQ-VAE epochs; None takes every epoch present, or the best checkpoint where none has a number.
+        suffix: File name suffix.
+        last: With `epochs` None, take only that many of the last epochs present.
+
+    Raises:
+        InputError: No file, several prefixes to choose from, or an epoch without a file; lists what is there.
+    """
+    if token_prefix is None:
+        found = find_sem_ids(folder, suffix)
+        if not found:
+            raise InputError(f"{folder} has no .{suffix} files; make them with tokenizer/run.sh")
+        if len(found) > 1:
+            raise InputError(f"{folder} has several tokenizers, choose with --token_prefix: {' '.join(found)}")
+        prefixes = list(found)
+    else:
+        prefixes = [token_prefix] if isinstance(token_prefix, str) else token_prefix
+    groups = []
+    for prefix in prefixes:
+        full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
+        present = _files_of_prefix(folder, full, suffix)
+        numbered = [epoch for epoch in present if epoch is not None]
+        chosen = epochs if epochs is not None else numbered[-(last or 0) :] or [None]
+        if epochs is None and last and len(numbered) < last:
+            raise InputError(
+                f"{folder / full} has {len(numbered)} numbered .{suffix} files, {last} are wanted: keep more epochs "
+                "with tokenizer/run.sh --save_last, or lower --num_tokenizers"
+            )
+        missing = [str(epoch) for epoch in chosen if epoch not in present]
+        if missing:
+            span = f"{numbered[0]}..{numbered[-1]} ({len(numbered)} epochs)" if numbered else "none"
+            raise InputError(
+                f"{folder / full}_<epoch>.{suffix}: no file for epoch {', '.join(missing)}; present: {span}"
+            )
+        groups.extend(Group(full, epoch, present[epoch]) for epoch in chosen)
+    return groups
+
+
+def _files_of_prefix(folder: Path, prefix: str, suffix: str) -> dict[int | None, Path]:
+    """Return {epoch, None for the best: file} of one prefix, sorted by epoch."""
+    path = folder / prefix
+    found: dict[int | None, Path] = {}
+    for file in path.parent.glob("*"):
+        match = re.fullmatch(re.escape(path.name) + r"(?:_(\d+))?\." + re.escape(suffix), file.name)
+        if match:
+            found[int(match[1]) if match[1] else None] = file
+    return dict(sorted(found.items(), key=lambda pair: pair[0] or 0))
+
+
+def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:
+    """Read the groups' files into one table.
+
+    Args:
+        groups: From resolve_groups.
+        item_names: Names of item ids 1..N, without padding.
+        vocabulary: Layout of the tokens.
+    """
+    tokens = np.zeros((len(groups), len(item_names) + 1, vocabulary.num_levels), dtype=np.int32)
+    for row, group in zip(tokens, groups, strict=True):
+        row[1:] = read_sem_ids(group.file, item_names, vocabulary.sizes) + np.asarray(vocabulary.level_offsets)
+    return TokenTable(torch.from_numpy(tokens), groups, vocabulary)
