@@ -1,0 +1,117 @@
+"""Fixed-depth beam search for semantic IDs (paper section 2.4).
+
+Every history is encoded once; its cross-attention keys and values are shared by its beams, which stand in the query
+dimension, and self-attention keeps a cache that is re-ordered with the beams.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+from model.t5 import cross_attention, cross_keys_values, encode, position_bias, project
+from utils.prefix_trie import PrefixTrie
+
+
+@torch.no_grad()
+def beam_search(
+    t5: T5ForConditionalGeneration,
+    input_ids: Tensor,
+    lengths: Tensor,
+    num_levels: int,
+    num_beams: int,
+    num_return: int,
+    trie: PrefixTrie | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generate the most likely semantic IDs; the network must be in eval mode.
+
+    The search runs over the whole vocabulary (padding, user tokens and eos are not banned). Two sequences with scores
+    that float32 does not tell apart may come in either order.
+
+    Args:
+        t5: The network.
+        input_ids: int64 [B, S], padded at the end.
+        lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+        num_levels: Steps, L.
+        num_beams: Beams kept at each step, M.
+        num_return: Sequences returned, k <= M.
+        trie: Keep only beams that begin a sequence of the trie, so that every returned one is in it. Scores stay those
+            of the whole vocabulary.
+
+    Returns:
+        Sequences int64 [B, k, L] of tokens and scores float32 [B, k], the summed log-probability / L, falling. Where
+        there are fewer than k sequences, the rest are padding with score -inf.
+    """
+    if num_return > num_beams:
+        raise ValueError(f"{num_return} sequences cannot be returned from {num_beams} beams")
+    encoded = encode(t5, input_ids, lengths)
+    device, num_rows = input_ids.device, len(input_ids)
+    shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
+    caches: list[Tensor | None] = [None] * len(shared)
+
+    tokens = torch.full((num_rows, 1), t5.config.decoder_start_token_id, device=device)
+    scores = torch.zeros(num_rows, 1, device=device)
+    sequences = torch.zeros(num_rows, 1, 0, dtype=torch.int64, device=device)
+    nodes = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
+    for level in range(num_levels):
+        log_probs = F.log_softmax(_step(t5, tokens, level, shared, caches).float(), dim=-1)  # [B, M, V]
+        if trie is not None:
+            log_probs = log_probs.masked_fill(~trie.allowed(nodes, level), float("-inf"))
+        vocab_size = log_probs.shape[-1]
+        candidates = (scores.unsqueeze(2) + log_probs).flatten(1)  # [B, M x V]
+        scores, chosen = candidates.topk(min(num_beams, candidates.shape[1]), dim=1)
+        beams, tokens = chosen // vocab_size, chosen % vocab_size
+        sequences = torch.cat([_reorder(sequences, beams), tokens.unsqueeze(2)], dim=2)
+        if trie is not None:
+            nodes = trie.step(nodes.gather(1, beams), tokens, level)
+            nodes = nodes.masked_fill(scores == float("-inf"), -1)
+        if level + 1 < num_levels:
+            caches = [_reorder(cache, beams) for cache in caches]
+
+    scores, sequences = scores[:, :num_return] / num_levels, sequences[:, :num_return]
+    sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), t5.config.pad_token_id)
+    missing = num_return - scores.shape[1]
+    if missing > 0:
+        scores = F.pad(scores, (0, missing), value=float("-inf"))
+        sequences = F.pad(sequences, (0, 0, 0, missing), value=t5.config.pad_token_id)
+    original = torch.argsort(encoded.groups.to_device(device))
+    return sequences[original], scores[original]
+
+
+def _reorder(values: Tensor, beams: Tensor) -> Tensor:
+    """Take the chosen beams: [B, M, ...] at int64 [B, M'] to [B, M', ...]."""
+    return values[torch.arange(len(beams), device=beams.device).unsqueeze(1), beams]
+
+
+def _step(
+    t5: T5ForConditionalGeneration,
+    tokens: Tensor,
+    level: int,
+    shared: list[list[tuple[Tensor, Tensor]]],
+    caches: list[Tensor | None],
+) -> Tensor:
+    """Run the decoder on each beam's newest token and return the next token's logits [B, M, V].
+
+    `caches` holds, per layer, keys and values [B, M, level, 2, H, d_kv] of the steps before; it is extended in place.
+    """
+    stack = t5.decoder
+    hidden = t5.shared(tokens)  # [B, M, d]
+    bias = position_bias(stack.block[0].layer[0].SelfAttention, 1, level + 1, bidirectional=False)[:, 0]  # [H, t]
+    for index, block in enumerate(stack.block):
+        hidden, caches[index] = _self_attention(block.layer[0], hidden, caches[index], bias)
+        hidden = cross_attention(block.layer[1], hidden, shared[index])
+        hidden = block.layer[2](hidden)
+    return project(t5, stack.final_layer_norm(hidden))
+
+
+def _self_attention(layer: nn.Module, hidden: Tensor, cache: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Let each beam look at its own tokens so far; return hidden states [B, M, d] and the extended cache."""
+    attention = layer.SelfAttention
+    weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+    qkv = F.linear(layer.layer_norm(hidden), weight).unflatten(2, (3, attention.n_heads, -1))  # [B, M, 3, H, d_kv]
+    newest = qkv[:, :, None, 1:]
+    cache = newest if cache is None else torch.cat([cache, newest], dim=2)  # [B, M, t, 2, H, d_kv]
+    key, value = cache.unbind(3)
+    weights = torch.softmax((qkv[:, :, None, 0] * key).sum(-1) + bias.T, dim=2)  # [B, M, t, H]
+    out = (weights.unsqueeze(-1) * value).sum(2).flatten(2)  # [B, M, H x d_kv]
+    return hidden + attention.o(out), cache

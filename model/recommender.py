@@ -1,0 +1,191 @@
+"""The generative recommender: Hugging Face T5 weights, fed without padding."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from model.t5 import decode, encode, project
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the network; the names are the command line's.
+
+    Attributes:
+        level_sizes: Codes per level of a semantic ID, disambiguation included.
+        n_user_tokens: User tokens in the vocabulary.
+    """
+
+    level_sizes: tuple[int, ...]
+    n_user_tokens: int = 1
+    num_layers: int = 3
+    num_decoder_layers: int = 3
+    d_model: int = 128
+    d_ff: int = 512
+    num_heads: int = 4
+    d_kv: int = 64
+    dropout_rate: float = 0.1
+    feed_forward_proj: str = "relu"
+
+    def to_t5_config(self) -> T5Config:
+        """Return the T5 configuration; the vocabulary's layout travels in it as `level_sizes` and `n_user_tokens`."""
+        eos_token = sum(self.level_sizes) + 1 + self.n_user_tokens
+        return T5Config(
+            vocab_size=eos_token + 1,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            eos_token_id=eos_token,
+            tie_word_embeddings=True,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.num_decoder_layers,
+            d_model=self.d_model,
+            d_ff=self.d_ff,
+            num_heads=self.num_heads,
+            d_kv=self.d_kv,
+            dropout_rate=self.dropout_rate,
+            feed_forward_proj=self.feed_forward_proj,
+            level_sizes=list(self.level_sizes),
+            n_user_tokens=self.n_user_tokens,
+        )
+
+    @classmethod
+    def of_t5_config(cls, config: T5Config) -> "Architecture":
+        """Read the sizes back from a T5 configuration that `to_t5_config` made."""
+        if not hasattr(config, "level_sizes"):
+            raise InputError("the model's config.json has no level_sizes: it was not written by this project")
+        return cls(
+            level_sizes=tuple(config.level_sizes),
+            n_user_tokens=config.n_user_tokens,
+            num_layers=config.num_layers,
+            num_decoder_layers=config.num_decoder_layers,
+            d_model=config.d_model,
+            d_ff=config.d_ff,
+            num_heads=config.num_heads,
+            d_kv=config.d_kv,
+            dropout_rate=config.dropout_rate,
+            feed_forward_proj=config.feed_forward_proj,
+        )
+
+
+class Recommender(nn.Module):
+    """T5 encoder-decoder from token sequences of histories to the target's semantic ID.
+
+    The state dict's names are those of the reference code's checkpoints (t5.shared.weight, ...).
+
+    Args:
+        t5: The network and its weights.
+    """
+
+    def __init__(self, t5: T5ForConditionalGeneration):
+        super().__init__()
+        self.t5 = t5
+
+    @classmethod
+    def from_architecture(cls, architecture: Architecture) -> "Recommender":
+        """Make a freshly initialised recommender (torch's global generator)."""
+        return cls(T5ForConditionalGeneration(architecture.to_t5_config()))
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture.of_t5_config(self.t5.config)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """Return each example's loss: the mean negative log-likelihood of its label tokens.
+
+        All examples have equally many label tokens, so the mean over examples is T5's loss of the batch.
+
+        Args:
+            input_ids: int64 [B, S], padded at the end.
+            labels: int64 [B, L + 1], the target's tokens and eos.
+            lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+
+        Returns:
+            float32 [B].
+        """
+        logits = self.logits(input_ids, labels, lengths).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view_as(labels).mean(dim=1)
+
+    def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits of every label position given the ones before it: [B, L + 1, V]."""
+        encoded = encode(self.t5, input_ids, lengths)
+        order = encoded.groups.to_device(labels.device)
+        shifted = F.pad(labels[order, :-1], (1, 0), value=self.t5.config.decoder_start_token_id)
+        logits = project(self.t5, decode(self.t5, encoded, shifted))
+        return logits[torch.argsort(order)]
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write a folder that T5ForConditionalGeneration.from_pretrained reads."""
+        self.t5.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "Recommender":
+        """Read a folder that `save_pretrained` wrote.
+
+        Raises:
+            InputError: The folder holds no whole model.
+        """
+        try:
+            config = T5Config.from_pretrained(folder)
+            t5 = T5ForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+        except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+            raise InputError(f"{folder} holds no whole model: {' '.join(str(error).split())}") from None
+        return cls(t5)
+
+
+def load_recommender(path: Path | str) -> Recommender | dict[str, Tensor]:
+    """Find a trained model: a model folder, or a run folder with `model/` inside.
+
+    Raises:
+        InputError: Nothing of the kind is there.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return Recommender.from_pretrained(candidate)
+    raise InputError(f"{folder} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
+
+
+def read_reference_checkpoint(file: Path | str) -> dict[str, Tensor]:
+    """Read the weights of a reference-code checkpoint ({model, optimizer, scheduler}), never arbitrary pickle.
+
+    Raises:
+        InputError: The file is not such a checkpoint.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for broken or malicious files
+        raise InputError(f"{file} is not a readable checkpoint of tensors: {str(error).splitlines()[0]}") from None
+    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or "t5.shared.weight" not in weights:
+        raise InputError(f"{file} has no weights under model/t5.shared.weight")
+    return weights
+
+
+def sizes_of_weights(weights: dict[str, Tensor]) -> dict[str, int]:
+    """Read the architecture's sizes off a state dict: the flags that its shapes fix, and vocab_size."""
+
+    def layers(stack: str) -> int:
+        return len({name.split(".")[3] for name in weights if name.startswith(f"t5.{stack}.block.")})
+
+    vocab_size, d_model = weights["t5.shared.weight"].shape
+    attention = "t5.encoder.block.0.layer.0.SelfAttention"
+    num_heads = weights[f"{attention}.relative_attention_bias.weight"].shape[1]
+    feed_forward = "t5.encoder.block.0.layer.1.DenseReluDense"
+    d_ff = weights[f"{feed_forward}.wo.weight"].shape[1]
+    return {
+        "vocab_size": vocab_size,
+        "num_layers": layers("encoder"),
+        "num_decoder_layers": layers("decoder"),
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "num_heads": num_heads,
+        "d_kv": weights[f"{attention}.q.weight"].shape[0] // num_heads,
+    }

@@ -1,0 +1,173 @@
+"""T5's arithmetic without padding, on the weights of Hugging Face's T5ForConditionalGeneration.
+
+Histories have few different lengths. Rows of a batch are sorted by length and their tokens packed one after another, so
+that every linear layer sees real tokens only; attention runs group by group of equal length and needs no mask. The
+numbers are those of T5ForConditionalGeneration.forward (tests/model/test_recommender.py compares them).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration
+
+
+@dataclass
+class LengthGroups:
+    """A batch's rows sorted by length, in groups of equal length.
+
+    Attributes:
+        order: int64 [B] on the CPU, the rows in sorted order.
+        shapes: (rows, length) of each group, lengths falling.
+    """
+
+    order: Tensor
+    shapes: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> "LengthGroups":
+        """Group rows by their number of tokens, int64 [B] on the CPU."""
+        ordered, order = torch.sort(lengths, descending=True, stable=True)
+        values, counts = torch.unique_consecutive(ordered, return_counts=True)
+        return cls(order, list(zip(counts.tolist(), values.tolist(), strict=True)))
+
+    def to_device(self, device: torch.device) -> Tensor:
+        return self.order.to(device, non_blocking=True)
+
+    def split(self, packed: Tensor) -> list[Tensor]:
+        """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
+        parts = packed.split([rows * length for rows, length in self.shapes])
+        return [
+            part.view(rows, length, *packed.shape[1:]) for part, (rows, length) in zip(parts, self.shapes, strict=True)
+        ]
+
+
+@dataclass
+class Encoded:
+    """Encoder output: packed hidden states [T, d_model] of rows in the groups' order."""
+
+    hidden: Tensor
+    groups: LengthGroups
+
+
+def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -> Encoded:
+    """Encode token sequences.
+
+    Args:
+        t5: The network.
+        input_ids: int64 [B, S], padded at the end.
+        lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+    """
+    stack, config = t5.encoder, t5.config
+    groups = LengthGroups.of(lengths)
+    rows = input_ids[groups.to_device(input_ids.device)]
+    starts = torch.tensor([0] + [count for count, _ in groups.shapes]).cumsum(0).tolist()
+    packed = torch.cat(
+        [rows[start : start + count, :length].flatten() for start, (count, length) in zip(starts, groups.shapes)]  # noqa: B905
+    )
+    hidden = stack.dropout(t5.shared(packed))  # [T, d]
+    longest = groups.shapes[0][1]
+    bias = position_bias(stack.block[0].layer[0].SelfAttention, longest, longest, bidirectional=True)  # [H, S, S]
+    for block in stack.block:
+        layer = block.layer[0]
+        attention = layer.SelfAttention
+        qkv = F.linear(layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]))
+        mixed = []
+        for part in groups.split(qkv):
+            rows_, length, _ = part.shape
+            query, key, value = part.view(rows_, length, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
+            out = attend(query, key, value, bias[:, :length, :length], attention)
+            mixed.append(out.transpose(1, 2).reshape(rows_ * length, -1))
+        hidden = hidden + layer.dropout(attention.o(torch.cat(mixed)))
+        hidden = block.layer[1](hidden)
+    return Encoded(stack.dropout(stack.final_layer_norm(hidden)), groups)
+
+
+def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: Tensor) -> Tensor:
+    """Return the decoder's output for whole target sequences (teacher forcing).
+
+    Args:
+        t5: The network.
+        encoded: Encoder output.
+        decoder_input_ids: int64 [B, Q], rows in the groups' order, the start token first.
+
+    Returns:
+        [B, Q, d_model].
+    """
+    stack, config = t5.decoder, t5.config
+    num_rows, steps = decoder_input_ids.shape
+    hidden = stack.dropout(t5.shared(decoder_input_ids))
+    bias = position_bias(stack.block[0].layer[0].SelfAttention, steps, steps, bidirectional=False)
+    future = torch.ones(steps, steps, dtype=torch.bool, device=hidden.device).triu(1)
+    bias = bias.masked_fill(future, torch.finfo(bias.dtype).min)
+    for block in stack.block:
+        layer = block.layer[0]
+        attention = layer.SelfAttention
+        qkv = F.linear(layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]))
+        query, key, value = qkv.view(num_rows, steps, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
+        out = attend(query, key, value, bias, attention).transpose(1, 2).reshape(num_rows, steps, -1)
+        hidden = hidden + layer.dropout(attention.o(out))
+        hidden = cross_attention(block.layer[1], hidden, cross_keys_values(block.layer[1], encoded))
+        hidden = block.layer[2](hidden)
+    return stack.dropout(stack.final_layer_norm(hidden))
+
+
+def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
+    """Return keys and values [rows, H, length, d_kv] of each length group for a decoder layer's cross-attention."""
+    attention = layer.EncDecAttention
+    both = F.linear(encoded.hidden, torch.cat([attention.k.weight, attention.v.weight]))
+    result = []
+    for part in encoded.groups.split(both):
+        key, value = part.unflatten(2, (2, attention.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        result.append((key, value))
+    return result
+
+
+def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Let every query of a row, be they steps or beams, look at the row's encoded history.
+
+    Args:
+        layer: T5LayerCrossAttention.
+        hidden: [B, Q, d_model], rows in the groups' order.
+        keys_values: From cross_keys_values.
+    """
+    attention = layer.EncDecAttention
+    queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
+    mixed = []
+    for query, (key, value) in zip(queries.split([len(key) for key, _ in keys_values]), keys_values, strict=True):
+        mixed.append(attend(query, key, value, None, attention))
+    out = torch.cat(mixed).transpose(1, 2).flatten(2)  # [B, Q, H x d_kv]
+    return hidden + layer.dropout(attention.o(out))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attention: nn.Module) -> Tensor:
+    """T5 attention, unscaled, with dropout on the weights: [..., Q, d], [..., K, d], [..., K, d] to [..., Q, d]."""
+    scores = query @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    weights = torch.softmax(scores.float(), dim=-1).to(scores.dtype)
+    if attention.training and attention.dropout > 0:
+        weights = F.dropout(weights, attention.dropout)
+    return weights @ value
+
+
+def position_bias(attention: nn.Module, queries: int, keys: int, bidirectional: bool) -> Tensor:
+    """Return the learnt relative position bias [H, queries, keys]; the last query stands at the last key."""
+    device = attention.relative_attention_bias.weight.device
+    key_position = torch.arange(keys, device=device)
+    query_position = torch.arange(keys - queries, keys, device=device)
+    bucket = attention._relative_position_bucket(
+        key_position - query_position[:, None],
+        bidirectional=bidirectional,
+        num_buckets=attention.relative_attention_num_buckets,
+        max_distance=attention.relative_attention_max_distance,
+    )
+    return attention.relative_attention_bias(bucket).permute(2, 0, 1)
+
+
+def project(t5: T5ForConditionalGeneration, hidden: Tensor) -> Tensor:
+    """Return vocabulary logits [..., V] of decoder output, through the tied embeddings with T5's scaling."""
+    if t5.config.tie_word_embeddings:
+        hidden = hidden * t5.config.d_model**-0.5
+    return F.linear(hidden, t5.lm_head.weight)
