@@ -1,0 +1,42 @@
+"""Recall@K and NDCG@K of one relevant item per user, from the rank of the target."""
+
+import re
+
+import numpy as np
+
+METRICS = ("recall", "ndcg")
+
+
+def parse_metric(name: str) -> tuple[str, int]:
+    """Split "ndcg@10" into ("ndcg", 10).
+
+    Raises:
+        ValueError: The name is of another form.
+    """
+    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name.lower())
+    if not match or match[1] not in METRICS:
+        raise ValueError(f"{name!r} is no metric; expected {' or '.join(METRICS)} with a cut-off, such as ndcg@10")
+    return match[1], int(match[2])
+
+
+def target_ranks(recommended: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the 0-based rank of each target, the first match; k where it is not recommended.
+
+    Args:
+        recommended: int [U, k], best first; what is no item (0 or less) keeps its rank and is never a hit.
+        targets: int [U], from 1.
+    """
+    hits = (recommended == targets[:, None]) & (recommended > 0)
+    return np.where(hits.any(axis=1), hits.argmax(axis=1), recommended.shape[1])
+
+
+def per_user(name: str, ranks: np.ndarray) -> np.ndarray:
+    """Return a metric's value for each user, float64 [U]; `ranks` are 0-based, at least the cut-off for a miss."""
+    metric, cutoff = parse_metric(name)
+    hit = ranks < cutoff
+    return hit.astype(np.float64) if metric == "recall" else hit / np.log2(ranks + 2.0)
+
+
+def mean_metrics(ranks: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Return {metric name: mean over users}."""
+    return {name: float(per_user(name, ranks).mean()) for name in names}
