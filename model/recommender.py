@@ -1,17 +1,20 @@
 """The generative recommender: Hugging Face T5 weights, fed without padding."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from model.t5 import decode, encode, project
 from utils.errors import InputError
+
+disable_progress_bar()  # a bar of its own for each saved file
 
 
 @dataclass(frozen=True)
@@ -125,32 +128,62 @@ class Recommender(nn.Module):
         """Write a folder that T5ForConditionalGeneration.from_pretrained reads."""
         self.t5.save_pretrained(folder)
 
+    def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Copy a state dict into the network.
+
+        Raises:
+            InputError: Names or shapes differ; `source` says where the weights came from.
+        """
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"the weights of {source} do not fit the model: {' '.join(str(error).split())}") from None
+
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> "Recommender":
-        """Read a folder that `save_pretrained` wrote.
+    def from_pretrained(cls, folder: Path | str, dropout_rate: float | None = None) -> "Recommender":
+        """Read a folder that `save_pretrained` wrote, with another dropout rate where one is given.
 
         Raises:
             InputError: The folder holds no whole model.
         """
+        config = read_model_config(folder)
+        if dropout_rate is not None:
+            config.dropout_rate = dropout_rate
+        recommender = cls(T5ForConditionalGeneration(config))
         try:
-            config = T5Config.from_pretrained(folder)
-            t5 = T5ForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
-            raise InputError(f"{folder} holds no whole model: {' '.join(str(error).split())}") from None
-        return cls(t5)
+            weights = load_file(Path(folder) / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder}/model.safetensors is no whole file of weights: {error}") from None
+        embeddings = recommender.t5.shared.weight.data_ptr()  # written once, under one name
+        aliases = [name for name, value in recommender.t5.state_dict().items() if value.data_ptr() == embeddings]
+        if "shared.weight" in weights:
+            weights |= dict.fromkeys(aliases, weights["shared.weight"])
+        recommender.load_weights({f"t5.{name}": value for name, value in weights.items()}, str(folder))
+        return recommender
 
 
-def load_recommender(path: Path | str) -> Recommender | dict[str, Tensor]:
-    """Find a trained model: a model folder, or a run folder with `model/` inside.
+def find_model_folder(path: Path | str) -> Path:
+    """Return the model folder that `path` is, or that lies in it as `model/` if it is a run folder.
 
     Raises:
         InputError: Nothing of the kind is there.
     """
-    folder = Path(path)
-    for candidate in (folder, folder / "model"):
-        if (candidate / "config.json").is_file():
-            return Recommender.from_pretrained(candidate)
-    raise InputError(f"{folder} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
+    for folder in (Path(path), Path(path) / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
+
+
+def read_model_config(folder: Path | str) -> T5Config:
+    """Read a model folder's config.json.
+
+    Raises:
+        InputError: It is broken.
+    """
+    try:
+        return T5Config.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}/config.json is no T5 configuration: {' '.join(str(error).split())}") from None
 
 
 def read_reference_checkpoint(file: Path | str) -> dict[str, Tensor]:

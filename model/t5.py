@@ -72,7 +72,9 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     for block in stack.block:
         layer = block.layer[0]
         attention = layer.SelfAttention
-        qkv = F.linear(layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]))
+        qkv = F.linear(
+            layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+        )
         mixed = []
         for part in groups.split(qkv):
             rows_, length, _ = part.shape
@@ -104,7 +106,9 @@ def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: 
     for block in stack.block:
         layer = block.layer[0]
         attention = layer.SelfAttention
-        qkv = F.linear(layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]))
+        qkv = F.linear(
+            layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+        )
         query, key, value = qkv.view(num_rows, steps, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
         out = attend(query, key, value, bias, attention).transpose(1, 2).reshape(num_rows, steps, -1)
         hidden = hidden + layer.dropout(attention.o(out))

@@ -82,9 +82,7 @@ def predict(
     sequences, scores = accelerator.reduce(sequences, "sum"), accelerator.reduce(scores, "sum")
     items = table.items_of(group, sequences)
     targets = tokenization.interactions.items[positions].astype(np.int64)
-    return Predictions(
-        group, positions, sequences.cpu().numpy(), scores.cpu().numpy(), items.cpu().numpy(), targets
-    )
+    return Predictions(group, positions, sequences.cpu().numpy(), scores.cpu().numpy(), items.cpu().numpy(), targets)
 
 
 def write_results(file: Path, predictions: Predictions, tokenization: Tokenization) -> None:

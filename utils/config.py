@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from argparse import ArgumentError
 from dataclasses import asdict, fields
 from typing import Any, Protocol, TypeVar
@@ -68,6 +69,7 @@ def parse_config(
         InputError: Unknown flags, wrong types or inconsistent values; all problems in one message.
     """
     parser = make_parser(config_class, prog, description)
+    argv = _with_bare_switches(sys.argv[1:] if argv is None else argv, config_class)
     try:
         given = parser.parse_args(argv, defaults=False)
         values = parser.parse_args(argv)
@@ -79,6 +81,16 @@ def parse_config(
     if problems:
         raise InputError("; ".join(problems))
     return config, {name for name in names if name in given}
+
+
+def _with_bare_switches(argv: list[str], config_class: type) -> list[str]:
+    """Let `--overwrite` alone mean `--overwrite=true`, for every boolean field."""
+    switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}
+    bare = [
+        argument in switches and (following.startswith("--") or following == "")
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+    ]
+    return [f"{argument}=true" if is_bare else argument for argument, is_bare in zip(argv, bare, strict=True)]
 
 
 def _explain(message: str, config_class: type) -> str:

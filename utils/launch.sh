@@ -2,7 +2,7 @@
 #
 #   DATASET    name of the dataset folder                 DATA_DIR   folder that holds dataset folders (datasets)
 #   NUM_GPUS   processes to start, one per GPU (1)        CKPT_DIR   folder where runs go (ckpt)
-#   DRY_RUN=1  print the commands instead of running them
+#   DRY_RUN=1  print the commands instead of running them  CPU=1     several processes on the CPU
 #
 # Paths given by the user are relative to the folder the script is called from; the defaults lie in the project.
 
@@ -32,7 +32,19 @@ launch() {
   if [ "$NUM_GPUS" = 1 ]; then
     run "$PYTHON" -m "$@"
   else
-    run "$PYTHON" -m accelerate.commands.launch --num_processes "$NUM_GPUS" --num_machines 1 \
+    local where=--multi_gpu
+    if [ "${CPU:-0}" = 1 ]; then where=--cpu; fi
+    run "$PYTHON" -m accelerate.commands.launch "$where" --num_processes "$NUM_GPUS" --num_machines 1 \
       --mixed_precision no --dynamo_backend no --module "$@"
+  fi
+}
+
+# Set ACCUMULATION so that fewer GPUs than the paper's 4 keep its global batch of 1,024, and say so.
+accumulation() {
+  ACCUMULATION=$((NUM_GPUS < 4 ? 4 / NUM_GPUS : 1))
+  case " $*" in *" --gradient_accumulation_steps"*) return ;; esac
+  if [ "$NUM_GPUS" != 4 ]; then
+    echo "NUM_GPUS=$NUM_GPUS, the paper has 4: gradients are accumulated over $ACCUMULATION batches, so the global batch is" \
+      "$((256 * NUM_GPUS * ACCUMULATION)) at 256 a batch (paper: 1024; --gradient_accumulation_steps overrides)" >&2
   fi
 }

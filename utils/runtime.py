@@ -1,5 +1,6 @@
 """Process-wide matters: exit codes, seeds, the Accelerator."""
 
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -16,12 +17,14 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def seed_everything(seed: int, reproducible: bool = True) -> None:
     """Seed Python, NumPy and torch; with `reproducible`, also choose deterministic kernels where torch has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (scikit-learn reads NumPy's global state)
     torch.manual_seed(seed)

@@ -1,0 +1,49 @@
+"""Fine-tune a pre-trained recommender with one tokenizer, or train one from scratch (paper section 2.4).
+
+bash finetune.sh                                                     the paper's settings
+python finetune.py --dataset=Sample --pretrained_model=ckpt/Sample/pretrain_tau3 --sem_id_epochs=300
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from training.config import FinetuneConfig
+from training.setup import describe, load_data, make_recommender, resolve_config, start_run
+from training.trainer import Trainer
+from utils.config import parse_config
+from utils.runtime import run_command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run fine-tuning; `argv` are the flags, by default the command line's."""
+    config, given = parse_config(FinetuneConfig, argv, "finetune.py", __doc__)
+    config = resolve_config(config, given)
+    if config.run_name is None:
+        config.run_name = default_run_name(config)
+    started = start_run(config)
+    if started is None:
+        return
+    accelerator, run = started
+    data = load_data(config, accelerator)
+    recommender = make_recommender(config)
+    for line in describe(config, data, recommender, accelerator):
+        run.say(line)
+    trainer = Trainer(config, accelerator, run, data, recommender)
+    num_groups = len(trainer.groups)
+    trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
+    trainer.test()
+
+
+def default_run_name(config: FinetuneConfig) -> str:
+    """Return a readable name: where the weights come from, and which tokenizers."""
+    epochs = config.sem_id_epochs or ["best"]
+    tokenizers = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}-{epochs[-1]}"
+    if not config.pretrained_model:
+        return f"scratch_{tokenizers}_seed{config.rand_seed}"
+    parts = [part for part in Path(config.pretrained_model).parts if part not in ("checkpoints", "model")]
+    return f"finetune_{'_'.join(parts[-2:] if parts[-1].startswith('epoch_') else parts[-1:])}_{tokenizers}"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,98 @@
+"""Pre-train the recommender on sequences tokenized by many tokenizers, with a curriculum (paper section 2.3).
+
+    bash pretrain.sh                                                     the paper's settings
+    python pretrain.py --dataset=Sample --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=32 \\
+        --epochs=2 --epoch_per_stage=[1,1] --val_delay=0 --warmup_steps=0    a minute on a CPU
+"""
+
+import time
+
+import numpy as np
+
+from training.config import PretrainConfig
+from training.curriculum import accumulate_scores, estimate_influence, sampling_probabilities
+from training.schedule import stage_ends
+from training.setup import describe, influence_positions, load_data, make_recommender, resolve_config, start_run
+from training.trainer import Trainer
+from utils.config import parse_config
+from utils.runtime import run_command
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run pre-training; `argv` are the flags, by default the command line's."""
+    config, given = parse_config(PretrainConfig, argv, "pretrain.py", __doc__)
+    config = resolve_config(config, given)
+    if config.run_name is None:
+        num_tokenizers = len(config.sem_id_epochs or [None])
+        how = f"tau{config.tau:g}" if config.curriculum == "influence" else "uniform"
+        config.run_name = f"pretrain_{num_tokenizers}tokenizers_{config.num_layers}layers_{how}_seed{config.rand_seed}"
+    started = start_run(config)
+    if started is None:
+        return
+    accelerator, run = started
+    data = load_data(config, accelerator)
+    recommender = make_recommender(config)
+    for line in describe(config, data, recommender, accelerator):
+        run.say(line)
+    trainer = Trainer(config, accelerator, run, data, recommender)
+
+    ends, dropped = stage_ends(config.epoch_per_stage, trainer.epochs)
+    if dropped:
+        run.say(f"the stages {dropped} at the end do not fit into {trainer.epochs} epochs and are dropped")
+    num_groups = len(trainer.groups)
+    probabilities = np.full(num_groups, 1 / num_groups)  # the first stage samples uniformly
+    influences: list[np.ndarray] = []
+    learning_rates: list[float] = []
+    for stage, end in enumerate(ends, start=1):
+        run.say(f"stage {stage}/{len(ends)}: epochs {trainer.progress.epoch + 1}..{end}")
+        trainer.fit(end, probabilities)
+        if trainer.progress.stopped or end == trainer.epochs:
+            break
+        if config.load_best_for_next_stage and trainer.progress.best_epoch:
+            trainer.load_best()
+        if config.curriculum == "influence" and num_groups > 1:
+            clock = time.perf_counter()
+            influences.append(
+                estimate_influence(
+                    recommender,
+                    trainer.optimizer,
+                    data.tokenization,
+                    influence_positions(config, data.order),
+                    data.valid,
+                    config.train_batch_size,
+                    accelerator,
+                )
+            )
+            learning_rates.append(trainer.learning_rate)
+            scores = accumulate_scores(np.stack(influences), np.asarray(learning_rates))
+            probabilities = sampling_probabilities(scores, config.tau)
+            report_stage(trainer, stage, influences[-1], probabilities, time.perf_counter() - clock)
+    trainer.test()
+
+
+def report_stage(
+    trainer: Trainer, stage: int, influence: np.ndarray, probabilities: np.ndarray, seconds: float
+) -> None:
+    """Say, record and track a stage's influence scores [G] and the sampling probabilities [G] that follow from them."""
+    names = [group.name for group in trainer.groups]
+    trainer.run.say(
+        f"stage {stage}  influence in {seconds:.1f} s  sampling probabilities {probabilities.min():.4f} "
+        f"({names[probabilities.argmin()]}) to {probabilities.max():.4f} ({names[probabilities.argmax()]})"
+    )
+    trainer.run.record(
+        "influence",
+        stage=stage,
+        epoch=trainer.progress.epoch,
+        step=trainer.progress.step,
+        learning_rate=trainer.learning_rate,
+        seconds=seconds,
+        influence=dict(zip(names, influence.tolist(), strict=True)),
+        probabilities=dict(zip(names, probabilities.tolist(), strict=True)),
+    )
+    values = {f"influence/{name}": float(value) for name, value in zip(names, influence, strict=True)}
+    values |= {f"sampling_probability/{name}": float(p) for name, p in zip(names, probabilities, strict=True)}
+    trainer.accelerator.log(values, step=trainer.progress.step)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Pre-train the recommender on all tokenizers with the curriculum, once for each tau.
+#
+#   bash pretrain.sh                                               Musical_Instruments, the paper's settings
+#   DATASET=Video_Games NUM_GPUS=4 bash pretrain.sh
+#   DATASET=MyData RUN_NAME=small TAU_LIST=3 bash pretrain.sh --num_layers=2 --epochs=50
+#
+# Needs <DATA_DIR>/<DATASET> with semantic IDs (tokenizer/run.sh makes them). Runs go to <CKPT_DIR>/<DATASET>/<RUN_NAME>_tau<tau>.
+# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, DRY_RUN (utils/launch.sh). Flags are added to the command and override it.
+
+source "$(dirname "${BASH_SOURCE[0]}")/utils/launch.sh"
+
+DATASET="${DATASET:-Musical_Instruments}"
+RUN_NAME="${RUN_NAME:-pretrain}"
+
+# The paper's settings for its datasets: encoder and decoder layers, the last tokenizers that are used, temperatures.
+#                               layers  tokenizers  taus
+case "$DATASET" in
+  Musical_Instruments)       row="6     25          1,3,5" ;; # best: 3
+  Industrial_and_Scientific) row="5     15          1,3,5" ;; # best: 1
+  Video_Games)               row="7     25          1,3,5" ;;
+  *)                         row="6     25          3" ;;
+esac
+read -r LAYERS TOKENIZERS TAUS <<<"$row"
+
+accumulation "$@"
+for tau in $(tr ',' ' ' <<<"${TAU_LIST:-$TAUS}"); do
+  launch pretrain \
+    --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau" --reuse \
+    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS" --num_tokenizers="$TOKENIZERS" --tau="$tau" \
+    --lr=0.005 --warmup_steps=10000 --epochs=200 --epoch_per_stage=[60,20,20,20,20,20,20] \
+    --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION" \
+    --val_delay=199 `# evaluate at the end only: all tokenizers on all users` \
+    "$@"
+done

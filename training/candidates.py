@@ -1,0 +1,196 @@
+"""Which (checkpoint, tokenizer) pairs finetune.sh trains, and which of them wins on validation (paper section 2.4).
+
+python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per pair, tab-separated
+python -m training.candidates select finetune --dataset=Sample             table of the pairs, <name>.winner.json
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.interactions import dataset_folder
+from data.token_table import resolve_groups
+from training.config import FinetuneConfig
+from utils.config import expand_epochs, parse_config
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.run_folder import RESULTS_FILE, is_finished, read_config
+from utils.runtime import run_command
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One fine-tuning run.
+
+    Attributes:
+        model: Folder of the checkpoint, "" to train from scratch.
+        checkpoint: Its name in run names: 90, best, last or scratch.
+        epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning.
+    """
+
+    model: str
+    checkpoint: str
+    epochs: tuple[int, ...]
+
+    @property
+    def suffix(self) -> str:
+        tokenizer = str(self.epochs[0]) if len(self.epochs) == 1 else "joint"
+        return f"{self.checkpoint}_{tokenizer}"
+
+
+def newest_pretraining(folder: Path) -> Path:
+    """Return the run folder of the newest finished pre-training under <ckpt_dir>/<dataset>.
+
+    Raises:
+        InputError: There is none.
+    """
+    runs = [run for run in folder.glob("*") if is_finished(run) and "epoch_per_stage" in read_config(run)]
+    if not runs:
+        raise InputError(
+            f"{folder} holds no finished pre-training; run pretrain.sh first, or set PRETRAINED=<run folder> "
+            "or PRETRAINED=none"
+        )
+    return max(runs, key=lambda run: (run / RESULTS_FILE).stat().st_mtime)
+
+
+def checkpoints_of(run: Path, wanted: list[int]) -> dict[str, Path]:
+    """Return {name: model folder} of the wanted 1-based epochs that were kept; where there are none, best and last."""
+    kept = {int(path.name.split("_")[1]): path for path in (run / "checkpoints").glob("epoch_*")}
+    chosen = {str(epoch): kept[epoch] for epoch in wanted if epoch in kept}
+    if chosen:
+        return chosen
+    chosen = {"best": run / "model"}
+    best_epoch = read_json(run / RESULTS_FILE)["best_epoch"]
+    if kept and max(kept) != best_epoch:
+        chosen["last"] = kept[max(kept)]
+    wanted_text = ", ".join(map(str, wanted))
+    note(f"{run} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}) and its last are fine-tuned")
+    return chosen
+
+
+def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
+    """Return the epochs that stand `back` places from the last (0 is the last), in rising order.
+
+    Places before the first epoch are left out, saying so; where none is left, the first epoch is taken.
+    """
+    fitting = [place for place in back if place < len(present)]
+    if len(fitting) < len(back):
+        note(
+            f"only {len(present)} tokenizers are there: places {back} back from the last are cut to {fitting or 'the first'}"
+        )
+    return sorted(present[-1 - place] for place in fitting) or present[:1]
+
+
+def plan(
+    checkpoints: list[int], back: list[int], config: FinetuneConfig, pretrained: str, joint: bool
+) -> list[Candidate]:
+    """Return the fine-tuning runs.
+
+    Args:
+        checkpoints: 1-based epochs of pre-training that are wanted.
+        back: Places of the tokenizers, counted back from the last.
+        config: Fine-tuning flags; sem_id_epochs overrides `back`, pretrained_model overrides `pretrained`.
+        pretrained: Run or model folder, "none" for from scratch, "" for the newest finished pre-training.
+        joint: One run with all tokenizers for each checkpoint instead of one for each tokenizer.
+    """
+    pretrained = config.pretrained_model or pretrained
+    dataset = dataset_folder(config.data_dir, config.dataset)
+    run: Path | None = None
+    if pretrained == "none":
+        models = {"scratch": ""}
+        note("no pre-trained model: training from scratch")
+    else:
+        run = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
+        if not run.exists():
+            raise InputError(f"the pre-trained model {run} does not exist; PRETRAINED=none trains from scratch")
+        is_run = is_finished(run)
+        models = checkpoints_of(run, checkpoints) if is_run else {run.stem: run}
+        note(f"pre-trained: {run}")
+    epochs = expand_epochs(config.sem_id_epochs)
+    if epochs is None:
+        of_run = read_config(run).get("sem_id_epochs") if run and is_finished(run) else None
+        groups = resolve_groups(dataset, config.token_prefix, None, config.token_suffix, config.num_tokenizers)
+        present = of_run or [group.epoch for group in groups if group.epoch is not None]
+        if not present:
+            raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
+        epochs = tokenizers_back(present, back)
+    tokenizers = [tuple(epochs)] if joint else [(epoch,) for epoch in epochs]
+    return [Candidate(str(model), name, tokenizer) for name, model in models.items() for tokenizer in tokenizers]
+
+
+def select(runs: list[Path]) -> dict:
+    """Compare finished runs by validation.
+
+    Args:
+        runs: Run folders; a run with several tokenizers counts as one candidate for each of them.
+
+    Returns:
+        {"winner": candidate, "candidates": [...]}, each {"run", "epoch", "prefix", "best_epoch", "valid", "test"}; only
+        the winner has "test", since nothing is to be chosen by it.
+    """
+    candidates = []
+    for run in runs:
+        results = read_json(run / RESULTS_FILE)
+        candidates += [
+            {"run": str(run), "best_epoch": results["best_epoch"], **row} for row in results["per_tokenizer"]
+        ]
+    metric = read_config(runs[0])["val_metric"]
+    winner = max(candidates, key=lambda candidate: candidate["valid"][metric])
+    return {
+        "val_metric": metric,
+        "winner": winner,
+        "candidates": [{key: value for key, value in row.items() if key != "test"} for row in candidates],
+    }
+
+
+def selection_table(selection: dict) -> str:
+    """Return the candidates' validation metrics and the winner's test metrics as text."""
+    names = list(selection["winner"]["valid"])
+    width = max(len(Path(row["run"]).name) for row in selection["candidates"])
+    lines = [f"{'run':{width}}  tokenizer  epoch  " + "  ".join(f"{name:>9}" for name in names)]
+    for row in selection["candidates"]:
+        won = row["run"] == selection["winner"]["run"] and row["epoch"] == selection["winner"]["epoch"]
+        values = "  ".join(f"{row['valid'][name]:9.4f}" for name in names)
+        tokenizer = row["epoch"] or "best"
+        lines.append(
+            f"{Path(row['run']).name:{width}}  {tokenizer:>9}  {row['best_epoch']:>5}  {values}{'  <- winner' if won else ''}"
+        )
+    lines.insert(0, f"validation (the winner has the best {selection['val_metric']}):")
+    values = "  ".join(f"{selection['winner']['test'][name]:9.4f}" for name in names)
+    lines.append(f"test of the winner:{'':{max(0, width - 1)}}{values}")
+    return "\n".join(lines)
+
+
+def note(text: str) -> None:
+    """Tell the user something on stderr; stdout carries the plan."""
+    print(text, file=sys.stderr)
+
+
+def main() -> None:
+    """Run one of the two subcommands."""
+    arguments = sys.argv[1:]
+    words = [argument for argument in arguments if not argument.startswith("--")]
+    switches = [argument for argument in arguments if argument.startswith(("--pretrained=", "--joint="))]
+    flags = [argument for argument in arguments if argument.startswith("--") and argument not in switches]
+    config, _ = parse_config(FinetuneConfig, flags, "finetune.sh", "Flags of finetune.py.")
+    own = dict(switch.removeprefix("--").split("=", 1) for switch in switches)
+    if words[:1] == ["plan"] and len(words) == 3:
+        joint = own.get("joint", "") == "true"
+        for candidate in plan(
+            expand_epochs(words[1]), expand_epochs(words[2]), config, own.get("pretrained", ""), joint
+        ):
+            epochs = "[" + ",".join(map(str, candidate.epochs)) + "]"
+            print(candidate.model, candidate.suffix, epochs, sep="\t")
+    elif words[:1] == ["select"] and len(words) > 2:
+        folder = Path(config.ckpt_dir) / config.dataset
+        selection = select([folder / name for name in words[2:]])
+        file = folder / f"{words[1]}.winner.json"
+        write_json(file, selection)
+        print(selection_table(selection))
+        print(f"winner: {selection['winner']['run']}  (all of this: {file})")
+    else:
+        raise InputError("usage: training.candidates plan CHECKPOINTS PLACES | select NAME RUN...")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,249 @@
+"""The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
+
+from dataclasses import dataclass, field
+
+from data.token_table import level_sizes
+from utils.config import Epochs, expand_epochs
+from utils.errors import InputError
+from utils.metrics import METRICS, parse_metric
+
+# Flags that a pre-trained model settles (model.recommender.Architecture).
+ARCHITECTURE_FLAGS = (
+    "n_codebooks",
+    "codebook_size",
+    "n_user_tokens",
+    "num_layers",
+    "num_decoder_layers",
+    "d_model",
+    "d_ff",
+    "num_heads",
+    "d_kv",
+    "feed_forward_proj",
+)
+
+
+@dataclass
+class TrainingConfig:
+    """What both stages share."""
+
+    dataset: str = "Musical_Instruments"
+    """Name of the dataset's folder."""
+    data_dir: str = "datasets/"
+    """Folder that holds dataset folders."""
+    ckpt_dir: str = "ckpt/"
+    """Folder where runs go: <ckpt_dir>/<dataset>/<run_name>."""
+    run_name: str | None = None
+    """Name of the run's folder; by default made of the main settings."""
+    overwrite: bool = False
+    """Start anew in a run folder that is already there, deleting what it holds."""
+    reuse: bool = False
+    """Do nothing if the run is already finished with the same settings."""
+    pretrained_model: str = ""
+    """Model to start from: a run folder, a model folder, or a reference-code .pth file. Empty: from scratch."""
+    rand_seed: int = 2024
+    """Seed of weights, order, tokenizer draws and dropout."""
+    reproducibility: bool = True
+    """Choose deterministic kernels where there are any."""
+    mixed_precision: str = "no"
+    """Precision of training and influence estimation: no (float32) or bf16. Evaluation is always float32."""
+    log_with: str = "tensorboard"
+    """Tracker, as Accelerate names them (tensorboard, wandb, ...), or none."""
+    log_dir: str | None = None
+    """Folder of the text log; by default the run's folder."""
+    tensorboard_log_dir: str | None = None
+    """Folder of the tracker's files; by default the run's folder."""
+    results_dir: str | None = None
+    """Folder of the test_results_<epoch>.json files; by default the run's folder."""
+
+    token_prefix: str | list[str] | None = None
+    """Prefix, or list of prefixes, of the .sem_ids files; by default the only one in the dataset's rqvae/ folder."""
+    token_suffix: str = "sem_ids"
+    """Suffix of the files with semantic IDs."""
+    sem_id_epochs: Epochs | None = None
+    """RQ-VAE epochs whose semantic IDs are used: 9986, [9986,9990], 9976:10000 (inclusive). By default all there are."""
+    num_tokenizers: int | None = None
+    """Without sem_id_epochs: use only that many of the last epochs there are."""
+    n_codebooks: int = 3
+    """Levels of a semantic ID without disambiguation."""
+    codebook_size: int | list[int] = 256
+    """Codes per level, or a list per level, with or without the disambiguation level's."""
+    n_user_tokens: int = 1
+    """User tokens in the vocabulary; a user's is chosen by id modulo this."""
+    max_item_seq_len: int = 20
+    """Items of history that are kept, the last ones."""
+
+    num_layers: int = 3
+    """Encoder layers."""
+    num_decoder_layers: int = 3
+    """Decoder layers."""
+    d_model: int = 128
+    """Width of the network."""
+    d_ff: int = 512
+    """Width of the feed-forward layers."""
+    num_heads: int = 4
+    """Attention heads."""
+    d_kv: int = 64
+    """Width of one head."""
+    dropout_rate: float = 0.1
+    """Dropout."""
+    feed_forward_proj: str = "relu"
+    """Feed-forward type: relu or gated-gelu."""
+
+    train_batch_size: int = 256
+    """Training examples per process and batch."""
+    gradient_accumulation_steps: int = 1
+    """Batches per process and optimizer step; the global batch is batch x processes x this."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay, on all parameters."""
+    steps: int | None = None
+    """Length of the schedule in batches of one process; sets the number of epochs too. By default epochs counts."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    eval_interval: int = 1
+    """Evaluate at 1-based epoch e when e > val_delay and e is a multiple of this."""
+    topk: list[int] = field(default_factory=lambda: [5, 10])
+    """Cut-offs of the metrics."""
+    metrics: list[str] = field(default_factory=lambda: ["ndcg", "recall"])
+    """Metrics: ndcg and recall."""
+    val_metric: str = "ndcg@10"
+    """Metric that picks the best checkpoint on validation."""
+    val_ratio: float = 1.0
+    """Share of the validation users that evaluation looks at, drawn once; influence always uses all of them."""
+    num_beams: int = 20
+    """Beams in validation."""
+    constrained: bool = False
+    """Generate only semantic IDs of existing items, by a prefix trie."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = []
+        positive = [
+            *(
+                "n_codebooks",
+                "n_user_tokens",
+                "max_item_seq_len",
+                "num_layers",
+                "num_decoder_layers",
+                "d_model",
+                "d_ff",
+            ),
+            *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams"),
+            *("steps", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
+            *("lr", "max_grad_norm", "tau"),
+        ]
+        for name in positive:
+            value = getattr(self, name, None)
+            if value is not None and not value > 0:
+                found.append(f"{name}={value} must be positive")
+        for name in ("weight_decay", "warmup_steps", "val_delay"):
+            if getattr(self, name) < 0:
+                found.append(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("val_ratio", "influence_sample_ratio"):
+            if not 0 < getattr(self, name, 1.0) <= 1:
+                found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
+        if not 0 <= self.dropout_rate < 1:
+            found.append(f"dropout_rate={self.dropout_rate} must be at least 0 and below 1")
+        if self.mixed_precision not in ("no", "bf16"):
+            found.append(f"mixed_precision={self.mixed_precision} must be no or bf16")
+        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+            found.append(f"feed_forward_proj={self.feed_forward_proj} must be relu or gated-gelu")
+        found += self._problems_of_metrics() + self._problems_of_tokens()
+        return found
+
+    def _problems_of_metrics(self) -> list[str]:
+        found = [
+            f"metrics has {name!r}; there are {' and '.join(METRICS)}" for name in self.metrics if name not in METRICS
+        ]
+        if not self.metrics or not self.topk or min(self.topk, default=1) < 1:
+            found.append(f"metrics={self.metrics} and topk={self.topk} must not be empty, cut-offs from 1")
+        elif max(self.topk) > min(self.num_beams, getattr(self, "test_num_beams", None) or self.num_beams):
+            found.append(f"topk={self.topk} asks for more items than there are beams (num_beams={self.num_beams})")
+        try:
+            metric, cutoff = parse_metric(self.val_metric)
+            if metric not in self.metrics or cutoff not in self.topk:
+                found.append(f"val_metric={self.val_metric} is not among metrics={self.metrics} at topk={self.topk}")
+        except ValueError as error:
+            found.append(f"val_metric: {error}")
+        return found
+
+    def _problems_of_tokens(self) -> list[str]:
+        found = []
+        for check in (
+            lambda: level_sizes(self.n_codebooks, self.codebook_size),
+            lambda: expand_epochs(self.sem_id_epochs),
+        ):
+            try:
+                check()
+            except InputError as error:
+                found.append(str(error))
+        if self.token_prefix == []:
+            found.append("token_prefix is an empty list")
+        return found
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every metric at every cut-off, such as ndcg@5."""
+        return [f"{metric}@{k}" for k in self.topk for metric in self.metrics]
+
+
+@dataclass
+class PretrainConfig(TrainingConfig):
+    """Settings of pre-training with the curriculum over tokenizers."""
+
+    lr: float = 0.005
+    """Highest learning rate."""
+    warmup_steps: int = 10000
+    """Warm-up, in batches of one process."""
+    epochs: int = 200
+    """Epochs in all."""
+    epoch_per_stage: list[int] = field(default_factory=lambda: [60, 20, 20, 20, 20, 20, 20])
+    """Epochs of each curriculum stage; stages that do not fit into `epochs` are dropped from the end."""
+    curriculum: str = "influence"
+    """How tokenizers are sampled after the first stage: influence (the paper's) or uniform."""
+    tau: float = 1.0
+    """Temperature of the sampling probabilities."""
+    influence_sample_ratio: float = 1.0
+    """Share of the training examples that influence is estimated on, the same ones for every tokenizer."""
+    load_best_for_next_stage: bool = False
+    """Start each stage from the best weights so far instead of the latest."""
+    save_interval: int | None = 10
+    """Keep a checkpoint every that many epochs; the last epoch's is always kept."""
+    patience: int | None = 50
+    """Stop when the best epoch lies that many epochs back."""
+    val_delay: int = 100
+    """No evaluation up to and including this epoch."""
+    eval_batch_size: int = 256
+    """Users per process and batch in evaluation."""
+    test_num_beams: int | None = None
+    """Beams in the test; by default num_beams."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = super().problems()
+        if not self.epoch_per_stage or min(self.epoch_per_stage) < 1:
+            found.append(f"epoch_per_stage={self.epoch_per_stage} must be a list of stages of 1 or more epochs")
+        if self.curriculum not in ("influence", "uniform"):
+            found.append(f"curriculum={self.curriculum} must be influence or uniform")
+        return found
+
+
+@dataclass
+class FinetuneConfig(TrainingConfig):
+    """Settings of fine-tuning, or of training from scratch."""
+
+    lr: float = 0.001
+    """Highest learning rate (the published script uses 0.0002)."""
+    warmup_steps: int = 0
+    """Warm-up, in batches of one process."""
+    epochs: int = 100
+    """Epochs at most."""
+    save_interval: int | None = None
+    """Keep a checkpoint every that many epochs; by default only the best."""
+    patience: int | None = 10
+    """Stop when the best epoch lies that many epochs back."""
+    val_delay: int = 0
+    """No evaluation up to and including this epoch."""
+    eval_batch_size: int = 128
+    """Users per process and batch in evaluation."""
+    test_num_beams: int | None = 50
+    """Beams in the test."""

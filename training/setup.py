@@ -1,0 +1,203 @@
+"""What pre-training and fine-tuning start with: run folder, data, model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import T5Config
+
+from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
+from data.interactions import dataset_folder, load_interactions, split_positions
+from data.token_table import Vocabulary, level_sizes, load_token_table, resolve_groups
+from model.recommender import (
+    Architecture,
+    Recommender,
+    find_model_folder,
+    read_model_config,
+    read_reference_checkpoint,
+    sizes_of_weights,
+)
+from training.config import ARCHITECTURE_FLAGS, TrainingConfig
+from training.trainer import Data
+from utils.config import expand_epochs
+from utils.errors import InputError
+from utils.run_folder import RunFolder
+from utils.runtime import seed_everything
+
+ConfigType = TypeVar("ConfigType", bound=TrainingConfig)
+
+
+def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
+    """Fill in what the data folder and the pre-trained model settle: tokenizers, architecture, vocabulary.
+
+    Args:
+        config: The command line's settings.
+        given: Names of the flags that were given rather than defaulted.
+
+    Raises:
+        InputError: The dataset, its semantic IDs or the pre-trained model is not there, or a flag contradicts the model.
+    """
+    folder = dataset_folder(config.data_dir, config.dataset)
+    epochs = expand_epochs(config.sem_id_epochs)
+    groups = resolve_groups(folder, config.token_prefix, epochs, config.token_suffix, config.num_tokenizers)
+    prefixes = list(dict.fromkeys(group.prefix for group in groups))
+    numbered = [group.epoch for group in groups if group.prefix == prefixes[0] and group.epoch is not None]
+    config = replace(
+        config,
+        token_prefix=prefixes[0] if len(prefixes) == 1 else prefixes,
+        sem_id_epochs=numbered or None,
+        num_tokenizers=None,
+    )
+    if not config.pretrained_model:
+        return config
+    fixed = _fixed_by_model(config)
+    contradicting = []
+    for name in ARCHITECTURE_FLAGS:
+        value = getattr(config, name)
+        if name in given and name in fixed and value != fixed[name] and not _same_levels(name, config, fixed):
+            contradicting.append(f"{name}={value} (the model has {fixed[name]})")
+    if contradicting:
+        raise InputError(
+            f"flags contradict the pre-trained model {config.pretrained_model}: {'; '.join(contradicting)}; leave them out"
+        )
+    return replace(config, **fixed)
+
+
+def _same_levels(name: str, config: TrainingConfig, fixed: dict) -> bool:
+    """Return whether a differently written codebook_size (256, or a list) means the model's levels."""
+    sizes = level_sizes(fixed["n_codebooks"], config.codebook_size) if name == "codebook_size" else ()
+    return list(sizes) == fixed.get("codebook_size")
+
+
+def _fixed_by_model(config: TrainingConfig) -> dict:
+    """Return the flags that the pre-trained model settles, with their values."""
+    path = Path(config.pretrained_model)
+    if not path.exists():
+        raise InputError(f"--pretrained_model={path} does not exist; leave the flag out to train from scratch")
+    if path.is_file():
+        sizes = sizes_of_weights(read_reference_checkpoint(path))
+        vocab_size = sizes.pop("vocab_size")
+        expected = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens).size
+        if vocab_size != expected:
+            raise InputError(
+                f"{path} has a vocabulary of {vocab_size} tokens; n_codebooks={config.n_codebooks}, "
+                f"codebook_size={config.codebook_size} and n_user_tokens={config.n_user_tokens} make {expected}"
+            )
+        return sizes
+    architecture = Architecture.of_t5_config(read_model_config(find_model_folder(path)))
+    fixed = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
+    fixed["n_codebooks"] = len(architecture.level_sizes) - 1
+    fixed["codebook_size"] = list(architecture.level_sizes)
+    return fixed
+
+
+def start_run(config: TrainingConfig) -> tuple[Accelerator, RunFolder] | None:
+    """Make the Accelerator and the run folder.
+
+    Returns:
+        None if the run is already finished with the same settings and --reuse is set.
+
+    Raises:
+        InputError: The folder holds another run.
+    """
+    path = Path(config.ckpt_dir) / config.dataset / config.run_name
+    trackers = None if config.log_with == "none" else config.log_with
+    tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, log_with=trackers, project_dir=str(tracker_folder)
+    )
+    log_folder = Path(config.log_dir) if config.log_dir else path
+    log_file = log_folder / ("log.txt" if log_folder == path else f"{config.dataset}_{config.run_name}.log")
+    run = RunFolder(path, accelerator.is_main_process, log_file)
+    verdict: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            verdict[0] = run.check(config)
+            if verdict[0]:
+                run.create(config)
+        except InputError as error:
+            verdict[1] = str(error)
+    verdict = broadcast_object_list(verdict)
+    if verdict[1]:
+        raise InputError(verdict[1])
+    if not verdict[0]:
+        if accelerator.is_main_process:
+            print(f"{path} is already finished with these settings")
+        return None
+    seed_everything(config.rand_seed, config.reproducibility)
+    if trackers:
+        settings = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()
+        }
+        accelerator.init_trackers("tensorboard" if trackers == "tensorboard" else "mtgrec", config=settings)
+    return accelerator, run
+
+
+def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
+    """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
+    folder = dataset_folder(config.data_dir, config.dataset)
+    interactions = load_interactions(folder)
+    groups = resolve_groups(folder, config.token_prefix, expand_epochs(config.sem_id_epochs), config.token_suffix)
+    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
+    table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(accelerator.device)
+    positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
+    empty = [split for split, targets in positions.items() if len(targets) == 0]
+    if empty:
+        raise InputError(f"{folder}: no user has enough items for {' and '.join(empty)} examples")
+    order = TrainingOrder(
+        positions["train"],
+        config.train_batch_size,
+        accelerator.num_processes,
+        accelerator.process_index,
+        config.gradient_accumulation_steps,
+        config.rand_seed,
+    )
+    sampled = random_share(
+        positions["valid"], config.val_ratio, random_stream(config.rand_seed, Stream.VALIDATION_SAMPLE)
+    )
+    tokenization = Tokenization(interactions, table, config.max_item_seq_len)
+    return Data(tokenization, order, positions["valid"], sampled, positions["test"])
+
+
+def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:
+    """Return the training examples that influence is estimated on: one random share for every tokenizer and stage."""
+    rng = random_stream(config.rand_seed, Stream.INFLUENCE_SAMPLE)
+    return random_share(order.positions, config.influence_sample_ratio, rng)
+
+
+def make_recommender(config: TrainingConfig) -> Recommender:
+    """Make the network from scratch, or read the pre-trained one; `config` has been resolved."""
+    architecture = Architecture(
+        level_sizes=level_sizes(config.n_codebooks, config.codebook_size),
+        dropout_rate=config.dropout_rate,
+        **{name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__},
+    )
+    path = Path(config.pretrained_model)
+    if not config.pretrained_model:
+        return Recommender.from_architecture(architecture)
+    if path.is_file():
+        recommender = Recommender.from_architecture(architecture)
+        recommender.load_weights(read_reference_checkpoint(path), str(path))
+        return recommender
+    return Recommender.from_pretrained(find_model_folder(path), dropout_rate=config.dropout_rate)
+
+
+def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:
+    """Return what a person wants to know before the run starts, a line each."""
+    interactions, table, order = data.tokenization.interactions, data.tokenization.table, data.order
+    parameters = sum(p.numel() for p in recommender.parameters())
+    names = ", ".join(group.name for group in table.groups)
+    source = f"weights from {config.pretrained_model}" if config.pretrained_model else "weights from scratch"
+    return [
+        f"dataset {config.dataset}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
+        f"{len(order.positions):,} training examples",
+        f"tokenizers ({table.num_groups}): {names}",
+        f"model: {config.num_layers} + {config.num_decoder_layers} layers, d_model {config.d_model}, "
+        f"{parameters:,} parameters, {source}",
+        f"global batch {order.global_batch_size:,} = {config.train_batch_size} x {accelerator.num_processes} processes x "
+        f"{config.gradient_accumulation_steps} batches, {order.steps_per_epoch} steps an epoch, on {accelerator.device}",
+    ]

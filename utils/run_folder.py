@@ -1,0 +1,105 @@
+"""The folder of one run: who may use it, its log, and its metrics line by line."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config import dump_config
+from utils.errors import InputError
+from utils.files import write_text
+
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+# Flags that say what to do with a folder, not what the run is.
+HANDLING_FLAGS = ("overwrite", "reuse")
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the folder holds a run that has its results."""
+    return (folder / RESULTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was made with."""
+    try:
+        return yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
+
+
+def differing_settings(folder: Path, config: Any) -> list[str]:
+    """Return "flag=here (there: value)" for each setting in which the run in the folder differs from `config`."""
+    there = read_config(folder)
+    here = yaml.safe_load(dump_config(config))
+    return [
+        f"{name}={here.get(name)} (there: {there.get(name)})"
+        for name in {**here, **there}
+        if name not in HANDLING_FLAGS and here.get(name) != there.get(name)
+    ]
+
+
+class RunFolder:
+    """A run's folder; only the main process writes.
+
+    Args:
+        path: <ckpt_dir>/<dataset>/<run_name>.
+        is_main: Whether this process writes.
+        log_file: The text log.
+    """
+
+    def __init__(self, path: Path, is_main: bool, log_file: Path):
+        self.path = path
+        self.is_main = is_main
+        self.log_file = log_file
+
+    def check(self, config: Any) -> bool:
+        """Decide whether the run may start here.
+
+        Returns:
+            False if the run is already finished with the same settings and `config.reuse` is set.
+
+        Raises:
+            InputError: Something else is there and `config.overwrite` is not set.
+        """
+        if config.overwrite or not self.path.exists() or not any(self.path.iterdir()):
+            return True
+        if not is_finished(self.path):
+            raise InputError(f"{self.path} holds an unfinished run; start it anew with --overwrite, or set --run_name")
+        if config.reuse:
+            different = differing_settings(self.path, config)
+            if not different:
+                return False
+            raise InputError(
+                f"{self.path} holds a finished run with other settings: {'; '.join(different)}; "
+                "set another --run_name, or start it anew with --overwrite"
+            )
+        raise InputError(f"{self.path} holds a finished run; set another --run_name, or start it anew with --overwrite")
+
+    def create(self, config: Any) -> None:
+        """Make the folder, empty but for config.yaml, which --config_file takes back."""
+        if not self.is_main:
+            return
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: value for name, value in asdict(config).items() if name not in HANDLING_FLAGS}
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it in the log."""
+        if self.is_main:
+            print(text, flush=True)
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def record(self, event: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl: the event, Unix time in seconds, and the values."""
+        if self.is_main:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
