@@ -37,7 +37,7 @@ plan="$("$PYTHON" -m training.candidates plan "$CHECKPOINTS" "$TOKENIZERS" \
 
 accumulation "$@"
 names=()
-while IFS=$'\t' read -r model suffix epochs; do
+while IFS=$'\t' read -r suffix epochs model; do
   names+=("${RUN_NAME}_$suffix")
   launch finetune "${flags[@]}" --reuse \
     --lr=0.0002 --epochs=100 --patience=10 --test_num_beams=50 \

@@ -169,5 +169,7 @@ def item_texts(folder: Path, item_names: list[str]) -> list[str]:
         raise InputError(f"{file} is not a dictionary {{item: text}}")
     missing = [name for name in item_names[1:] if not isinstance(texts.get(name), str) or not texts[name].strip()]
     if missing:
-        raise InputError(f"{file}: {len(missing)} of {len(item_names) - 1} items have no text, the first is {missing[0]!r}")
+        raise InputError(
+            f"{file}: {len(missing)} of {len(item_names) - 1} items have no text, the first is {missing[0]!r}"
+        )
     return [texts[name] for name in item_names[1:]]

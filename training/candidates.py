@@ -180,7 +180,7 @@ def main() -> None:
             expand_epochs(words[1]), expand_epochs(words[2]), config, own.get("pretrained", ""), joint
         ):
             epochs = "[" + ",".join(map(str, candidate.epochs)) + "]"
-            print(candidate.model, candidate.suffix, epochs, sep="\t")
+            print(candidate.suffix, epochs, candidate.model, sep="\t")
     elif words[:1] == ["select"] and len(words) > 2:
         folder = Path(config.ckpt_dir) / config.dataset
         selection = select([folder / name for name in words[2:]])
