@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Run the tests: bash test.sh [arguments of pytest], for example bash test.sh -k beam
+#
+# Uses the active virtual environment, or makes .venv, and installs requirements-dev.txt into it if need be.
+
+source "$(dirname "${BASH_SOURCE[0]}")/utils/setup.sh"
+use_environment requirements-dev.txt
+cd "$SETUP_ROOT"
+exec "$VIRTUAL_ENV/bin/python" -m pytest "$@"
