@@ -1,0 +1,124 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from tokenizer.config import TokenizerConfig
+from tokenizer.embed import embed, load_embeddings
+from utils.errors import InputError
+
+MakeConfig = Callable[..., TokenizerConfig]
+
+
+@pytest.fixture
+def texts(dataset: Path) -> list[str]:
+    return list(json.loads((dataset / "metadata.sentence.json").read_text()).values())
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path, texts: list[str]) -> Path:
+    """A sentence-transformers folder as it is published: 1-layer BERT of 16 dimensions with mean pooling."""
+    folder = tmp_path / "tiny-encoder"
+    (folder / "1_Pooling").mkdir(parents=True)
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(texts, vocab_size=150, show_progress=False)
+    pieces.save(str(folder / "pieces.json"))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "pieces.json"), **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=pieces.get_vocab_size(), **sizes)).save_pretrained(folder)
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
+    return folder
+
+
+def mean_pooled(folder: Path, text: str) -> np.ndarray:
+    """Embed one text without sentence-transformers."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        return BertModel.from_pretrained(folder).eval()(ids).last_hidden_state[0].mean(0).numpy()
+
+
+def test_sentence_transformers_folder(make_config: MakeConfig, tiny_model: Path, texts: list[str]):
+    config = make_config(sent_emb_model=str(tiny_model), sent_emb_dim=16, sent_emb_batch_size=7)
+    file = embed(config)
+    assert file.name == "tiny-encoder.sent_emb"
+    assert file.stat().st_size == len(texts) * 16 * 4
+    embeddings = load_embeddings(config, len(texts))
+    for row in (0, 17, 59):
+        np.testing.assert_allclose(embeddings[row], mean_pooled(tiny_model, texts[row]), rtol=1e-4, atol=1e-5)
+    settings = json.loads((file.parent / "tiny-encoder.sent_emb.json").read_text())
+    assert (settings["dim"], settings["items"], settings["model"]) == (16, 60, str(tiny_model))
+    with pytest.raises(InputError, match="gives 16 dimensions; pass --sent_emb_dim=16"):
+        embed(make_config(sent_emb_model=str(tiny_model), sent_emb_dim=12, overwrite=True))
+
+
+def test_failed_download_names_the_two_ways_out(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = make_config(sent_emb_model="no-such-organisation/no-such-encoder")
+    with pytest.raises(InputError, match=r"--sent_emb_model=/path/to/no-such-encoder.*--sent_emb_model=tfidf"):
+        embed(config)
+    assert not config.embedding_file.exists()
+
+
+def test_a_folder_that_is_no_model(make_config: MakeConfig, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no sentence-transformers model"):
+        embed(make_config(sent_emb_model=str(tmp_path / "empty")))
+
+
+def test_a_published_file_is_reused_if_its_size_fits(make_config: MakeConfig, capsys: pytest.CaptureFixture):
+    config = make_config()
+    before = config.embedding_file.read_bytes()
+    embed(config)
+    assert "reused (60 items, 12 dimensions)" in capsys.readouterr().out
+    assert config.embedding_file.read_bytes() == before
+    with pytest.raises(
+        InputError, match="2880 bytes, expected 60 items x 8 x 4 = 1920; it would fit --sent_emb_dim=12"
+    ):
+        embed(make_config(sent_emb_dim=8))
+
+
+def test_settings_beside_the_file_decide_about_reuse(
+    make_config: MakeConfig, dataset: Path, capsys: pytest.CaptureFixture
+):
+    config = make_config(sent_emb_model="tfidf", sent_emb_dim=10)
+    first = embed(config).read_bytes()
+    embed(config)
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"seed was 2024, now 7.*--overwrite"):
+        embed(make_config(sent_emb_model="tfidf", sent_emb_dim=10, rand_seed=7))
+    metadata = dataset / "metadata.sentence.json"
+    metadata.write_text(metadata.read_text().replace("hammer", "mallet"))
+    with pytest.raises(InputError, match="texts_sha256"):
+        embed(config)
+    assert config.embedding_file.read_bytes() == first
+    embed(make_config(sent_emb_model="tfidf", sent_emb_dim=10, overwrite=True))
+    assert "made anew, since texts_sha256" in capsys.readouterr().out
+
+
+def test_unusable_files_are_refused(make_config: MakeConfig):
+    config = make_config()
+    with pytest.raises(InputError, match="expected 61 items"):
+        load_embeddings(config, 61)
+    embeddings = load_embeddings(config, 60)
+    embeddings[41, 3] = np.nan
+    embeddings.tofile(config.embedding_file)
+    with pytest.raises(InputError, match="1 items have NaN or infinity in their embedding, first item id 42"):
+        load_embeddings(config, 60)
+    config.embedding_file.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        load_embeddings(config, 60)

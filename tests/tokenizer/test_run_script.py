@@ -1,0 +1,76 @@
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tokenizer.config import TokenizerConfig
+from utils.config import parse_config
+from utils.runtime import project_root
+
+PAPER = {
+    "sent_emb_model": "sentence-transformers/sentence-t5-base",
+    "sent_emb_dim": 768,
+    "sent_emb_pca": 128,
+    "n_codebooks": 3,
+    "codebook_size": 256,
+    "hidden_sizes": [2048, 1024, 512, 256, 128],
+    "learner": "adagrad",
+    "lr": 0.001,
+    "batch_size": 2048,
+    "epochs": 10000,
+    "save_last": 51,
+    "ckpt_name": "rqvae",
+}
+
+
+def run_script(*flags: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run the script from `folder`."""
+    command = ["bash", os.path.relpath(project_root() / "tokenizer" / "run.sh", folder), *flags]
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def dry_run(*flags: str, folder: Path, **environment: str) -> dict[str, TokenizerConfig]:
+    """Return the configuration of each command that the script would start, by module."""
+    result = run_script(*flags, folder=folder, DRY_RUN="1", **environment)
+    assert result.returncode == 0, result.stderr
+    commands = [shlex.split(line) for line in result.stdout.splitlines()]
+    return {command[2]: parse_config(TokenizerConfig, command[3:], "test", "")[0] for command in commands}
+
+
+@pytest.mark.parametrize("name", ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games", "Another"])
+def test_every_flag_parses_and_is_the_papers(name: str, tmp_path: Path):
+    configs = dry_run(folder=tmp_path, DATASET=name, DATA_DIR=str(tmp_path))
+    assert list(configs) == ["tokenizer.embed", "tokenizer.train", "tokenizer.export"]
+    for config in configs.values():
+        assert {key: getattr(config, key) for key in PAPER} == PAPER
+        assert (config.dataset, config.data_dir) == (name, str(tmp_path))
+
+
+def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
+    folder = project_root() / "tokenizer"
+    environment = {name: "" for name in ("DATASET", "DATA_DIR")}
+    configs = dry_run("--epochs=600", "--hidden_sizes=[64,32]", "--overwrite", folder=folder, **environment)
+    for config in configs.values():
+        assert (config.epochs, config.hidden_sizes, config.overwrite) == (600, [64, 32], True)
+        assert (config.dataset, Path(config.data_dir)) == ("Musical_Instruments", project_root() / "datasets")
+
+
+def test_unknown_flag_stops_at_the_first_command(tmp_path: Path):
+    result = run_script("--epochz=3", folder=tmp_path, DATASET="Tiny", DATA_DIR=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown flag --epochz (did you mean --epochs?); --help lists the flags\n"
+    assert result.stdout == ""
+
+
+def test_texts_to_semantic_ids(dataset: Path, tmp_path: Path):
+    flags = "--sent_emb_model=tfidf --sent_emb_dim=10 --sent_emb_pca=4 --codebook_size=8 --hidden_sizes=[8,4]"
+    flags += " --epochs=3 --save_last=2 --device=cpu"
+    result = run_script(*flags.split(), folder=tmp_path, DATASET=dataset.name, DATA_DIR=str(dataset.parent))
+    assert result.returncode == 0, result.stderr
+    names = {f"tfidf_8,8,8,8{suffix}.sem_ids" for suffix in ("_2", "_3", "")}
+    assert {path.name for path in (dataset / "rqvae").glob("*.sem_ids")} == names
+    assert len(json.loads((dataset / "rqvae" / "tfidf_8,8,8,8_3.sem_ids").read_text())) == 60

@@ -1,0 +1,154 @@
+"""The settings that embed, train and export share, and where their files lie."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from utils.errors import InputError
+
+
+@dataclass
+class TokenizerConfig:
+    """Settings of the whole way from item texts to semantic IDs; the three commands take the same flags."""
+
+    dataset: str
+    """name of the dataset's folder in data_dir"""
+    data_dir: str = "datasets/"
+    """folder that holds dataset folders"""
+    ckpt_name: str = "rqvae"
+    """folder under the dataset that holds this tokenizer: checkpoints, PCA and .sem_ids"""
+    rand_seed: int = 2024
+    """the same seed gives the same semantic IDs on the same machine"""
+    reproducibility: bool = True
+    """choose deterministic kernels"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1"""
+    overwrite: bool = False
+    """replace embeddings or a tokenizer that were made with other settings; without it they are refused"""
+
+    sent_emb_model: str = "sentence-transformers/sentence-t5-base"
+    """text encoder: a sentence-transformers name or local folder, or tfidf (built in, no download); the last part
+    of its path names the embedding file"""
+    sent_emb_batch_size: int = 512
+    """texts per batch of the text encoder"""
+    sent_emb_dim: int = 768
+    """dimensions of the text embeddings"""
+    sent_emb_pca: int = 128
+    """dimensions after PCA with whitening, fitted on all items; -1 trains on the embeddings as they are"""
+
+    n_codebooks: int = 3
+    """levels of a semantic ID without the disambiguation level"""
+    codebook_size: int | list[int] = 256
+    """codes per level: one number, or a list of n_codebooks (the disambiguation level takes the last one's) or
+    of n_codebooks + 1"""
+    hidden_sizes: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
+    """layer sizes of the encoder without the input's; the last is the codebooks' dimension, the decoder mirrors them"""
+    dropout: float = 0.0
+    """dropout before each linear layer"""
+    beta: float = 0.25
+    """weight of the commitment term"""
+    vq_type: Literal["ema", "vq"] = "ema"
+    """codebooks that follow a moving average (ema) or a gradient (vq, as TIGER)"""
+
+    lr: float = 0.001
+    """learning rate"""
+    learner: Literal["adagrad", "adamw"] = "adagrad"
+    """optimizer"""
+    scheduler_type: Literal["constant", "linear"] = "constant"
+    """learning rate after the warm-up: constant, or falling linearly to 0"""
+    weight_decay: float = 0.0
+    """weight decay"""
+    warmup_steps: int = 0
+    """epochs (not steps) over which the learning rate rises from 0"""
+    batch_size: int = 2048
+    """items per training step; the last, smaller batch is kept"""
+    epochs: int = 10000
+    """epochs of RQ-VAE training"""
+    save_last: int = 51
+    """how many of the last epochs are kept, each one a tokenizer"""
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder."""
+        return Path(self.data_dir) / self.dataset
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of this tokenizer's checkpoints, PCA and .sem_ids."""
+        return self.folder / self.ckpt_name
+
+    @property
+    def encoder_name(self) -> str:
+        """Name of the text encoder in file names."""
+        return Path(self.sent_emb_model).name
+
+    @property
+    def embedding_file(self) -> Path:
+        """Raw little-endian float32, row i = item id i + 1."""
+        return self.folder / f"{self.encoder_name}.sent_emb"
+
+    @property
+    def input_size(self) -> int:
+        """Dimensions that the RQ-VAE encodes."""
+        return self.sent_emb_dim if self.sent_emb_pca == -1 else self.sent_emb_pca
+
+    @property
+    def first_kept_epoch(self) -> int:
+        """The first of the last `save_last` epochs, 1-based."""
+        return max(1, self.epochs - self.save_last + 1)
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each setting that is out of range or contradicts another."""
+        at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
+        found = [f"--{name}={getattr(self, name)} must be at least 1" for name in at_least_1 if getattr(self, name) < 1]
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            found.append(f"--hidden_sizes={self.hidden_sizes} must list at least one size, each at least 1")
+        if self.sent_emb_pca != -1 and not 1 <= self.sent_emb_pca <= self.sent_emb_dim:
+            found.append(f"--sent_emb_pca={self.sent_emb_pca} must be -1 (none) or 1..sent_emb_dim={self.sent_emb_dim}")
+        found += self._codebook_problems()
+        if not 0 < self.lr < float("inf"):
+            found.append(f"--lr={self.lr} must be above 0")
+        if not 0 <= self.dropout < 1:
+            found.append(f"--dropout={self.dropout} must be in [0, 1)")
+        for name in ("beta", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                found.append(f"--{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.warmup_steps <= self.epochs:
+            found.append(f"--warmup_steps={self.warmup_steps} (epochs) must be in 0..epochs={self.epochs}")
+        for name, value in (("dataset", self.dataset), ("ckpt_name", self.ckpt_name)):
+            if value != Path(value).name or value in ("", ".", ".."):
+                found.append(f"--{name}={value} must be the name of a folder, not a path")
+        if not self.encoder_name:
+            found.append("--sent_emb_model is empty")
+        return found
+
+    def _codebook_problems(self) -> list[str]:
+        sizes = self.codebook_size if isinstance(self.codebook_size, list) else [self.codebook_size]
+        found = []
+        if isinstance(self.codebook_size, list) and len(sizes) not in (self.n_codebooks, self.n_codebooks + 1):
+            found.append(
+                f"--codebook_size={sizes} has {len(sizes)} entries, "
+                f"--n_codebooks={self.n_codebooks} takes {self.n_codebooks} or {self.n_codebooks + 1}"
+            )
+        if any(size < 2 for size in sizes):
+            found.append(f"--codebook_size={self.codebook_size} must be at least 2")
+        return found
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `--device` names; auto is a GPU where there is one.
+
+    Raises:
+        InputError: No such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device={name} is no device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device={name}: this machine shows {torch.cuda.device_count()} GPUs; use --device=cpu")
+    return device

@@ -1,0 +1,163 @@
+"""Embed the items' texts: <dataset>/<encoder>.sent_emb, raw float32, row i = item id i + 1.
+
+python -m tokenizer.embed --dataset=Musical_Instruments
+python -m tokenizer.embed --dataset=Sample --sent_emb_model=tfidf --sent_emb_dim=256 --sent_emb_pca=64
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from data.interactions import dataset_folder, item_texts, load_interactions
+from tokenizer import tfidf
+from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.published import announce_published
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.files import atomic_path, read_json, write_json
+from utils.runtime import run_command, seed_everything
+
+
+def embed(config: TokenizerConfig) -> Path:
+    """Make the dataset's embedding file, or reuse the one that is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
+    """
+    folder = dataset_folder(config.data_dir, config.dataset)
+    if not config.embedding_file.exists() and announce_published(config):
+        return config.embedding_file
+    texts = item_texts(folder, load_interactions(folder).item_names)
+    settings = embedding_settings(config, texts)
+    if config.embedding_file.exists():
+        differences = _differences(config, settings)
+        if not differences:
+            print(f"{config.embedding_file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
+            return config.embedding_file
+        if not config.overwrite:
+            raise InputError(f"{config.embedding_file} does not fit: {'; '.join(differences)}; --overwrite replaces it")
+        print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
+    embeddings = _encode(config, texts)
+    _check_finite(embeddings, config.embedding_file)
+    _side_file(config).unlink(missing_ok=True)  # never beside another file's embeddings, whenever this stops
+    with atomic_path(config.embedding_file) as temporary:
+        embeddings.astype("<f4").tofile(temporary)
+    write_json(_side_file(config), settings)
+    print(f"{config.embedding_file}: written ({len(texts)} items, {config.sent_emb_dim} dimensions)")
+    return config.embedding_file
+
+
+def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, object]:
+    """Return what determines the embeddings, as the side file <encoder>.sent_emb.json keeps it."""
+    settings: dict[str, object] = {
+        "model": config.sent_emb_model,
+        "dim": config.sent_emb_dim,
+        "items": len(texts),
+        "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    if config.sent_emb_model == tfidf.NAME:
+        settings["seed"] = config.rand_seed
+    return settings
+
+
+def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
+    """Read the dataset's embedding file.
+
+    Returns:
+        float32 [N, E], row i = item id i + 1.
+
+    Raises:
+        InputError: The file is absent, of another size, or holds NaN or infinity.
+    """
+    file = config.embedding_file
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; make it with python -m tokenizer.embed, or set --sent_emb_model")
+    problem = _size_problem(config, num_items)
+    if problem:
+        raise InputError(f"{file}: {problem}")
+    embeddings = np.fromfile(file, dtype="<f4").reshape(num_items, config.sent_emb_dim)
+    _check_finite(embeddings, file)
+    return embeddings
+
+
+def _side_file(config: TokenizerConfig) -> Path:
+    return config.embedding_file.with_name(config.embedding_file.name + ".json")
+
+
+def _size_problem(config: TokenizerConfig, num_items: int) -> str | None:
+    size, row = config.embedding_file.stat().st_size, num_items * 4
+    if size == row * config.sent_emb_dim:
+        return None
+    hint = f"; it would fit --sent_emb_dim={size // row}" if size and size % row == 0 else ""
+    return f"{size} bytes, expected {num_items} items x {config.sent_emb_dim} x 4 = {row * config.sent_emb_dim}{hint}"
+
+
+def _differences(config: TokenizerConfig, settings: dict[str, object]) -> list[str]:
+    """Return how the present file differs from what is asked for; published files have no settings beside them."""
+    problem = _size_problem(config, settings["items"])
+    found = [problem] if problem else []
+    if _side_file(config).exists():
+        made_with = read_json(_side_file(config))
+        for name in sorted(settings.keys() | made_with.keys()):
+            if made_with.get(name) != settings.get(name):
+                found.append(f"{name} was {made_with.get(name)!r}, now {settings.get(name)!r}")
+    return found
+
+
+def _check_finite(embeddings: np.ndarray, file: Path) -> None:
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{file}: {len(bad)} items have NaN or infinity in their embedding, first item id {bad[0] + 1}"
+        )
+
+
+def _encode(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
+    """Return float32 [N, sent_emb_dim] of the texts."""
+    if config.sent_emb_model == tfidf.NAME:
+        encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
+        encoder.save(config.folder)
+        return encoder.encode(texts)
+    model = _load_sentence_transformer(config)
+    dimensions = len(model.encode(texts[0], show_progress_bar=False))
+    if dimensions != config.sent_emb_dim:
+        raise InputError(f"{config.sent_emb_model} gives {dimensions} dimensions; pass --sent_emb_dim={dimensions}")
+    embeddings = model.encode(texts, batch_size=config.sent_emb_batch_size, show_progress_bar=True)
+    return np.asarray(embeddings, dtype=np.float32)
+
+
+def _load_sentence_transformer(config: TokenizerConfig):
+    """Load the encoder by name or folder.
+
+    Raises:
+        InputError: The folder holds no such model, or the model cannot be downloaded; names the ways out.
+    """
+    from sentence_transformers import SentenceTransformer  # takes seconds to import, and tfidf does without
+
+    name = config.sent_emb_model
+    try:
+        return SentenceTransformer(name, device=str(choose_device(config.device)))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if Path(name).is_dir():
+            raise InputError(f"the folder {name} is no sentence-transformers model: {reason}") from error
+        raise InputError(
+            f"the text encoder {name} could not be loaded or downloaded ({reason}); pass a local model folder with "
+            f"--sent_emb_model=/path/to/{config.encoder_name}, or the built-in encoder with --sent_emb_model=tfidf"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and embed."""
+    config, _ = parse_config(TokenizerConfig, argv, "python -m tokenizer.embed", __doc__)
+    seed_everything(config.rand_seed, config.reproducibility)
+    embed(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,115 @@
+"""How good tokenizers are: collisions, use of the codes, and how much tokenizers differ from each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+GAPS = (1, 5, 10, 20, 30)
+
+
+def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the groups of items that share all codes.
+
+    Args:
+        codes: int [N, H], 0-based.
+
+    Returns:
+        group: int64 [N], each item's group, in ascending order of codes.
+        sizes: int64 [groups].
+    """
+    group = np.zeros(len(codes), dtype=np.int64)
+    for level in codes.T:  # ranked anew at each level, so that no product of sizes overflows
+        _, group, sizes = np.unique(group * (int(codes.max()) + 1) + level, return_inverse=True, return_counts=True)
+    return group, sizes
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """Return the share of items that share all codebook codes with another: codes int [N, H]."""
+    _, sizes = collision_groups(codes)
+    return float(sizes[sizes > 1].sum() / len(codes))
+
+
+def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
+    """Judge one tokenizer.
+
+    Args:
+        codes: int [N, H], 0-based, without disambiguation.
+        codebook_sizes: K of each level.
+
+    Returns:
+        collision_rate, largest_group (items), and codes_used and perplexity per level. The perplexity is exp of the
+        entropy of a level's codes: K where all are used equally often.
+    """
+    _, sizes = collision_groups(codes)
+    used, perplexity = [], []
+    for level, size in zip(codes.T, codebook_sizes, strict=True):
+        counts = np.bincount(level, minlength=size)
+        share = counts[counts > 0] / len(codes)
+        used.append(int((counts > 0).sum()))
+        perplexity.append(float(np.exp(-(share * np.log(share)).sum())))
+    return {
+        "collision_rate": float(sizes[sizes > 1].sum() / len(codes)),
+        "largest_group": int(sizes.max()),
+        "codes_used": used,
+        "perplexity": perplexity,
+    }
+
+
+def drift(sem_ids: dict[int, np.ndarray], gaps: Sequence[int] = GAPS) -> dict[int, dict[str, float]]:
+    """Return how many items' semantic IDs differ between two tokenizers, by their distance in epochs.
+
+    Source: arXiv 2504.04400, Table 5.
+
+    Args:
+        sem_ids: {1-based epoch: int [N, L]}, disambiguation included.
+        gaps: Distances in epochs.
+
+    Returns:
+        {gap: {first, any, any_codebook, pairs}}: share of items whose first / any / any but the disambiguation token
+        differs, means over all pairs of epochs at that distance; gaps without a pair are left out.
+    """
+    found = {}
+    for gap in gaps:
+        pairs = [(epoch, epoch + gap) for epoch in sem_ids if epoch + gap in sem_ids]
+        if pairs:
+            differs = [sem_ids[low] != sem_ids[high] for low, high in pairs]
+            found[gap] = {
+                "first": float(np.mean([different[:, 0].mean() for different in differs])),
+                "any": float(np.mean([different.any(axis=1).mean() for different in differs])),
+                "any_codebook": float(np.mean([different[:, :-1].any(axis=1).mean() for different in differs])),
+                "pairs": len(pairs),
+            }
+    return found
+
+
+def format_report(report: dict[str, object]) -> str:
+    """Return the quality report as text.
+
+    Args:
+        report: {"items", "codebook_sizes", "tokenizers": {name: tokenizer_quality}, "drift": drift}.
+    """
+    levels = range(len(report["codebook_sizes"]))
+    head = ["tokenizer", "collisions", "largest"]
+    head += [f"used {level}" for level in levels] + [f"perplexity {level}" for level in levels]
+    rows = [
+        [name, f"{quality['collision_rate']:.2%}", str(quality["largest_group"])]
+        + [str(used) for used in quality["codes_used"]]
+        + [f"{perplexity:.1f}" for perplexity in quality["perplexity"]]
+        for name, quality in report["tokenizers"].items()
+    ]
+    sizes = ", ".join(map(str, report["codebook_sizes"]))
+    parts = [f"{report['items']} items, codebooks of {sizes}", _table(head, rows)]
+    if report["drift"]:
+        head = ["gap (epochs)", "first token", "any token", "any but disambiguation", "pairs"]
+        rows = [
+            [str(gap), *(f"{values[kind]:.2%}" for kind in ("first", "any", "any_codebook")), str(values["pairs"])]
+            for gap, values in report["drift"].items()
+        ]
+        parts += ["Share of items whose tokens differ between two tokenizers:", _table(head, rows)]
+    return "\n\n".join(parts)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)

@@ -1,0 +1,154 @@
+"""Residual quantisation: codebooks that follow a moving average or a gradient, one per level."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def nearest_codes(residual: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index of the nearest code by squared L2 distance, the lowest index on a tie.
+
+    The residual's own squared norm is the same for every code, so it is left out.
+
+    Args:
+        residual: float [B, D].
+        codebook: float [K, D].
+
+    Returns:
+        int64 [B], 0-based.
+    """
+    return torch.addmm(codebook.square().sum(1), residual, codebook.t(), alpha=-2).argmin(1)
+
+
+class EMACodebook(nn.Module):
+    """A codebook whose codes are moving averages of the residuals assigned to them; no gradient moves it.
+
+    Args:
+        codebook_size: K, number of codes.
+        dim: D, their dimension.
+        decay: Share of the old average that a step keeps.
+        eps: Laplace smoothing of the cluster sizes.
+    """
+
+    def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, eps: float = 1e-5):
+        super().__init__()
+        self.decay, self.eps = decay, eps
+        self.register_buffer("embed", torch.randn(codebook_size, dim))
+        self.register_buffer("embed_avg", self.embed.clone())
+        self.register_buffer("cluster_size", torch.ones(codebook_size))
+
+    @property
+    def codebook(self) -> Tensor:
+        """float [K, D]."""
+        return self.embed
+
+    @torch.no_grad()
+    def initialize_(self, centers: Tensor) -> None:
+        """Set the codes to `centers`, float [K, D], each with a cluster size of 1."""
+        self.embed.copy_(centers)
+        self.embed_avg.copy_(centers)
+        self.cluster_size.fill_(1)
+
+    @torch.no_grad()
+    def update_(self, residual: Tensor, codes: Tensor) -> None:
+        """Move the averages towards a batch: residual float [B, D], codes int64 [B]. Unused codes just decay."""
+        assigned = F.one_hot(codes, len(self.embed)).to(residual.dtype)  # [B, K]; a matmul beats index_add
+        self.cluster_size.mul_(self.decay).add_(assigned.sum(0), alpha=1 - self.decay)
+        self.embed_avg.mul_(self.decay).add_(assigned.t() @ residual, alpha=1 - self.decay)
+        total = self.cluster_size.sum()
+        smoothed = total * (self.cluster_size + self.eps) / (total + len(self.embed) * self.eps)
+        torch.div(self.embed_avg, smoothed.unsqueeze(1), out=self.embed)
+
+    def level_loss(self, residual: Tensor, codewords: Tensor, beta: float) -> Tensor:
+        """Return beta x the commitment term; only `residual` can receive a gradient."""
+        return beta * F.mse_loss(residual, codewords.detach())
+
+
+class GradientCodebook(nn.Module):
+    """A codebook that its own loss term moves by gradient (VQ-VAE, as in TIGER).
+
+    Args:
+        codebook_size: K, number of codes.
+        dim: D, their dimension.
+    """
+
+    def __init__(self, codebook_size: int, dim: int):
+        super().__init__()
+        self.embed = nn.Embedding(codebook_size, dim)
+
+    @property
+    def codebook(self) -> Tensor:
+        """float [K, D]."""
+        return self.embed.weight
+
+    @torch.no_grad()
+    def initialize_(self, centers: Tensor) -> None:
+        """Set the codes to `centers`, float [K, D]."""
+        self.embed.weight.copy_(centers)
+
+    def update_(self, residual: Tensor, codes: Tensor) -> None:
+        """Do nothing: the optimizer moves this codebook."""
+
+    def level_loss(self, residual: Tensor, codewords: Tensor, beta: float) -> Tensor:
+        """Return the codebook term + beta x the commitment term."""
+        return F.mse_loss(codewords, residual.detach()) + beta * F.mse_loss(residual, codewords.detach())
+
+
+class ResidualQuantizer(nn.Module):
+    """H codebooks, each quantising what the levels before it left over.
+
+    Source: arXiv 2504.04400, section 2.2.1.
+
+    Args:
+        codebook_sizes: K of each level.
+        dim: D, dimension of the codes.
+        beta: Weight of the commitment term.
+        vq_type: "ema" or "vq".
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int], dim: int, beta: float = 0.25, vq_type: str = "ema"):
+        super().__init__()
+        self.beta = beta
+        kind = {"ema": EMACodebook, "vq": GradientCodebook}[vq_type]
+        self.quantization_layers = nn.ModuleList(kind(size, dim) for size in codebook_sizes)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise; in training mode the moving averages are updated after the old codes have been used.
+
+        No gradient flows through a residual: the latent receives the reconstruction's gradient unchanged
+        (straight-through) and level 0's commitment term, the deeper commitment terms only count in the loss.
+
+        Args:
+            latent: float [B, D].
+
+        Returns:
+            quantized: float [B, D], the sum of the chosen codes.
+            codes: int64 [B, H], 0-based.
+            loss: Scalar, the mean over the levels.
+        """
+        residual, total, codes, losses = latent, torch.zeros_like(latent), [], []
+        for layer in self.quantization_layers:
+            chosen = nearest_codes(residual.detach(), layer.codebook.detach())
+            codewords = F.embedding(chosen, layer.codebook)
+            losses.append(layer.level_loss(residual, codewords, self.beta))
+            if self.training:
+                layer.update_(residual.detach(), chosen)
+            codewords = codewords.detach()
+            residual, total = residual.detach() - codewords, total + codewords
+            codes.append(chosen)
+        return latent + (total - latent).detach(), torch.stack(codes, 1), torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def encode(self, latent: Tensor) -> Tensor:
+        """Return the codes of `latent`, float [B, D]: int64 [B, H], 0-based. Updates nothing."""
+        codes = []
+        for layer in self.quantization_layers:
+            codes.append(nearest_codes(latent, layer.codebook))
+            latent = latent - layer.codebook[codes[-1]]
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the sum of the chosen codes, int [B, H] to float [B, D]."""
+        return sum(layer.codebook[codes[:, level]] for level, layer in enumerate(self.quantization_layers))

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Item texts -> embeddings -> RQ-VAE -> semantic IDs: all that pretrain.sh needs.
+#
+#   bash tokenizer/run.sh                                       Musical_Instruments with the paper's settings
+#   DATASET=Video_Games bash tokenizer/run.sh                   another dataset folder of datasets/
+#   bash tokenizer/run.sh --epochs=600 --save_last=31           any flag of `python -m tokenizer.train --help`
+#   bash tokenizer/run.sh --ckpt_name=rqvae_tiger --vq_type=vq  a second tokenizer beside the first
+#   DATA_DIR=/data/amazon bash tokenizer/run.sh                 another folder of dataset folders
+#   DRY_RUN=1 bash tokenizer/run.sh                             only print the commands
+#
+# Needs the dataset's metadata.sentence.json, all_item_seqs.json and id_mapping.json. One process; a GPU is used where
+# there is one. Run again, it reuses what fits the settings; it refuses what does not, unless --overwrite is given.
+
+# ---- the settings; edit here --------------------------------------------------------------------
+DATASET="${DATASET:-Musical_Instruments}"
+CKPT_NAME="${CKPT_NAME:-rqvae}"
+
+# dataset                   text encoder                             dim  PCA  encoder layers            epochs  kept
+SETTINGS="
+  Musical_Instruments       sentence-transformers/sentence-t5-base   768  128  [2048,1024,512,256,128]   10000   51
+  Industrial_and_Scientific sentence-transformers/sentence-t5-base   768  128  [2048,1024,512,256,128]   10000   51
+  Video_Games               sentence-transformers/sentence-t5-base   768  128  [2048,1024,512,256,128]   10000   51
+  default                   sentence-transformers/sentence-t5-base   768  128  [2048,1024,512,256,128]   10000   51
+"
+FLAGS=(
+  --n_codebooks=3 --codebook_size=256 --vq_type=ema --beta=0.25 --dropout=0.0
+  --learner=adagrad --lr=0.001 --weight_decay=0.0 --scheduler_type=constant --warmup_steps=0 --batch_size=2048
+  --rand_seed=2024
+)
+# -------------------------------------------------------------------------------------------------
+
+source "$(dirname "${BASH_SOURCE[0]}")/../utils/launch.sh"
+
+row() { awk -v name="$1" '$1 == name' <<<"$SETTINGS"; }
+SELECTED="$(row "$DATASET")"
+read -r _ SENT_EMB_MODEL SENT_EMB_DIM SENT_EMB_PCA HIDDEN_SIZES EPOCHS SAVE_LAST <<<"${SELECTED:-$(row default)}"
+FLAGS=(
+  --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_name="$CKPT_NAME"
+  --sent_emb_model="$SENT_EMB_MODEL" --sent_emb_dim="$SENT_EMB_DIM" --sent_emb_pca="$SENT_EMB_PCA"
+  --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" --save_last="$SAVE_LAST" "${FLAGS[@]}"
+)
+
+for step in embed train export; do
+  run "$PYTHON" -m "tokenizer.$step" "${FLAGS[@]}" "$@"
+done
