@@ -97,7 +97,7 @@ class Tokenization:
         return Batch(input_ids, labels, torch.from_numpy(kept * num_levels + 2))
 
     def by_length(self, positions: np.ndarray) -> np.ndarray:
-        """Return the positions sorted by history length, longest first (stable), so that batches hold little padding."""
+        """Return the positions by history length, longest first (stable), so that batches hold little padding."""
         return positions[np.argsort(-self.history_lengths(positions), kind="stable")]
 
     def batches(self, positions: np.ndarray, group: int, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:

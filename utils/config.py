@@ -27,11 +27,22 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that quotes every string which _Loader or YAML 1.1 would read back as something else, such as 1e3."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+}
 set_loader("mtgrec", lambda stream: yaml.load(stream, Loader=_Loader), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-# What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7].
-Epochs = int | list[int | str] | str
+# What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7]. Types are tried in this
+# order; int comes last because the library's reading of an int is base 60, 430 for 7:10.
+Epochs = str | list[str | int] | int
 
 
 class Config(Protocol):
@@ -45,7 +56,9 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 def make_parser(config_class: type, prog: str, description: str) -> ArgumentParser:
     """Build the command-line parser of a dataclass: one `--flag` per field, and `--config_file` for a YAML file."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, parser_mode="mtgrec")
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, parser_mode="mtgrec", allow_abbrev=False
+    )
     parser.add_argument("--config_file", action="config", help="YAML file of flags; later flags override it")
     parser.add_class_arguments(config_class, as_group=False)
     return parser
@@ -88,7 +101,7 @@ def _with_bare_switches(argv: list[str], config_class: type) -> list[str]:
     switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}
     bare = [
         argument in switches and (following.startswith("--") or following == "")
-        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        for argument, following in zip(argv, [*argv[1:], ""], strict=False)
     ]
     return [f"{argument}=true" if is_bare else argument for argument, is_bare in zip(argv, bare, strict=True)]
 
@@ -106,9 +119,10 @@ def _explain(message: str, config_class: type) -> str:
     return " ".join(message.split())
 
 
-def dump_config(config: Any) -> str:
-    """Return the configuration as YAML that `--config_file` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+def dump_config(config: Any, without: tuple[str, ...] = ()) -> str:
+    """Return the configuration, but for the fields named in `without`, as YAML that `--config_file` reads back."""
+    settings = {name: value for name, value in asdict(config).items() if name not in without}
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
 
 
 def expand_epochs(value: Epochs | None) -> list[int] | None:

@@ -32,10 +32,10 @@ launch() {
   if [ "$NUM_GPUS" = 1 ]; then
     run "$PYTHON" -m "$@"
   else
-    local where=--multi_gpu
-    if [ "${CPU:-0}" = 1 ]; then where=--cpu; fi
-    run "$PYTHON" -m accelerate.commands.launch "$where" --num_processes "$NUM_GPUS" --num_machines 1 \
-      --mixed_precision no --dynamo_backend no --module "$@"
+    local where=()
+    if [ "${CPU:-0}" = 1 ]; then where=(env ACCELERATE_USE_CPU=true); fi  # accelerate's --cpu would start one process
+    run ${where[@]+"${where[@]}"} "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_processes "$NUM_GPUS" \
+      --num_machines 1 --mixed_precision no --dynamo_backend no --module "$@"
   fi
 }
 

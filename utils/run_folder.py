@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +87,7 @@ class RunFolder:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in asdict(config).items() if name not in HANDLING_FLAGS}
-        write_text(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
+        write_text(self.path / CONFIG_FILE, dump_config(config, without=HANDLING_FLAGS))
 
     def say(self, text: str) -> None:
         """Print a line and keep it in the log."""

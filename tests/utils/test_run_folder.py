@@ -1,0 +1,116 @@
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.run_folder import RunFolder, differing_settings, is_finished, read_config
+
+
+@dataclass
+class Settings:
+    """A run's settings."""
+
+    rate: float = 0.1
+    layers: int = 2
+    overwrite: bool = False
+    reuse: bool = False
+
+    def problems(self) -> list[str]:
+        """Nothing can be wrong."""
+        return []
+
+
+def folder_of(tmp_path: Path, is_main: bool = True) -> RunFolder:
+    path = tmp_path / "ckpt" / "Tiny" / "run"
+    return RunFolder(path, is_main, path / "log.txt")
+
+
+def finish(run: RunFolder) -> None:
+    (run.path / "results.json").write_text("{}")
+
+
+def test_a_new_run(tmp_path: Path):
+    run = folder_of(tmp_path)
+    assert run.check(Settings())
+    run.path.mkdir(parents=True)
+    assert run.check(Settings())  # an empty folder is free
+    run.create(Settings(rate=0.2))
+    assert read_config(run.path) == {"rate": 0.2, "layers": 2}  # not what to do with the folder
+    assert not is_finished(run.path)
+    finish(run)
+    assert is_finished(run.path)
+
+
+def test_the_configuration_can_be_passed_back(tmp_path: Path):
+    run = folder_of(tmp_path)
+    run.create(Settings(rate=0.2, layers=7, overwrite=True))
+    config, _ = parse_config(Settings, [f"--config_file={run.path / 'config.yaml'}"], "program", "")
+    assert config == Settings(rate=0.2, layers=7)
+
+
+def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
+    run = folder_of(tmp_path)
+    run.create(Settings())
+    for config in (Settings(), Settings(reuse=True)):
+        with pytest.raises(InputError, match="holds an unfinished run; start it anew with --overwrite"):
+            run.check(config)
+    assert run.check(Settings(overwrite=True))
+
+
+def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
+    run = folder_of(tmp_path)
+    run.create(Settings())
+    finish(run)
+    with pytest.raises(InputError, match="holds a finished run; set another --run_name"):
+        run.check(Settings())
+    assert run.check(Settings(reuse=True)) is False
+    with pytest.raises(InputError, match=r"other settings: rate=0\.3 \(there: 0\.1\); set another --run_name"):
+        run.check(Settings(rate=0.3, reuse=True))
+    assert run.check(Settings(overwrite=True))
+    run.create(Settings(overwrite=True))
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]  # what was there is gone
+
+
+def test_differing_settings(tmp_path: Path):
+    run = folder_of(tmp_path)
+    run.create(Settings())
+    assert differing_settings(run.path, Settings(overwrite=True, reuse=True)) == []
+    assert differing_settings(run.path, replace(Settings(), rate=1.0, layers=3)) == [
+        "rate=1.0 (there: 0.1)",
+        "layers=3 (there: 2)",
+    ]
+    (run.path / "config.yaml").write_text("rate: 0.1\nlayers: 2\nold: 1\n")
+    assert differing_settings(run.path, Settings()) == ["old=None (there: 1)"]
+
+
+def test_broken_configuration_is_refused(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("a: [")
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(InputError, match=r"has no readable config\.yaml"):
+            read_config(folder)
+
+
+def test_log_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = folder_of(tmp_path)
+    run.create(Settings())
+    run.say("first line")
+    run.say("second line")
+    run.record("train", step=1, loss=0.5)
+    run.record("valid", mean={"ndcg@10": 0.1})
+    assert capsys.readouterr().out == "first line\nsecond line\n"
+    assert [line[20:] for line in run.log_file.read_text().splitlines()] == ["first line", "second line"]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.pop("time") > 1e9 for line in lines] == [True, True]
+    assert lines == [{"event": "train", "step": 1, "loss": 0.5}, {"event": "valid", "mean": {"ndcg@10": 0.1}}]
+
+
+def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = folder_of(tmp_path, is_main=False)
+    run.create(Settings())
+    run.say("a line")
+    run.record("train", step=1)
+    assert not run.path.exists()
+    assert capsys.readouterr().out == ""
