@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from model.dropout import replace_dropout_
 from model.t5 import decode, encode, project
 from utils.errors import InputError
 
@@ -88,6 +89,7 @@ class Recommender(nn.Module):
 
     def __init__(self, t5: T5ForConditionalGeneration):
         super().__init__()
+        replace_dropout_(t5)
         self.t5 = t5
 
     @classmethod
@@ -195,7 +197,8 @@ def read_reference_checkpoint(file: Path | str) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for broken or malicious files
-        raise InputError(f"{file} is not a readable checkpoint of tensors: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{file} is not a readable checkpoint of tensors: {reason}") from None
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or "t5.shared.weight" not in weights:
         raise InputError(f"{file} has no weights under model/t5.shared.weight")

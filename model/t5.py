@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
+from model.dropout import dropout
+
 
 @dataclass
 class LengthGroups:
@@ -152,7 +154,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, atten
         scores = scores + bias
     weights = torch.softmax(scores.float(), dim=-1).to(scores.dtype)
     if attention.training and attention.dropout > 0:
-        weights = F.dropout(weights, attention.dropout)
+        weights = dropout(weights, attention.dropout)
     return weights @ value
 
 
