@@ -14,23 +14,20 @@ TOKENIZER_FLAGS=(
   --epochs=300 --batch_size=256 --save_last=6                     # epochs 295..300 are six tokenizers
 )
 MODEL_FLAGS=(
-  --codebook_size=64 --num_layers=2 --num_decoder_layers=2 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
+  --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
 )
 PRETRAIN_FLAGS=(
-  --sem_id_epochs=295:300 --epochs=12 "--epoch_per_stage=[4,4,4]"
+  --sem_id_epochs=295:300 --epochs=10 "--epoch_per_stage=[4,3,3]" --influence_sample_ratio=0.2
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
-  --val_delay=8 --save_interval=4 --num_beams=10
+  --val_delay=8 --save_interval=5 --num_beams=10
 )
 FINETUNE_FLAGS=(
-  "--sem_id_epochs=[299,300]" --epochs=8
-  --gradient_accumulation_steps=1 --lr=0.0005
-  --val_delay=3 --num_beams=10 --test_num_beams=20
+  --sem_id_epochs=300 --epochs=4 --gradient_accumulation_steps=1 --lr=0.0005 --num_beams=10 --test_num_beams=20
 )
-# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (12 + 8).
+# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (10 + 4).
 SINGLE_FLAGS=(
-  "--sem_id_epochs=[299,300]" --epochs=20
-  --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100
-  --val_delay=8 --num_beams=10 --test_num_beams=20
+  --sem_id_epochs=300 --epochs=14 --val_delay=7
+  --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100 --num_beams=10 --test_num_beams=20
 )
 # ----------------------------------------------------------------------------------------------------------------------
 
