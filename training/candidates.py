@@ -4,8 +4,10 @@ python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one l
 python -m training.candidates select finetune --dataset=Sample             table of the pairs, <name>.winner.json
 """
 
+import os
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from data.interactions import dataset_folder
@@ -25,12 +27,13 @@ class Candidate:
     Attributes:
         model: Folder of the checkpoint, "" to train from scratch.
         checkpoint: Its name in run names: 90, best, last or scratch.
-        epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning.
+        epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning. In a dry run a word where they
+            are not known yet.
     """
 
     model: str
     checkpoint: str
-    epochs: tuple[int, ...]
+    epochs: tuple[int | str, ...]
 
     @property
     def suffix(self) -> str:
@@ -58,13 +61,16 @@ def checkpoints_of(run: Path, wanted: list[int]) -> dict[str, Path]:
     kept = {int(path.name.split("_")[1]): path for path in (run / "checkpoints").glob("epoch_*")}
     chosen = {str(epoch): kept[epoch] for epoch in wanted if epoch in kept}
     if chosen:
+        if len(chosen) < len(wanted):
+            note(f"{run} kept only {', '.join(chosen)} of the epochs {', '.join(map(str, wanted))}")
         return chosen
     chosen = {"best": run / "model"}
     best_epoch = read_json(run / RESULTS_FILE)["best_epoch"]
     if kept and max(kept) != best_epoch:
         chosen["last"] = kept[max(kept)]
     wanted_text = ", ".join(map(str, wanted))
-    note(f"{run} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}) and its last are fine-tuned")
+    last = f" and its last ({max(kept)}) are" if "last" in chosen else " is"
+    note(f"{run} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}){last} fine-tuned")
     return chosen
 
 
@@ -76,7 +82,8 @@ def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
     fitting = [place for place in back if place < len(present)]
     if len(fitting) < len(back):
         note(
-            f"only {len(present)} tokenizers are there: places {back} back from the last are cut to {fitting or 'the first'}"
+            f"only {len(present)} tokenizers are there: places {back} back from the last are cut to "
+            f"{fitting or 'the first'}"
         )
     return sorted(present[-1 - place] for place in fitting) or present[:1]
 
@@ -110,12 +117,22 @@ def plan(
     if epochs is None:
         of_run = read_config(run).get("sem_id_epochs") if run and is_finished(run) else None
         groups = resolve_groups(dataset, config.token_prefix, None, config.token_suffix, config.num_tokenizers)
-        present = of_run or [group.epoch for group in groups if group.epoch is not None]
+        present = of_run or list(dict.fromkeys(group.epoch for group in groups if group.epoch is not None))
         if not present:
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         epochs = tokenizers_back(present, back)
     tokenizers = [tuple(epochs)] if joint else [(epoch,) for epoch in epochs]
     return [Candidate(str(model), name, tokenizer) for name, model in models.items() for tokenizer in tokenizers]
+
+
+def outline(config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
+    """Return a plan for a dry run without the files to plan by, with words in capitals for what is not known yet."""
+    pretrained = config.pretrained_model or pretrained
+    name = "scratch" if pretrained == "none" else "CHECKPOINT"
+    model = "" if pretrained == "none" else f"{pretrained or 'PRETRAINING'}/checkpoints/epoch_CHECKPOINT"
+    epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if joint else "TOKENIZER"]
+    tokenizers = [tuple(epochs)] if joint else [(epoch,) for epoch in epochs]
+    return [Candidate(model, name, tokenizer) for tokenizer in tokenizers]
 
 
 def select(runs: list[Path]) -> dict:
@@ -149,12 +166,11 @@ def selection_table(selection: dict) -> str:
     width = max(len(Path(row["run"]).name) for row in selection["candidates"])
     lines = [f"{'run':{width}}  tokenizer  epoch  " + "  ".join(f"{name:>9}" for name in names)]
     for row in selection["candidates"]:
-        won = row["run"] == selection["winner"]["run"] and row["epoch"] == selection["winner"]["epoch"]
+        won = all(row[key] == selection["winner"][key] for key in ("run", "epoch", "prefix"))
         values = "  ".join(f"{row['valid'][name]:9.4f}" for name in names)
         tokenizer = row["epoch"] or "best"
-        lines.append(
-            f"{Path(row['run']).name:{width}}  {tokenizer:>9}  {row['best_epoch']:>5}  {values}{'  <- winner' if won else ''}"
-        )
+        values += "  <- winner" if won else ""
+        lines.append(f"{Path(row['run']).name:{width}}  {tokenizer:>9}  {row['best_epoch']:>5}  {values}")
     lines.insert(0, f"validation (the winner has the best {selection['val_metric']}):")
     values = "  ".join(f"{selection['winner']['test'][name]:9.4f}" for name in names)
     lines.append(f"test of the winner:{'':{max(0, width - 1)}}{values}")
@@ -169,16 +185,25 @@ def note(text: str) -> None:
 def main() -> None:
     """Run one of the two subcommands."""
     arguments = sys.argv[1:]
-    words = [argument for argument in arguments if not argument.startswith("--")]
+    words = list(takewhile(lambda argument: not argument.startswith("--"), arguments))
     switches = [argument for argument in arguments if argument.startswith(("--pretrained=", "--joint="))]
-    flags = [argument for argument in arguments if argument.startswith("--") and argument not in switches]
+    flags = [argument for argument in arguments[len(words) :] if argument not in switches]
     config, _ = parse_config(FinetuneConfig, flags, "finetune.sh", "Flags of finetune.py.")
     own = dict(switch.removeprefix("--").split("=", 1) for switch in switches)
     if words[:1] == ["plan"] and len(words) == 3:
-        joint = own.get("joint", "") == "true"
-        for candidate in plan(
-            expand_epochs(words[1]), expand_epochs(words[2]), config, own.get("pretrained", ""), joint
-        ):
+        if config.run_name is not None:
+            raise InputError(
+                f"finetune.sh makes the names of its runs: set RUN_NAME={config.run_name} instead of --run_name"
+            )
+        pretrained, joint = own.get("pretrained", ""), own.get("joint", "") == "true"
+        try:
+            candidates = plan(expand_epochs(words[1]), expand_epochs(words[2]), config, pretrained, joint)
+        except InputError as error:
+            if os.environ.get("DRY_RUN") != "1":
+                raise
+            note(f"dry run, the words in capitals are not known yet: {error}")
+            candidates = outline(config, pretrained, joint)
+        for candidate in candidates:
             epochs = "[" + ",".join(map(str, candidate.epochs)) + "]"
             print(candidate.suffix, epochs, candidate.model, sep="\t")
     elif words[:1] == ["select"] and len(words) > 2:

@@ -60,7 +60,7 @@ class TrainingConfig:
     token_suffix: str = "sem_ids"
     """Suffix of the files with semantic IDs."""
     sem_id_epochs: Epochs | None = None
-    """RQ-VAE epochs whose semantic IDs are used: 9986, [9986,9990], 9976:10000 (inclusive). By default all there are."""
+    """RQ-VAE epochs whose semantic IDs are used: 9986, [9986,9990], 9976:10000 (inclusive). By default all."""
     num_tokenizers: int | None = None
     """Without sem_id_epochs: use only that many of the last epochs there are."""
     n_codebooks: int = 3

@@ -1,6 +1,6 @@
 """Curriculum over tokenizer groups: influence scores from gradients, sampling probabilities from scores.
 
-Source: arXiv 2504.04400, section 2.3. Deviations from its text follow the reference code; each is named where it stands.
+Source: arXiv 2504.04400, section 2.3. Deviations from its text follow the reference code; each is named where it is.
 """
 
 from collections.abc import Iterable

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import T5Config
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
 from data.interactions import dataset_folder, load_interactions, split_positions
@@ -39,7 +37,7 @@ def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
         given: Names of the flags that were given rather than defaulted.
 
     Raises:
-        InputError: The dataset, its semantic IDs or the pre-trained model is not there, or a flag contradicts the model.
+        InputError: The dataset, its semantic IDs or the pre-trained model is absent, or a flag contradicts the model.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     epochs = expand_epochs(config.sem_id_epochs)
@@ -62,7 +60,8 @@ def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
             contradicting.append(f"{name}={value} (the model has {fixed[name]})")
     if contradicting:
         raise InputError(
-            f"flags contradict the pre-trained model {config.pretrained_model}: {'; '.join(contradicting)}; leave them out"
+            f"flags contradict the pre-trained model {config.pretrained_model}: {'; '.join(contradicting)}; "
+            "leave them out"
         )
     return replace(config, **fixed)
 
@@ -198,6 +197,7 @@ def describe(config: TrainingConfig, data: Data, recommender: Recommender, accel
         f"tokenizers ({table.num_groups}): {names}",
         f"model: {config.num_layers} + {config.num_decoder_layers} layers, d_model {config.d_model}, "
         f"{parameters:,} parameters, {source}",
-        f"global batch {order.global_batch_size:,} = {config.train_batch_size} x {accelerator.num_processes} processes x "
-        f"{config.gradient_accumulation_steps} batches, {order.steps_per_epoch} steps an epoch, on {accelerator.device}",
+        f"global batch {order.global_batch_size:,} = {config.train_batch_size} x {accelerator.num_processes} processes "
+        f"x {config.gradient_accumulation_steps} batches, {order.steps_per_epoch} steps an epoch, "
+        f"on {accelerator.device}",
     ]

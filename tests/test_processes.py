@@ -1,0 +1,134 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_dataset import make_dataset
+from tiny_runs import ROOT, flags, read_lines, read_results, read_weights
+
+import finetune
+import pretrain
+
+pytestmark = pytest.mark.slow
+
+SAME = {"dropout_rate": 0, "lr": 0.001, "warmup_steps": 8}
+# Two processes x 1 batch against one x 2, 351 examples in batches of 16: the last global batch holds 31.
+PRETRAIN = SAME | {"train_batch_size": 16, "epochs": 3, "epoch_per_stage": [1, 1], "val_delay": 1, "tau": 0.5}
+# Two processes x 2 batches against one x 4, batches of 29: the last global batch holds 3 examples, one batch none.
+FINETUNE = SAME | {"train_batch_size": 29, "epochs": 2, "sem_id_epochs": "1:2"}
+
+
+def launch(module: str, argv: list[str]) -> subprocess.CompletedProcess:
+    """Run a module in two processes on the CPU, as utils/launch.sh does; accelerate's --cpu would start only one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(port), "--module", module, *argv]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Return the folders of four runs: pre-training and fine-tuning, each in one process and in two."""
+    folder = tmp_path_factory.mktemp("processes")
+    dataset, ckpt_dir = make_dataset(folder / "datasets" / "Tiny"), folder / "runs"
+
+    def argv(settings: dict, name: str, accumulation: int) -> list[str]:
+        given = settings | {"run_name": name, "gradient_accumulation_steps": accumulation}
+        return flags(dataset, ckpt_dir, **given)
+
+    pretrain.main(argv(PRETRAIN, "pretrain1", 2))
+    finetune.main(argv(FINETUNE, "finetune1", 4))
+    for module, arguments in (
+        ("pretrain", argv(PRETRAIN, "pretrain2", 1)),
+        ("finetune", argv(FINETUNE, "finetune2", 2)),
+    ):
+        result = launch(module, arguments)
+        assert result.returncode == 0, result.stderr
+    return SimpleNamespace(dataset=dataset, folder=ckpt_dir / "Tiny", again=arguments)
+
+
+@pytest.fixture(params=["pretrain", "finetune"])
+def pair(request: pytest.FixtureRequest, runs: SimpleNamespace) -> tuple[Path, Path]:
+    """Return the same run in one process and in two."""
+    return runs.folder / f"{request.param}1", runs.folder / f"{request.param}2"
+
+
+def numbers(value: object) -> list[float]:
+    """Return every number in nested dictionaries and lists, in order."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [number for part in parts for number in numbers(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def test_two_processes_did_run(pair):
+    logs = [(run / "log.txt").read_text() for run in pair]
+    assert " x 1 processes x " in logs[0]
+    assert " x 2 processes x " in logs[1]
+    batches = [log.split("global batch ")[1].split(" =")[0] for log in logs]
+    assert batches[0] == batches[1]
+    assert all(log.count("test of epoch") == 1 for log in logs)  # only the main process writes
+
+
+@pytest.mark.parametrize("event", ["train", "epoch", "valid", "test"])
+def test_same_losses_rates_and_metrics(pair, event):
+    one, two = (read_lines(run, event) for run in pair)
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two, strict=True):
+        for line in (a, b):
+            for name in ("time", "seconds", "samples_per_second"):
+                line.pop(name, None)
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(numbers(a), numbers(b), rtol=1e-5)
+
+
+def test_same_influence_scores_and_sampling_probabilities(runs):
+    one, two = (read_lines(runs.folder / name, "influence") for name in ("pretrain1", "pretrain2"))
+    assert [(line["epoch"], line["step"]) for line in one] == [(1, 11), (2, 22)]
+    for a, b in zip(one, two, strict=True):
+        assert (a["epoch"], a["step"], a["learning_rate"]) == (b["epoch"], b["step"], b["learning_rate"])
+        for name in ("influence", "probabilities"):
+            assert a[name].keys() == b[name].keys()
+            np.testing.assert_allclose(numbers(a[name]), numbers(b[name]), rtol=1e-5)
+
+
+def test_same_results(pair):
+    one, two = (read_results(run) for run in pair)
+    assert one.keys() == two.keys()
+    assert (one["best_epoch"], one["num_users"]) == (two["best_epoch"], two["num_users"])
+    np.testing.assert_allclose(numbers(one), numbers(two), rtol=1e-5)
+
+
+def test_every_user_is_tested_once(pair, runs):
+    sequences = json.loads((runs.dataset / "all_item_seqs.json").read_text())
+    users = [user for user, sequence in sequences.items() if len(sequence) >= 2]
+    files = sorted(path.name for path in pair[0].glob("test_results_*.json"))
+    assert files == sorted(path.name for path in pair[1].glob("test_results_*.json"))
+    assert files
+    for file in files:
+        one, two = (json.loads((run / file).read_text()) for run in pair)
+        assert one["users"] == two["users"] == users
+        assert one["labels"] == two["labels"]
+        np.testing.assert_allclose(one["scores"], two["scores"], rtol=1e-5)
+        assert one["preds"] == two["preds"]
+
+
+def test_same_weights(pair):
+    one, two = (read_weights(run / "model") for run in pair)
+    for name, weight in one.items():
+        np.testing.assert_allclose(two[name], weight, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_refused_folder_stops_both_processes_with_one_message(runs):
+    result = launch("finetune", runs.again)
+    assert result.returncode != 0
+    assert result.stderr.count(f"error: {runs.folder / 'finetune2'} holds a finished run") == 1

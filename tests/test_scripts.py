@@ -1,0 +1,228 @@
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+from tiny_runs import ROOT, fake_run, run_script
+
+from training.config import FinetuneConfig, PretrainConfig
+from utils.config import expand_epochs, parse_config
+
+DATASETS = ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games", "Another"]
+PARSED = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "select": FinetuneConfig}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Return folders with the paper's datasets, 9976..10000 as tokenizers, and a finished pre-training of each."""
+    folder = tmp_path_factory.mktemp("scripts")
+    for name in DATASETS:
+        (folder / "data" / name / "rqvae").mkdir(parents=True)
+        for epoch in range(9976, 10001):
+            (folder / "data" / name / "rqvae" / f"sentence-t5-base_256,256,256,256_{epoch}.sem_ids").write_text("{}")
+        kept = tuple(range(10, 201, 10))
+        fake_run(folder / "runs" / name / "pretrain_tau3", {"best_epoch": 200}, kept, epoch_per_stage=[60, 20])
+    return SimpleNamespace(folder=folder, environment={"DATA_DIR": "data", "CKPT_DIR": "runs"})
+
+
+def dry_run(world: SimpleNamespace, script: str, *arguments: str, **environment: str) -> list[SimpleNamespace]:
+    """Run a script from another folder with DRY_RUN=1; return its commands with their flags parsed."""
+    result = run_script(script, *arguments, folder=world.folder, **world.environment | {"DRY_RUN": "1"} | environment)
+    assert result.returncode == 0, result.stderr
+    return [SimpleNamespace(**read_command(line), said=result.stderr) for line in result.stdout.splitlines()]
+
+
+def read_command(line: str) -> dict:
+    """Split a printed command; its flags go through the real parser."""
+    words = shlex.split(line)
+    if "accelerate.commands.launch" in words:
+        launcher, rest = words[: words.index("--module")], words[words.index("--module") + 1 :]
+    else:
+        launcher, rest = words[:1], words[words.index("-m") + 1 :]
+    name, rest = (rest[1], rest[2:]) if rest[0] == "training.candidates" else (rest[0], rest[1:])
+    first_flag = next(index for index, word in enumerate(rest) if word.startswith("--"))
+    config, _ = parse_config(PARSED[name], rest[first_flag:], "test", "")
+    return {"name": name, "launcher": launcher, "names": rest[:first_flag], "config": config}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "layers", "tokenizers", "taus"),
+    [
+        ("Musical_Instruments", 6, 25, [1, 3, 5]),
+        ("Industrial_and_Scientific", 5, 15, [1, 3, 5]),
+        ("Video_Games", 7, 25, [1, 3, 5]),
+        ("Another", 6, 25, [3]),
+    ],
+)
+def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers, taus):
+    commands = dry_run(world, "pretrain.sh", DATASET=dataset)
+    assert [(command.name, command.config.tau) for command in commands] == [("pretrain", tau) for tau in taus]
+    for command, tau in zip(commands, taus, strict=True):
+        config = command.config
+        assert config == PretrainConfig(
+            dataset=dataset,
+            data_dir="data",
+            ckpt_dir="runs",
+            run_name=f"pretrain_tau{tau}",
+            reuse=True,
+            num_layers=layers,
+            num_decoder_layers=layers,
+            num_tokenizers=tokenizers,
+            tau=tau,
+            val_delay=199,
+            gradient_accumulation_steps=4,
+        )
+        assert (config.lr, config.warmup_steps, config.epochs, config.save_interval) == (0.005, 10000, 200, 10)
+        assert config.epoch_per_stage == [60, 20, 20, 20, 20, 20, 20]
+
+
+def test_pre_training_by_taus_and_flags_of_the_user(world):
+    arguments = ["--num_layers=2", "--epochs=9", "--epoch_per_stage=[3,3]", "--overwrite", "--data_dir=/elsewhere"]
+    commands = dry_run(world, "pretrain.sh", *arguments, DATASET="Another", RUN_NAME="small", TAU_LIST="0.5,3")
+    assert [(c.config.run_name, c.config.tau) for c in commands] == [("small_tau0.5", 0.5), ("small_tau3", 3.0)]
+    config = commands[0].config
+    assert (config.num_layers, config.num_decoder_layers, config.epochs) == (2, 6, 9)
+    assert (config.epoch_per_stage, config.overwrite, config.data_dir) == ([3, 3], True, "/elsewhere")
+
+
+@pytest.mark.parametrize(("gpus", "accumulation", "said"), [(1, 4, 1024), (2, 2, 1024), (3, 1, 768), (8, 1, 2048)])
+def test_accumulation_keeps_the_papers_global_batch(world, gpus, accumulation, said):
+    (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS=str(gpus))
+    assert command.config.gradient_accumulation_steps == accumulation
+    assert f"NUM_GPUS={gpus}, the paper has 4: gradients are accumulated over {accumulation}" in command.said
+    assert f"global batch is {said} at 256 a batch" in command.said
+
+
+def test_four_gpus_or_an_own_accumulation_are_nothing_to_say(world):
+    (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS="4")
+    assert (command.config.gradient_accumulation_steps, command.said) == (1, "")
+    (command,) = dry_run(world, "pretrain.sh", "--gradient_accumulation_steps=3", DATASET="Another")
+    assert (command.config.gradient_accumulation_steps, command.said) == (3, "")
+
+
+def test_more_than_one_process_starts_under_accelerate(world):
+    (command,) = dry_run(world, "pretrain.sh", DATASET="Another")
+    assert len(command.launcher) == 1  # plain python
+    for environment, before in (({}, []), ({"CPU": "1"}, ["env", "ACCELERATE_USE_CPU=true"])):
+        (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS="2", **environment)
+        start = command.launcher.index("-m")
+        assert command.launcher[: start - 1] == before
+        assert command.launcher[start : start + 5] == [
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        ]
+
+
+@pytest.mark.parametrize("gpus", ["0", "two", "-1", "1.5"])
+def test_number_of_processes_is_checked(world, gpus):
+    result = run_script("pretrain.sh", folder=world.folder, DRY_RUN="1", NUM_GPUS=gpus)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: NUM_GPUS={gpus} is not a number of processes\n"
+
+
+def test_defaults_lie_in_the_project(world):
+    result = run_script("pretrain.sh", folder=world.folder, DRY_RUN="1", TAU_LIST="3")
+    config = read_command(result.stdout)["config"]
+    assert (config.dataset, config.data_dir, config.ckpt_dir) == (
+        "Musical_Instruments",
+        str(ROOT / "datasets"),
+        str(ROOT / "ckpt"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "checkpoints", "epochs"),
+    [
+        ("Musical_Instruments", [90, 100, 110, 120], range(9986, 9992)),
+        ("Industrial_and_Scientific", [90, 100, 110, 120], range(9991, 9996)),
+        ("Video_Games", [140, 150, 160], range(9986, 9992)),
+        ("Another", [90, 100, 110, 120], range(9996, 10001)),
+    ],
+)
+def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs):
+    *commands, selection = dry_run(world, "finetune.sh", DATASET=dataset)
+    pairs = [(checkpoint, epoch) for checkpoint in checkpoints for epoch in epochs]
+    names = [f"finetune_{checkpoint}_{epoch}" for checkpoint, epoch in pairs]
+    assert (selection.name, selection.names) == ("select", ["finetune", *names])
+    assert (selection.config.dataset, selection.config.ckpt_dir) == (dataset, "runs")
+    for command, name, (checkpoint, epoch) in zip(commands, names, pairs, strict=True):
+        assert expand_epochs(command.config.sem_id_epochs) == [epoch]
+        assert command.config == FinetuneConfig(
+            dataset=dataset,
+            data_dir="data",
+            ckpt_dir="runs",
+            run_name=name,
+            reuse=True,
+            pretrained_model=f"runs/{dataset}/pretrain_tau3/checkpoints/epoch_{checkpoint}",
+            sem_id_epochs=command.config.sem_id_epochs,
+            lr=0.0002,
+            gradient_accumulation_steps=4,
+        )
+        assert (command.config.epochs, command.config.patience, command.config.test_num_beams) == (100, 10, 50)
+
+
+def test_joint_fine_tuning(world):
+    *commands, selection = dry_run(
+        world, "finetune.sh", "--lr=0.5", DATASET="Video_Games", FINETUNE="joint", RUN_NAME="j"
+    )
+    assert [command.config.run_name for command in commands] == ["j_140_joint", "j_150_joint", "j_160_joint"]
+    assert selection.names == ["j", "j_140_joint", "j_150_joint", "j_160_joint"]
+    for command in commands:
+        assert expand_epochs(command.config.sem_id_epochs) == list(range(9986, 9992))
+        assert command.config.lr == 0.5
+
+
+def test_training_from_scratch(world):
+    arguments = ["--sem_id_epochs=[9999,10000]", "--num_layers=2", "--warmup_steps=7"]
+    environment = {"DATASET": "Another", "PRETRAINED": "none", "NUM_GPUS": "2"}
+    *commands, selection = dry_run(world, "finetune.sh", *arguments, **environment)
+    assert [(c.config.run_name, c.config.pretrained_model, c.config.num_layers) for c in commands] == [
+        ("finetune_scratch_9999", "", 2),
+        ("finetune_scratch_10000", "", 2),
+    ]
+    assert "training from scratch" in selection.said
+    assert commands[0].launcher[1:4] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
+    assert commands[0].config.gradient_accumulation_steps == 2
+    assert len(selection.launcher) == 1
+
+
+def test_dry_run_without_any_run_shows_placeholders(world, tmp_path):
+    environment = {"DRY_RUN": "1", "DATASET": "Another", "DATA_DIR": "data", "CKPT_DIR": str(tmp_path)}
+    result = run_script("finetune.sh", folder=world.folder, **environment)
+    assert result.returncode == 0
+    assert f"not known yet: {tmp_path}/Another holds no finished pre-training; run pretrain.sh first" in result.stderr
+    first, second = (shlex.split(line) for line in result.stdout.splitlines())
+    assert first[-3:] == [
+        "--run_name=finetune_CHECKPOINT_TOKENIZER",
+        "--pretrained_model=PRETRAINING/checkpoints/epoch_CHECKPOINT",
+        "--sem_id_epochs=[TOKENIZER]",
+    ]
+    assert second[2:6] == ["training.candidates", "select", "finetune", "finetune_CHECKPOINT_TOKENIZER"]
+
+
+def test_without_a_dry_run_that_is_an_error(world, tmp_path):
+    environment = {"DATASET": "Another", "DATA_DIR": "data", "CKPT_DIR": str(tmp_path)}
+    result = run_script("finetune.sh", folder=world.folder, **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path}/Another holds no finished pre-training")
+
+
+@pytest.mark.parametrize("script", ["pretrain.sh", "finetune.sh"])
+def test_unknown_flag_stops_the_script(world, script):
+    result = run_script(script, "--warmup_stepz=3", folder=world.folder, DATASET="Another", **world.environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "error: unknown flag --warmup_stepz (did you mean --warmup_steps?)" in result.stderr
+
+
+def test_fine_tuning_is_single_or_joint(world):
+    result = run_script("finetune.sh", folder=world.folder, DRY_RUN="1", FINETUNE="both")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: FINETUNE=both is neither single nor joint\n"
+
+
+@pytest.mark.parametrize("script", ["pretrain.sh", "finetune.sh"])
+def test_every_setting_that_a_script_reads_is_explained_in_it(script):
+    text = (ROOT / script).read_text()
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    read = set(re.findall(r"\$\{([A-Z_]+):-", text + (ROOT / "utils" / "launch.sh").read_text()))
+    read -= {"VIRTUAL_ENV", "PYTHONPATH", "CPU"}
+    assert {name for name in read if not re.search(rf"\b{name}\b", comments)} == set()

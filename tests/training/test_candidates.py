@@ -1,0 +1,215 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import fake_run
+
+from training import candidates
+from training.candidates import Candidate, newest_pretraining, plan, select, selection_table, tokenizers_back
+from training.config import FinetuneConfig
+from utils.errors import InputError
+
+STAGES = [60, 20, 20]
+
+
+@pytest.fixture
+def runs(dataset: Path, tmp_path: Path) -> Path:
+    """Return the folder of the tiny dataset's runs; the dataset gets the tokenizers of epochs 1 to 15."""
+    for epoch in range(4, 16):
+        (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").write_text("{}")
+    folder = tmp_path / "runs" / "Tiny"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def make_config(runs: Path, **settings: object) -> FinetuneConfig:
+    return FinetuneConfig(
+        **{"dataset": "Tiny", "data_dir": str(runs.parent.parent / "datasets"), "ckpt_dir": str(runs.parent)} | settings
+    )
+
+
+def pretraining(folder: Path, kept: tuple[int, ...] = (90, 100, 110, 120, 200), **config: object) -> Path:
+    return fake_run(folder, {"best_epoch": 200}, kept, epoch_per_stage=STAGES, **config)
+
+
+def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs):
+    run = pretraining(runs / "pretrain_tau1")
+    found = plan([90, 120], [5, 6, 9], make_config(runs), "", joint=False)
+    assert [(Path(c.model), c.suffix, c.epochs) for c in found] == [
+        (run / "checkpoints" / f"epoch_{checkpoint}", f"{checkpoint}_{epoch}", (epoch,))
+        for checkpoint in (90, 120)
+        for epoch in (6, 9, 10)
+    ]
+
+
+def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):
+    pretraining(runs / "pretrain_tau1", sem_id_epochs=[3, 5, 7])
+    found = plan([90], [0, 2], make_config(runs), "", joint=False)
+    assert [c.epochs for c in found] == [(3,), (7,)]
+
+
+def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
+    assert tokenizers_back([4, 5, 6], [1, 2, 3, 4]) == [4, 5]
+    assert "only 3 tokenizers are there: places [1, 2, 3, 4] back from the last are cut to [1, 2]" in (
+        capsys.readouterr().err
+    )
+    assert tokenizers_back([4, 5, 6], [9]) == [4]
+    assert "cut to the first" in capsys.readouterr().err
+    assert tokenizers_back([4, 5, 6], [0, 1]) == [5, 6]
+    assert capsys.readouterr().err == ""
+
+
+def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
+    run = fake_run(runs / "p", {"best_epoch": 18}, (5, 10, 15, 20), epoch_per_stage=STAGES)
+    found = plan([90, 100], [0], make_config(runs), "", joint=False)
+    assert [(c.suffix, Path(c.model)) for c in found] == [
+        ("best_15", run / "model"),
+        ("last_15", run / "checkpoints" / "epoch_20"),
+    ]
+    assert "kept none of the epochs 90, 100: its best epoch (18) and its last (20) are fine-tuned" in (
+        capsys.readouterr().err
+    )
+
+
+def test_some_missing_checkpoints_are_named(runs, capsys):
+    pretraining(runs / "p", kept=(10, 100))
+    assert [c.suffix for c in plan([90, 100], [0], make_config(runs), "", joint=False)] == ["100_15"]
+    assert "kept only 100 of the epochs 90, 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kept", "best"), [((10, 20), 20), ((), 7)])
+def test_best_alone_where_it_is_the_last_or_nothing_else_was_kept(runs, capsys, kept, best):
+    fake_run(runs / "p", {"best_epoch": best}, kept, epoch_per_stage=STAGES)
+    assert [c.suffix for c in plan([90], [0], make_config(runs), "", joint=False)] == ["best_15"]
+    assert f"its best epoch ({best}) is fine-tuned" in capsys.readouterr().err
+
+
+def test_from_scratch(runs, capsys):
+    found = plan([90, 100], [0, 1], make_config(runs), "none", joint=False)
+    assert found == [Candidate("", "scratch", (14,)), Candidate("", "scratch", (15,))]
+    assert [c.suffix for c in found] == ["scratch_14", "scratch_15"]
+    assert "training from scratch" in capsys.readouterr().err
+
+
+def test_joint_is_one_run_for_each_checkpoint(runs):
+    pretraining(runs / "p")
+    found = plan([90, 100], [5, 6, 7], make_config(runs), "", joint=True)
+    assert [(c.suffix, c.epochs) for c in found] == [("90_joint", (8, 9, 10)), ("100_joint", (8, 9, 10))]
+
+
+def test_explicit_epochs_and_model_win(runs, tmp_path):
+    pretraining(runs / "p", sem_id_epochs=[3, 5, 7])
+    model = tmp_path / "elsewhere" / "weights.pth"
+    model.parent.mkdir()
+    model.write_text("")
+    config = make_config(runs, sem_id_epochs="2:3", pretrained_model=str(model))
+    assert plan([90], [0], config, str(runs / "p"), joint=False) == [
+        Candidate(str(model), "weights", (2,)),
+        Candidate(str(model), "weights", (3,)),
+    ]
+
+
+def test_several_prefixes_do_not_double_the_tokenizers(runs, dataset):
+    (dataset / "other").mkdir()
+    for epoch in (14, 15):
+        (dataset / "other" / f"toy_8,8,8,8_{epoch}.sem_ids").write_text("{}")
+        (dataset / "rqvae" / f"twin_8,8,8,8_{epoch}.sem_ids").write_text("{}")
+    config = make_config(runs, token_prefix=["twin_8,8,8,8", "other/toy_8,8,8,8"])
+    assert [c.epochs for c in plan([90], [0, 1], config, "none", joint=False)] == [(14,), (15,)]
+
+
+def test_newest_finished_pre_training(runs):
+    for age, name in enumerate(["new", "old"]):
+        os.utime(pretraining(runs / name) / "results.json", (1000 - age, 1000 - age))
+    fake_run(runs / "fine_tuning")  # newer, but no pre-training
+    (pretraining(runs / "unfinished") / "results.json").unlink()
+    assert newest_pretraining(runs) == runs / "new"
+
+
+def test_no_pre_training_says_what_to_do(runs):
+    fake_run(runs / "fine_tuning")
+    with pytest.raises(InputError, match=r"no finished pre-training; run pretrain.sh first, or set PRETRAINED="):
+        newest_pretraining(runs)
+
+
+def test_absent_model_or_tokenizers(runs, dataset):
+    with pytest.raises(InputError, match="does not exist; PRETRAINED=none trains from scratch"):
+        plan([90], [0], make_config(runs), str(runs / "absent"), joint=False)
+    for file in (dataset / "rqvae").glob("*.sem_ids"):
+        file.unlink()
+    (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
+    with pytest.raises(InputError, match=r"has no numbered \.sem_ids files"):
+        plan([90], [0], make_config(runs), "none", joint=False)
+
+
+def result(epoch: int, valid: float, test: float, prefix: str = "rqvae/toy") -> dict:
+    return {"epoch": epoch, "prefix": prefix, "valid": {"ndcg@10": valid}, "test": {"ndcg@10": test}}
+
+
+def make_fine_tunings(runs: Path) -> list[Path]:
+    """Write three runs; the best by validation is the second tokenizer of the joint one, the worst by test."""
+    rows = {"a": [result(7, 0.31, 0.9)], "b": [result(7, 0.2, 0.8), result(8, 0.4, 0.1)], "c": [result(9, 0.39, 0.7)]}
+    return [
+        fake_run(runs / name, {"best_epoch": 3, "per_tokenizer": per_tokenizer}, val_metric="ndcg@10")
+        for name, per_tokenizer in rows.items()
+    ]
+
+
+def test_select_goes_by_validation_and_tells_no_losers_test(runs):
+    selection = select(make_fine_tunings(runs))
+    winner = {"run": str(runs / "b"), "best_epoch": 3, **result(8, 0.4, 0.1)}
+    assert (selection["val_metric"], selection["winner"]) == ("ndcg@10", winner)
+    assert [(Path(c["run"]).name, c["epoch"], c["valid"]["ndcg@10"]) for c in selection["candidates"]] == [
+        ("a", 7, 0.31),
+        ("b", 7, 0.2),
+        ("b", 8, 0.4),
+        ("c", 9, 0.39),
+    ]
+    assert not any("test" in candidate for candidate in selection["candidates"])
+    table = selection_table(selection)
+    assert [line for line in table.splitlines() if "<- winner" in line] == [
+        "b          8      3     0.4000  <- winner",
+    ]
+    assert table.splitlines()[-1].split() == ["test", "of", "the", "winner:", "0.1000"]
+    assert not any(number in table for number in ("0.9000", "0.8000", "0.7000"))
+
+
+def test_one_winner_among_prefixes_with_the_same_epoch(runs):
+    rows = [result(7, 0.3, 0.1, "rqvae/a"), result(7, 0.4, 0.2, "rqvae/b")]
+    run = fake_run(runs / "joint", {"best_epoch": 1, "per_tokenizer": rows}, val_metric="ndcg@10")
+    lines = selection_table(select([run])).splitlines()
+    assert ["<- winner" in line for line in lines] == [False, False, False, True, False]
+
+
+def test_command_prints_the_plan_and_writes_the_selection(runs, monkeypatch, capsys):
+    pretraining(runs / "p")
+    make_fine_tunings(runs)
+    where = ["--dataset=Tiny", f"--data_dir={runs.parent.parent / 'datasets'}", f"--ckpt_dir={runs.parent}"]
+    arguments = ["plan", "90,100", "0:1", "--pretrained=", "--joint=false", *where, "--lr", "0.01", "--overwrite"]
+    monkeypatch.setattr(sys, "argv", ["candidates", *arguments])
+    candidates.main()
+    checkpoints = runs / "p" / "checkpoints"
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
+        ["90_14", "[14]", f"{checkpoints / 'epoch_90'}"],
+        ["90_15", "[15]", f"{checkpoints / 'epoch_90'}"],
+        ["100_14", "[14]", f"{checkpoints / 'epoch_100'}"],
+        ["100_15", "[15]", f"{checkpoints / 'epoch_100'}"],
+    ]
+    monkeypatch.setattr(sys, "argv", ["candidates", "select", "finetune", "a", "b", "c", *where])
+    candidates.main()
+    assert json.loads((runs / "finetune.winner.json").read_text())["winner"]["epoch"] == 8
+    assert f"winner: {runs / 'b'}" in capsys.readouterr().out
+
+
+def test_run_name_is_refused_where_the_script_makes_it(runs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["candidates", "plan", "90", "0", "--run_name=mine"])
+    with pytest.raises(InputError, match="set RUN_NAME=mine instead of --run_name"):
+        candidates.main()
+
+
+def test_usage(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["candidates", "choose"])
+    with pytest.raises(InputError, match="usage: "):
+        candidates.main()

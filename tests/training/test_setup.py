@@ -1,0 +1,224 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_dataset import make_dataset
+from tiny_runs import MODEL, flags, sizes_of_files
+
+from data.token_table import level_sizes
+from model.recommender import Architecture, Recommender
+from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from training.setup import describe, influence_positions, load_data, make_recommender, resolve_config, start_run
+from utils.config import parse_config
+from utils.errors import InputError
+
+
+@pytest.fixture
+def resolve(dataset: Path, tmp_path: Path) -> Callable[..., TrainingConfig]:
+    """Return a reader of flags for the tiny dataset, as the commands read them."""
+
+    def read(config_class: type[TrainingConfig] = FinetuneConfig, **settings: object) -> TrainingConfig:
+        argv = flags(dataset, tmp_path / "runs", **{"run_name": "run"} | settings)
+        return resolve_config(*parse_config(config_class, argv, "test", ""))
+
+    return read
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a pre-trained model's folder: the tiny architecture, 3 x 8 codes."""
+    torch.manual_seed(0)
+    Recommender.from_architecture(Architecture(level_sizes(3, 8), **MODEL)).save_pretrained(tmp_path / "pre" / "model")
+    return tmp_path / "pre"
+
+
+def test_tokenizers_that_are_there_are_written_into_the_settings(resolve):
+    config = resolve()
+    assert (config.token_prefix, config.sem_id_epochs) == ("rqvae/toy_8,8,8,8", [1, 2, 3])
+    assert resolve(num_tokenizers=2).sem_id_epochs == [2, 3]
+    assert resolve(num_tokenizers=2).num_tokenizers is None
+    assert resolve(sem_id_epochs="1:2").sem_id_epochs == [1, 2]
+    assert resolve(sem_id_epochs=[3, 1], num_tokenizers=1).sem_id_epochs == [3, 1]
+
+
+def test_absent_tokenizers_or_dataset(resolve):
+    with pytest.raises(InputError, match=r"no file for epoch 4, 5; present: 1\.\.3 \(3 epochs\)"):
+        resolve(sem_id_epochs="3:5")
+    with pytest.raises(InputError, match=r"has 3 numbered .sem_ids files, 4 are wanted: .*--num_tokenizers"):
+        resolve(num_tokenizers=4)
+    with pytest.raises(InputError, match=r"Tiney does not exist; did you mean Tiny\?"):
+        resolve(dataset="Tiney")
+
+
+def test_several_prefixes(resolve, dataset):
+    for file in list((dataset / "rqvae").iterdir()):
+        (dataset / "rqvae" / file.name.replace("toy", "twin")).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match=r"choose with --token_prefix: rqvae/toy_8,8,8,8 rqvae/twin_8,8,8,8"):
+        resolve()
+    config = resolve(token_prefix='["twin_8,8,8,8","rqvae/toy_8,8,8,8"]', sem_id_epochs=[2, 3])
+    assert config.token_prefix == ["rqvae/twin_8,8,8,8", "rqvae/toy_8,8,8,8"]
+    table = load_data(config, Accelerator()).tokenization.table
+    assert [(group.prefix, group.epoch) for group in table.groups] == [
+        (prefix, epoch) for prefix in config.token_prefix for epoch in (2, 3)
+    ]
+    assert torch.equal(table.tokens[:2], table.tokens[2:])
+
+
+def test_best_checkpoint_where_no_file_has_a_number(resolve, dataset):
+    (dataset / "rqvae" / "toy_8,8,8,8_3.sem_ids").rename(dataset / "rqvae" / "toy_8,8,8,8.sem_ids")
+    for epoch in (1, 2):
+        (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").unlink()
+    config = resolve()
+    assert config.sem_id_epochs is None
+    assert [group.name for group in load_data(config, Accelerator()).tokenization.table.groups] == ["best"]
+
+
+def test_architecture_comes_from_the_model(resolve, model, dataset, tmp_path):
+    argv = flags(dataset, tmp_path / "runs", model=False, pretrained_model=model)
+    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    assert {name: getattr(config, name) for name in MODEL} == MODEL
+    assert (config.n_codebooks, config.codebook_size, config.n_user_tokens) == (3, [8, 8, 8, 8], 1)
+    recommender = make_recommender(config)
+    expected = Recommender.from_pretrained(model / "model")
+    for a, b in zip(recommender.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_equal_flags_beside_a_model_are_no_contradiction(resolve, model):
+    for codebook_size in (8, [8, 8, 8], [8, 8, 8, 8]):
+        assert resolve(pretrained_model=model, codebook_size=codebook_size).codebook_size == [8, 8, 8, 8]
+
+
+def test_all_contradicting_flags_are_named(resolve, model):
+    with pytest.raises(InputError) as caught:
+        resolve(pretrained_model=model, num_layers=2, d_model=32, codebook_size=16)
+    message = str(caught.value)
+    for part in ("num_layers=2 (the model has 1)", "d_model=32 (the model has 16)", "codebook_size=16"):
+        assert part in message
+    assert message.endswith("leave them out")
+    assert "d_ff" not in message
+
+
+def test_model_that_is_not_there(resolve, tmp_path):
+    with pytest.raises(InputError, match="absent does not exist; leave the flag out to train from scratch"):
+        resolve(pretrained_model=tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"is neither a model folder .* nor a run folder"):
+        resolve(pretrained_model=tmp_path / "empty")
+
+
+def test_reference_checkpoint_settles_the_sizes(golden, tmp_path):
+    """The golden case's .pth; its vocabulary has to be given."""
+    file = golden.folder / "reference_checkpoint.pth"
+    expected = golden.weights("weights_after_5_steps/")
+    sizes = sizes_of_files(golden.dataset)
+    argv = [f"--dataset={golden.dataset.name}", f"--data_dir={golden.dataset.parent}", f"--pretrained_model={file}"]
+    with pytest.raises(InputError, match=rf"has a vocabulary of {sum(sizes) + 3} tokens; .* make 1031"):
+        resolve_config(*parse_config(FinetuneConfig, [*argv, "--codebook_size=257"], "test", ""))
+    argv += [f"--n_codebooks={len(sizes) - 1}", f"--codebook_size={sizes}".replace(" ", "")]
+    with pytest.raises(InputError, match=r"d_model=7 \(the model has"):
+        resolve_config(*parse_config(FinetuneConfig, [*argv, "--d_model=7"], "test", ""))
+    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    assert config.d_model == golden.weights()["t5.shared.weight"].shape[1]
+    for name, weight in make_recommender(config).named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_the_runs_own(resolve, model):
+    config = resolve(pretrained_model=model, dropout_rate=0.3)
+    recommender = make_recommender(config)
+    rates = {module.p for module in recommender.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.3}
+
+
+def test_weights_from_scratch_depend_on_the_seed_alone(resolve):
+    def weights(seed: int, name: str) -> torch.Tensor:
+        config = resolve(rand_seed=seed, run_name=name)
+        start_run(config)
+        return torch.cat([p.flatten() for p in make_recommender(config).parameters()])
+
+    first = weights(1, "a")
+    assert torch.equal(first, weights(1, "b"))
+    assert not torch.equal(first, weights(2, "c"))
+
+
+def test_splits_and_order(resolve):
+    data = load_data(resolve(train_batch_size=50), Accelerator())
+    assert (len(data.order.positions), len(data.valid), len(data.test)) == (351, 27, 28)
+    assert (data.order.batches_per_epoch, data.order.global_batch_size) == (8, 50)
+    np.testing.assert_array_equal(data.valid, data.valid_sample)
+
+
+def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(resolve):
+    data = load_data(resolve(val_ratio=0.4), Accelerator())
+    assert (len(data.valid), len(data.valid_sample)) == (27, 11)
+    assert set(data.valid_sample) < set(data.valid)
+    again = load_data(resolve(val_ratio=0.4), Accelerator())
+    np.testing.assert_array_equal(data.valid_sample, again.valid_sample)
+    other = load_data(resolve(val_ratio=0.4, rand_seed=1), Accelerator())
+    assert data.valid_sample.tolist() != other.valid_sample.tolist()
+
+
+def test_influence_sample_is_one_share_for_the_whole_run(resolve):
+    config = resolve(PretrainConfig, influence_sample_ratio=0.25)
+    order = load_data(config, Accelerator()).order
+    sample = influence_positions(config, order)
+    assert len(sample) == 88  # a quarter of 351
+    assert set(sample) < set(order.positions)
+    np.testing.assert_array_equal(sample, influence_positions(config, order))
+    np.testing.assert_array_equal(influence_positions(resolve(PretrainConfig), order), order.positions)
+
+
+def test_dataset_without_training_examples(resolve, dataset):
+    sequences = '{"user1": ["item1", "item2", "item3"]}'
+    (dataset / "all_item_seqs.json").write_text(sequences)
+    with pytest.raises(InputError, match="no user has enough items for train examples"):
+        load_data(resolve(), Accelerator())
+
+
+def test_what_is_said_before_the_start(resolve, model):
+    config = resolve(sem_id_epochs=[1, 3], gradient_accumulation_steps=2)
+    accelerator = Accelerator()
+    data, recommender = load_data(config, accelerator), make_recommender(config)
+    text = "\n".join(describe(config, data, recommender, accelerator))
+    assert "dataset Tiny: 30 users, 20 items, 351 training examples" in text
+    assert "tokenizers (2): 1, 3" in text
+    assert "weights from scratch" in text
+    assert "global batch 32 = 16 x 1 processes x 2 batches, 11 steps an epoch, on cpu" in text
+    config = resolve(pretrained_model=model)
+    assert f"weights from {model}" in "\n".join(describe(config, data, recommender, accelerator))
+
+
+def test_list_valued_codebook_sizes(tmp_path):
+    folder = make_dataset(tmp_path / "datasets" / "Mixed", num_items=12, codebook_size=4, epochs=(1,))
+    argv = flags(folder, tmp_path / "runs", codebook_size=[8, 6, 4])
+    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    assert load_data(config, Accelerator()).tokenization.table.vocabulary.size == 8 + 6 + 4 + 4 + 3
+
+
+def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
+    accelerator, run = start_run(resolve())
+    assert accelerator.num_processes == 1
+    assert run.path == tmp_path / "runs" / "Tiny" / "run"
+    with pytest.raises(InputError, match="holds an unfinished run; start it anew with --overwrite, or set --run_name"):
+        start_run(resolve(reuse=True))
+    (run.path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a finished run; set another --run_name"):
+        start_run(resolve())
+    assert start_run(resolve(reuse=True)) is None
+    assert f"{run.path} is already finished with these settings" in capsys.readouterr().out
+    with pytest.raises(InputError) as caught:
+        start_run(resolve(reuse=True, lr=0.5, epochs=9))
+    assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another" in str(caught.value)
+    (run.path / "old").write_text("")
+    assert start_run(resolve(overwrite=True, lr=0.5)) is not None
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml"]
+
+
+def test_log_can_lie_elsewhere(resolve, tmp_path):
+    _, run = start_run(resolve(log_dir=tmp_path / "logs"))
+    run.say("hello")
+    assert (tmp_path / "logs" / "Tiny_run.log").read_text().endswith(" hello\n")

@@ -1,0 +1,288 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import flags, read_lines, read_results, read_weights
+from transformers import get_cosine_schedule_with_warmup
+
+import training.trainer
+from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from training.setup import load_data, make_recommender, resolve_config, start_run
+from training.trainer import Trainer, mean_over_groups
+from utils.config import parse_config
+
+UNIFORM = np.full(3, 1 / 3)
+
+
+@pytest.fixture
+def make_trainer(dataset: Path, tmp_path: Path) -> Callable[..., Trainer]:
+    """Return a maker of trainers on the tiny dataset: 351 training examples, 22 batches of 16."""
+
+    def make(config_class: type[TrainingConfig] = PretrainConfig, **settings: object) -> Trainer:
+        name = f"run{len(list(tmp_path.glob('runs/Tiny/*')))}"
+        argv = flags(dataset, tmp_path / "runs", **{"run_name": name, "val_delay": 0} | settings)
+        config, given = parse_config(config_class, argv, "test", "")
+        config = resolve_config(config, given)
+        accelerator, run = start_run(config)
+        data = load_data(config, accelerator)
+        return Trainer(config, accelerator, run, data, make_recommender(config))
+
+    return make
+
+
+def script_scores(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, scores: list[float]) -> None:
+    """Replace training by setting every weight to the epoch's number, and epoch e's validation score by scores[e - 1].
+
+    A test's score is the value of the weights.
+    """
+
+    def train(epoch: int, probabilities: np.ndarray) -> None:
+        for parameter in trainer.recommender.parameters():
+            parameter.data.fill_(epoch)
+
+    def predict(positions: np.ndarray, group: int, num_beams: int) -> SimpleNamespace:
+        is_test = positions is trainer.data.test
+        score = trainer.recommender.t5.shared.weight[0, 0].item() if is_test else scores[trainer.progress.epoch - 1]
+        return SimpleNamespace(metrics=lambda names: {name: score + group for name in names})
+
+    monkeypatch.setattr(trainer, "_train_epoch", train)
+    monkeypatch.setattr(trainer, "_predict", predict)
+    monkeypatch.setattr(training.trainer, "write_results", lambda *_: None)
+
+
+def value_of(folder: Path) -> float:
+    """Return the number that every weight in a model folder was set to."""
+    values = torch.cat([weight.flatten() for weight in read_weights(folder).values()]).unique()
+    assert len(values) == 1
+    return float(values)
+
+
+def test_evaluates_after_val_delay_at_multiples_of_the_interval(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=13, val_delay=3, eval_interval=3, patience="null")
+    script_scores(monkeypatch, trainer, [0.5] * 13)
+    trainer.fit(13, UNIFORM)
+    lines = read_lines(trainer.run.path, "valid")
+    assert [line["epoch"] for line in lines] == [6, 9, 12]  # not 3: it is not above val_delay
+    assert lines[0]["mean"]["ndcg@10"] == 1.5  # 0.5, 1.5 and 2.5 of the three tokenizers
+    assert [lines[0]["per_tokenizer"][name]["recall@5"] for name in ("1", "2", "3")] == [0.5, 1.5, 2.5]
+
+
+@pytest.mark.parametrize("patience", [5, 6])
+def test_patience_counts_epochs_not_evaluations(make_trainer, monkeypatch, patience):
+    trainer = make_trainer(epochs=20, eval_interval=2, patience=patience, save_interval=100)
+    script_scores(monkeypatch, trainer, [0.1, 0.3, 0.2, 0.2] + [0.3] * 16)  # an equal score is no better one
+    trainer.fit(20, UNIFORM)
+    assert trainer.progress.stopped
+    assert (trainer.progress.best_epoch, trainer.progress.epoch) == (2, 8)  # 8 - 2 >= patience, 6 - 2 is not
+    assert [path.name for path in (trainer.run.path / "checkpoints").iterdir()] == ["epoch_8"]
+    trainer.fit(20, UNIFORM)
+    assert trainer.progress.epoch == 8
+    assert "stopped early: the best epoch is 2" in trainer.run.log_file.read_text()
+
+
+def test_without_patience_training_goes_to_the_end(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=6, patience="null")
+    script_scores(monkeypatch, trainer, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+    trainer.fit(6, UNIFORM)
+    assert (trainer.progress.best_epoch, trainer.progress.epoch, trainer.progress.stopped) == (1, 6, False)
+
+
+def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=4, save_interval="null")
+    script_scores(monkeypatch, trainer, [0.1, 0.2, 0.9, 0.3])
+    trainer.fit(4, UNIFORM)
+    assert value_of(trainer.best_folder) == 3
+    assert trainer.recommender.t5.shared.weight[0, 0].item() == 4
+    results = trainer.test()
+    assert trainer.recommender.t5.shared.weight[0, 0].item() == 3
+    assert results == read_results(trainer.run.path)
+    names = ["ndcg@5", "recall@5", "ndcg@10", "recall@10"]
+    assert results == {
+        "valid": dict.fromkeys(names, pytest.approx(1.9)),
+        "test": dict.fromkeys(names, 4.0),
+        "per_tokenizer": [
+            {
+                "epoch": group + 1,
+                "prefix": "rqvae/toy_8,8,8,8",
+                "valid": dict.fromkeys(names, 0.9 + group),
+                "test": dict.fromkeys(names, 3.0 + group),
+            }
+            for group in range(3)
+        ],
+        "best_epoch": 3,
+        "num_users": 28,
+    }
+    assert not (trainer.run.path / "checkpoints").exists()
+
+
+def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=2, val_delay=5)
+    script_scores(monkeypatch, trainer, [0.1, 0.2])
+    trainer.fit(2, UNIFORM)
+    assert not trainer.best_folder.exists()
+    results = trainer.test()
+    assert results["best_epoch"] == 2
+    assert results["test"]["recall@10"] == 3
+    assert "no epoch was evaluated (val_delay=5): the last one is taken" in trainer.run.log_file.read_text()
+
+
+def test_checkpoints_at_the_interval_and_at_the_last_epoch(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=5, save_interval=2)
+    script_scores(monkeypatch, trainer, [0.1] * 5)
+    trainer.fit(3, UNIFORM)  # the end of a stage is not the last epoch
+    trainer.fit(5, UNIFORM)
+    kept = {path.name: value_of(path) for path in (trainer.run.path / "checkpoints").iterdir()}
+    assert kept == {"epoch_2": 2, "epoch_4": 4, "epoch_5": 5}
+
+
+def test_val_metric_picks_the_best_epoch(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=2, val_metric="recall@5")
+    script_scores(monkeypatch, trainer, [0.0, 0.0])
+    tables = [{"ndcg@10": 0.1, "recall@5": 0.9}, {"ndcg@10": 0.9, "recall@5": 0.1}]
+    monkeypatch.setattr(
+        trainer, "_predict", lambda *_: SimpleNamespace(metrics=lambda _: tables[trainer.progress.epoch - 1])
+    )
+    trainer.fit(2, UNIFORM)
+    assert (trainer.progress.best_epoch, trainer.progress.best_score) == (1, 0.9)
+
+
+def hugging_face_rates(lr: float, warmup: int, total: int, advance: int, steps: int) -> list[float]:
+    """Return the learning rate of each optimizer step when it advances Hugging Face's schedule by `advance`."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for _ in range(advance):
+            scheduler.step()
+    return rates
+
+
+def test_learning_rates_are_hugging_faces_cosine(make_trainer, monkeypatch):
+    monkeypatch.setattr(training.trainer, "LOG_EVERY", 1)
+    trainer = make_trainer(epochs=2, val_delay=9, gradient_accumulation_steps=2, warmup_steps=7)
+    trainer.fit(2, UNIFORM)
+    lines = read_lines(trainer.run.path, "train")
+    assert [line["step"] for line in lines] == list(range(1, 23))  # 11 steps an epoch, each of two batches
+    expected = hugging_face_rates(0.01, 7, total=44, advance=2, steps=22)
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], expected, rtol=1e-12)
+    assert max(expected) > 0.0099
+
+
+@pytest.mark.parametrize(("accumulation", "num_processes"), [(1, 1), (1, 4), (3, 2)])
+def test_schedule_advances_by_the_batches_of_all_processes(make_trainer, accumulation, num_processes):
+    trainer = make_trainer(epochs=10, gradient_accumulation_steps=accumulation, warmup_steps=50)
+    trainer.data.order.num_processes = num_processes
+    assert trainer.total_positions == 220
+    expected = hugging_face_rates(0.01, 50, 220, accumulation * num_processes, steps=30)
+    for step, rate in enumerate(expected):
+        trainer.progress.step = step
+        assert trainer.learning_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_steps_set_schedule_and_epochs(make_trainer):
+    trainer = make_trainer(epochs=7, steps=45)
+    assert (trainer.total_positions, trainer.epochs) == (45, 3)  # 22 batches an epoch
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_batches_train_like_one_large_batch(make_trainer, parts):
+    """With equal schedule positions and no dropout: 32 examples in one batch, or in several."""
+    settings = {"epochs": 2, "val_delay": 9, "dropout_rate": 0, "lr": 0.001}
+    whole = make_trainer(train_batch_size=32, warmup_steps=4, **settings)
+    whole.fit(2, UNIFORM)
+    cut = make_trainer(
+        train_batch_size=32 // parts, gradient_accumulation_steps=parts, warmup_steps=4 * parts, **settings
+    )
+    cut.fit(2, UNIFORM)
+    assert whole.progress.step == cut.progress.step == 22
+    for (name, a), b in zip(whole.recommender.named_parameters(), cut.recommender.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    losses = [[line["loss"] for line in read_lines(trainer.run.path, "epoch")] for trainer in (whole, cut)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def test_a_step_is_clipped_adamw_on_the_mean_loss(make_trainer, monkeypatch):
+    """The trainer's first steps against torch's own AdamW on the mean loss of the same examples."""
+    monkeypatch.setattr(training.trainer, "LOG_EVERY", 1)
+    trainer = make_trainer(epochs=1, val_delay=9, dropout_rate=0, train_batch_size=100, max_grad_norm=0.5)
+    plain = make_recommender(trainer.config)
+    plain.load_state_dict(trainer.recommender.state_dict())
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.05)
+    positions, groups = trainer.data.order.epoch(1, UNIFORM)
+    trainer.fit(1, UNIFORM)
+    norms = []
+    for step in range(4):  # 100, 100, 100 and 51 examples
+        part = slice(100 * step, 100 * step + 100)
+        batch = trainer.data.tokenization.batch(positions[part], groups[part])
+        optimizer.param_groups[0]["lr"] = 0.01 * step / 4
+        plain(batch.input_ids, batch.labels, batch.lengths).mean().backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)))
+        optimizer.step()
+        optimizer.zero_grad()
+    lines = read_lines(trainer.run.path, "train")
+    np.testing.assert_allclose([line["gradient_norm"] for line in lines], norms, rtol=1e-4)
+    assert min(norms) > 0.5  # clipping had something to do
+    for a, b in zip(trainer.recommender.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_remedy(make_trainer):
+    trainer = make_trainer(epochs=2, save_interval=1)
+    trainer.recommender.t5.shared.weight.data[:] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at epoch 1, step 22 .* lower --lr"):
+        trainer.fit(2, UNIFORM)
+    assert not trainer.best_folder.exists()
+    assert not (trainer.run.path / "checkpoints").exists()
+    assert not (trainer.run.path / "metrics.jsonl").exists()
+
+
+def test_loss_on_record_is_the_mean_over_examples(make_trainer, monkeypatch):
+    """With a learning rate of zero the epoch's loss is the model's mean loss, whatever the batches' sizes."""
+    trainer = make_trainer(FinetuneConfig, epochs=1, val_delay=9, dropout_rate=0, warmup_steps=10**9, sem_id_epochs=2)
+    trainer.fit(1, np.ones(1))
+    order, tokenization = trainer.data.order, trainer.data.tokenization
+    batch = tokenization.batch(order.positions, 0)
+    with torch.no_grad():
+        expected = float(trainer.recommender(batch.input_ids, batch.labels, batch.lengths).mean())
+    assert read_lines(trainer.run.path, "epoch")[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_tracker_gets_losses_rates_metrics_and_throughput(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(trainer.accelerator, "log", lambda values, step: logged.update(values))
+    trainer.fit(1, UNIFORM)
+    trainer.test()
+    for name in ("train/loss", "train/learning_rate", "train/gradient_norm", "train/samples_per_second"):
+        assert np.isfinite(logged[name])
+    assert {f"valid_per_tokenizer/ndcg@10/{epoch}" for epoch in (1, 2, 3)} <= logged.keys()
+    assert logged["test/recall@10"] == read_results(trainer.run.path)["test"]["recall@10"]
+
+
+def test_tensorboard_is_the_default_tracker(make_trainer, tmp_path):
+    trainer = make_trainer(epochs=1, log_with="tensorboard", tensorboard_log_dir=tmp_path / "boards")
+    trainer.accelerator.log({"train/loss": 1.0}, step=1)
+    trainer.accelerator.end_training()
+    assert PretrainConfig().log_with == "tensorboard"
+    assert list((tmp_path / "boards" / trainer.config.run_name).rglob("events.out.tfevents.*"))
+
+
+def test_mean_over_groups():
+    assert mean_over_groups([{"ndcg@5": 0.2, "recall@5": 1.0}, {"ndcg@5": 0.4, "recall@5": 0.0}]) == {
+        "ndcg@5": pytest.approx(0.3),
+        "recall@5": 0.5,
+    }
+
+
+def test_results_folder_can_lie_elsewhere(make_trainer, tmp_path):
+    trainer = make_trainer(FinetuneConfig, epochs=1, sem_id_epochs=2, results_dir=tmp_path / "results")
+    trainer.fit(1, np.ones(1))
+    trainer.test()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["test_results_2.json"]
+    assert len(json.loads((tmp_path / "results" / "test_results_2.json").read_text())["users"]) == 28
