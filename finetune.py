@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from training.config import FinetuneConfig
-from training.setup import describe, load_data, make_recommender, resolve_config, start_run
-from training.trainer import Trainer
+from training.setup import resolve_config, start_run
 from utils.config import parse_config
 from utils.runtime import run_command
 
@@ -21,15 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     config = resolve_config(config, given)
     if config.run_name is None:
         config.run_name = default_run_name(config)
-    started = start_run(config)
-    if started is None:
+    trainer = start_run(config)
+    if trainer is None:
         return
-    accelerator, run = started
-    data = load_data(config, accelerator)
-    recommender = make_recommender(config)
-    for line in describe(config, data, recommender, accelerator):
-        run.say(line)
-    trainer = Trainer(config, accelerator, run, data, recommender)
     num_groups = len(trainer.groups)
     trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
     trainer.test()

@@ -12,7 +12,7 @@ import numpy as np
 from training.config import PretrainConfig
 from training.curriculum import accumulate_scores, estimate_influence, sampling_probabilities
 from training.schedule import stage_ends
-from training.setup import describe, influence_positions, load_data, make_recommender, resolve_config, start_run
+from training.setup import influence_positions, resolve_config, start_run
 from training.trainer import Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
@@ -26,16 +26,10 @@ def main(argv: list[str] | None = None) -> None:
         num_tokenizers = len(config.sem_id_epochs or [None])
         how = f"tau{config.tau:g}" if config.curriculum == "influence" else "uniform"
         config.run_name = f"pretrain_{num_tokenizers}tokenizers_{config.num_layers}layers_{how}_seed{config.rand_seed}"
-    started = start_run(config)
-    if started is None:
+    trainer = start_run(config)
+    if trainer is None:
         return
-    accelerator, run = started
-    data = load_data(config, accelerator)
-    recommender = make_recommender(config)
-    for line in describe(config, data, recommender, accelerator):
-        run.say(line)
-    trainer = Trainer(config, accelerator, run, data, recommender)
-
+    run, data = trainer.run, trainer.data
     ends, dropped = stage_ends(config.epoch_per_stage, trainer.epochs)
     if dropped:
         run.say(f"the stages {dropped} at the end do not fit into {trainer.epochs} epochs and are dropped")
@@ -54,13 +48,13 @@ def main(argv: list[str] | None = None) -> None:
             clock = time.perf_counter()
             influences.append(
                 estimate_influence(
-                    recommender,
+                    trainer.recommender,
                     trainer.optimizer,
                     data.tokenization,
                     influence_positions(config, data.order),
                     data.valid,
                     config.train_batch_size,
-                    accelerator,
+                    trainer.accelerator,
                 )
             )
             learning_rates.append(trainer.learning_rate)

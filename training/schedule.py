@@ -4,7 +4,9 @@ import math
 
 
 def cosine_factor(position: int, warmup: int, total: int) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine to zero.
+    """Return the learning rate's factor: linear warm-up, then half a cosine to zero, which it keeps.
+
+    Differs from the reference code: there the factor rises again beyond `total`, which uneven global batches reach.
 
     Args:
         position: 0-based schedule position, counted in batches of one process.
@@ -12,8 +14,8 @@ def cosine_factor(position: int, warmup: int, total: int) -> float:
     """
     if position < warmup:
         return position / max(1, warmup)
-    progress = (position - warmup) / max(1, total - warmup)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    progress = min(1.0, (position - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:

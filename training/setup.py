@@ -1,5 +1,6 @@
-"""What pre-training and fine-tuning start with: run folder, data, model."""
+"""What pre-training and fine-tuning start with: settings, data, model, run folder."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,7 @@ from model.recommender import (
     sizes_of_weights,
 )
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
-from training.trainer import Data
+from training.trainer import Data, Trainer
 from utils.config import expand_epochs
 from utils.errors import InputError
 from utils.run_folder import RunFolder
@@ -94,46 +95,50 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
     return fixed
 
 
-def start_run(config: TrainingConfig) -> tuple[Accelerator, RunFolder] | None:
-    """Make the Accelerator and the run folder.
+def start_run(config: ConfigType) -> Trainer | None:
+    """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
 
     Returns:
         None if the run is already finished with the same settings and --reuse is set.
 
     Raises:
-        InputError: The folder holds another run.
+        InputError: The folder holds another run, or the data or the model cannot be read.
     """
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
-    trackers = None if config.log_with == "none" else config.log_with
+    tracker = None if config.log_with == "none" else config.log_with
     tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=trackers, project_dir=str(tracker_folder)
-    )
-    log_folder = Path(config.log_dir) if config.log_dir else path
-    log_file = log_folder / ("log.txt" if log_folder == path else f"{config.dataset}_{config.run_name}.log")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=tracker, project_dir=str(tracker_folder))
+    log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
     run = RunFolder(path, accelerator.is_main_process, log_file)
-    verdict: list = [None, None]
-    if accelerator.is_main_process:
-        try:
-            verdict[0] = run.check(config)
-            if verdict[0]:
-                run.create(config)
-        except InputError as error:
-            verdict[1] = str(error)
-    verdict = broadcast_object_list(verdict)
-    if verdict[1]:
-        raise InputError(verdict[1])
-    if not verdict[0]:
-        if accelerator.is_main_process:
-            print(f"{path} is already finished with these settings")
+    if not on_main_process(lambda: run.check(config), accelerator):
+        accelerator.print(f"{path} is already finished with these settings")
         return None
     seed_everything(config.rand_seed, config.reproducibility)
-    if trackers:
-        settings = {
+    data = load_data(config, accelerator)
+    recommender = make_recommender(config)
+    run.create(config)
+    if tracker:
+        simple = {
             name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()
         }
-        accelerator.init_trackers("tensorboard" if trackers == "tensorboard" else "mtgrec", config=settings)
-    return accelerator, run
+        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", config=simple)
+    for line in describe(config, data, recommender, accelerator):
+        run.say(line)
+    return Trainer(config, accelerator, run, data, recommender)
+
+
+def on_main_process(question: Callable[[], bool], accelerator: Accelerator) -> bool:
+    """Answer a question about files on the main process and share the answer, or its InputError, with all."""
+    answer: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = question()
+        except InputError as error:
+            answer[1] = str(error)
+    answer = broadcast_object_list(answer)
+    if answer[1]:
+        raise InputError(answer[1])
+    return answer[0]
 
 
 def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:

@@ -1,6 +1,7 @@
 """The one training loop: epochs, evaluation, early stopping, checkpoints, the final test."""
 
 import math
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -87,6 +88,13 @@ class Trainer:
         order = data.order
         self.total_positions = config.steps or order.batches_per_epoch * config.epochs
         self.epochs = math.ceil(config.steps / order.batches_per_epoch) if config.steps else config.epochs
+        planned = order.steps_per_epoch * order.accumulation * order.num_processes * self.epochs
+        if planned > 1.05 * self.total_positions:
+            run.say(
+                f"the learning rate reaches 0 after {self.total_positions / planned:.0%} of the steps: "
+                f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly; "
+                "lower --gradient_accumulation_steps"
+            )
         self.progress = Progress()
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -306,14 +314,7 @@ class Trainer:
     @property
     def _show_bars(self) -> bool:
         """Progress bars are for the main process on a terminal; a log file gets lines."""
-        return self.accelerator.is_main_process and tqdm_stream_is_terminal()
-
-
-def tqdm_stream_is_terminal() -> bool:
-    """Return whether progress bars would be drawn on a terminal."""
-    import sys
-
-    return sys.stderr.isatty()
+        return self.accelerator.is_main_process and sys.stderr.isatty()
 
 
 def mean_over_groups(per_group: list[dict[str, float]]) -> dict[str, float]:

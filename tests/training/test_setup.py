@@ -137,8 +137,7 @@ def test_dropout_is_the_runs_own(resolve, model):
 def test_weights_from_scratch_depend_on_the_seed_alone(resolve):
     def weights(seed: int, name: str) -> torch.Tensor:
         config = resolve(rand_seed=seed, run_name=name)
-        start_run(config)
-        return torch.cat([p.flatten() for p in make_recommender(config).parameters()])
+        return torch.cat([p.flatten() for p in start_run(config).recommender.parameters()])
 
     first = weights(1, "a")
     assert torch.equal(first, weights(1, "b"))
@@ -200,8 +199,7 @@ def test_list_valued_codebook_sizes(tmp_path):
 
 
 def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
-    accelerator, run = start_run(resolve())
-    assert accelerator.num_processes == 1
+    run = start_run(resolve()).run
     assert run.path == tmp_path / "runs" / "Tiny" / "run"
     with pytest.raises(InputError, match="holds an unfinished run; start it anew with --overwrite, or set --run_name"):
         start_run(resolve(reuse=True))
@@ -215,10 +213,18 @@ def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
     assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another" in str(caught.value)
     (run.path / "old").write_text("")
     assert start_run(resolve(overwrite=True, lr=0.5)) is not None
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "log.txt"]
+
+
+def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):
+    config = resolve()
+    next(dataset.glob("rqvae/*_3.sem_ids")).write_text("{}")
+    with pytest.raises(InputError, match="20 of 20 items have no semantic ID"):
+        start_run(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_log_can_lie_elsewhere(resolve, tmp_path):
-    _, run = start_run(resolve(log_dir=tmp_path / "logs"))
+    run = start_run(resolve(log_dir=tmp_path / "logs")).run
     run.say("hello")
     assert (tmp_path / "logs" / "Tiny_run.log").read_text().endswith(" hello\n")

@@ -11,7 +11,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 import training.trainer
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
-from training.setup import load_data, make_recommender, resolve_config, start_run
+from training.setup import make_recommender, resolve_config, start_run
 from training.trainer import Trainer, mean_over_groups
 from utils.config import parse_config
 
@@ -26,10 +26,7 @@ def make_trainer(dataset: Path, tmp_path: Path) -> Callable[..., Trainer]:
         name = f"run{len(list(tmp_path.glob('runs/Tiny/*')))}"
         argv = flags(dataset, tmp_path / "runs", **{"run_name": name, "val_delay": 0} | settings)
         config, given = parse_config(config_class, argv, "test", "")
-        config = resolve_config(config, given)
-        accelerator, run = start_run(config)
-        data = load_data(config, accelerator)
-        return Trainer(config, accelerator, run, data, make_recommender(config))
+        return start_run(resolve_config(config, given))
 
     return make
 
