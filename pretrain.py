@@ -68,7 +68,7 @@ def report_stage(
     trainer: Trainer, stage: int, influence: np.ndarray, probabilities: np.ndarray, seconds: float
 ) -> None:
     """Say, record and track a stage's influence scores [G] and the sampling probabilities [G] that follow from them."""
-    names = [group.name for group in trainer.groups]
+    names = trainer.data.tokenization.table.labels
     trainer.run.say(
         f"stage {stage}  influence in {seconds:.1f} s  sampling probabilities {probabilities.min():.4f} "
         f"({names[probabilities.argmin()]}) to {probabilities.max():.4f} ({names[probabilities.argmax()]})"

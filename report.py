@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
 from data.popularity import popularity_recommendations
+from data.token_table import group_labels
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json
@@ -60,19 +61,14 @@ def load_outcome(path: Path) -> Outcome:
     Raises:
         InputError: It holds no results.
     """
-    if path.is_file():
-        chosen = read_json(path)["winner"]
-        folder = Path(chosen["run"])
-    else:
-        folder = path
-        if not (folder / RESULTS_FILE).is_file():
-            raise InputError(f"{folder} holds no finished run ({RESULTS_FILE} is not there)")
-        metric = read_config(folder)["val_metric"]
-        chosen = max(read_json(folder / RESULTS_FILE)["per_tokenizer"], key=lambda row: row["valid"][metric])
-    settings = read_config(folder)
-    label = "best" if chosen["epoch"] is None else chosen["epoch"]
-    results_folder = Path(settings["results_dir"] or folder)
-    return Outcome(folder, settings, chosen["test"], results_folder / f"test_results_{label}.json")
+    folder = Path(read_json(path)["winner"]["run"]) if path.is_file() else path
+    if not (folder / RESULTS_FILE).is_file():
+        raise InputError(f"{folder} holds no finished run ({RESULTS_FILE} is not there)")
+    settings, rows = read_config(folder), read_json(folder / RESULTS_FILE)["per_tokenizer"]
+    labels = group_labels([(row["prefix"], row["epoch"]) for row in rows])
+    best = max(range(len(rows)), key=lambda index: rows[index]["valid"][settings["val_metric"]])
+    file = Path(settings["results_dir"] or folder) / f"test_results_{labels[best]}.json"
+    return Outcome(folder, settings, rows[best]["test"], file)
 
 
 def metrics_table(rows: list[tuple[str, dict[str, float]]]) -> str:

@@ -90,9 +90,17 @@ class Group:
     epoch: int | None
     file: Path = field(compare=False)
 
-    @property
-    def name(self) -> str:
-        return "best" if self.epoch is None else str(self.epoch)
+
+def group_labels(groups: Sequence[tuple[str, int | None]]) -> list[str]:
+    """Name each (prefix, epoch) shortly: the epoch or "best", after the prefix's number where there are several.
+
+    Result files and logs use these names.
+    """
+    prefixes = list(dict.fromkeys(prefix for prefix, _ in groups))
+    names = ["best" if epoch is None else str(epoch) for _, epoch in groups]
+    if len(prefixes) == 1:
+        return names
+    return [f"{prefixes.index(prefix)}_{name}" for (prefix, _), name in zip(groups, names, strict=True)]
 
 
 @dataclass
@@ -113,6 +121,11 @@ class TokenTable:
     @property
     def num_groups(self) -> int:
         return len(self.groups)
+
+    @property
+    def labels(self) -> list[str]:
+        """A short name for each group."""
+        return group_labels([(group.prefix, group.epoch) for group in self.groups])
 
     def trie(self, group: int) -> PrefixTrie:
         """Return the group's items as a prefix trie on the table's device; trie row r is item id r + 1."""

@@ -194,7 +194,7 @@ def describe(config: TrainingConfig, data: Data, recommender: Recommender, accel
     """Return what a person wants to know before the run starts, a line each."""
     interactions, table, order = data.tokenization.interactions, data.tokenization.table, data.order
     parameters = sum(p.numel() for p in recommender.parameters())
-    names = ", ".join(group.name for group in table.groups)
+    names = ", ".join(table.labels)
     source = f"weights from {config.pretrained_model}" if config.pretrained_model else "weights from scratch"
     return [
         f"dataset {config.dataset}: {interactions.num_users:,} users, {interactions.num_items:,} items, "

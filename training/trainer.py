@@ -237,7 +237,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         text = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
         self.run.say(f"epoch {progress.epoch}  validation  {text}  {seconds:.1f} s{'  (best)' if best else ''}")
-        named = {group.name: metrics for group, metrics in zip(self.groups, per_group, strict=True)}
+        named = dict(zip(self.data.tokenization.table.labels, per_group, strict=True))
         self.run.record(
             "valid", epoch=progress.epoch, step=progress.step, seconds=seconds, mean=mean, per_tokenizer=named
         )
@@ -278,12 +278,10 @@ class Trainer:
             self._validate()
         self.load_best()
         results_folder = Path(config.results_dir) if config.results_dir else self.run.path
-        prefixes = list(dict.fromkeys(group.prefix for group in self.groups))
         per_tokenizer = []
-        for index, group in enumerate(self.groups):
+        for index, (group, label) in enumerate(zip(self.groups, self.data.tokenization.table.labels, strict=True)):
             predictions = self._predict(self.data.test, index, config.test_num_beams or config.num_beams)
             metrics = predictions.metrics(config.metric_names)
-            label = group.name if len(prefixes) == 1 else f"{prefixes.index(group.prefix)}_{group.name}"
             if self.accelerator.is_main_process:
                 write_results(results_folder / f"test_results_{label}.json", predictions, self.data.tokenization)
             valid = progress.best_valid[index]

@@ -10,6 +10,7 @@ from data.interactions import load_interactions
 from data.token_table import (
     Vocabulary,
     find_sem_ids,
+    group_labels,
     level_sizes,
     load_token_table,
     read_sem_ids,
@@ -112,9 +113,7 @@ def test_find_sem_ids_in_another_folder_where_rqvae_has_none(tmp_path: Path):
 
 def test_the_only_prefix_is_taken_with_all_its_epochs(dataset: Path):
     groups = resolve_groups(dataset)
-    assert [(group.prefix, group.epoch, group.name) for group in groups] == [
-        (f"rqvae/{PREFIX}", epoch, str(epoch)) for epoch in (1, 2, 3)
-    ]
+    assert [(group.prefix, group.epoch) for group in groups] == [(f"rqvae/{PREFIX}", epoch) for epoch in (1, 2, 3)]
     assert [group.epoch for group in resolve_groups(dataset, epochs=[3, 1])] == [3, 1]
     assert [group.epoch for group in resolve_groups(dataset, last=2)] == [2, 3]
 
@@ -133,7 +132,7 @@ def test_prefixes_times_epochs_in_that_order(dataset: Path):
 def test_the_best_checkpoint_has_no_number(dataset: Path):
     write(dataset / "rqvae" / "best_8,8.sem_ids", {})
     (group,) = resolve_groups(dataset, "best_8,8")
-    assert (group.epoch, group.name, group.file.name) == (None, "best", "best_8,8.sem_ids")
+    assert (group.epoch, group.file.name) == (None, "best_8,8.sem_ids")
     write(dataset / "rqvae" / f"{PREFIX}.sem_ids", {})
     assert [group.epoch for group in resolve_groups(dataset, PREFIX)] == [1, 2, 3]  # numbered ones come first
 
@@ -176,3 +175,8 @@ def test_items_of_semantic_ids(dataset: Path):
     assert table.items_of(1, foreign).tolist() == expected
     wrong = torch.tensor([[0, 0, 0, 0], [33, 33, 33, 33], [34, 34, 34, 34]])
     assert table.items_of(0, wrong).tolist() == [0, 0, 0]
+
+
+def test_labels_are_short_and_unique():
+    assert group_labels([("a", 3), ("a", None)]) == ["3", "best"]
+    assert group_labels([("a", 3), ("a", 4), ("b", 3)]) == ["0_3", "0_4", "1_3"]

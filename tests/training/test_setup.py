@@ -73,7 +73,7 @@ def test_best_checkpoint_where_no_file_has_a_number(resolve, dataset):
         (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").unlink()
     config = resolve()
     assert config.sem_id_epochs is None
-    assert [group.name for group in load_data(config, Accelerator()).tokenization.table.groups] == ["best"]
+    assert load_data(config, Accelerator()).tokenization.table.labels == ["best"]
 
 
 def test_architecture_comes_from_the_model(resolve, model, dataset, tmp_path):
