@@ -15,15 +15,21 @@ DATASET="${DATASET:-Musical_Instruments}"
 RUN_NAME="${RUN_NAME:-finetune}"
 
 # The paper's settings: epochs of pre-training that are fine-tuned from, and the tokenizers that are fine-tuned with,
-# counted back from the last one of pre-training (0). With 9976..10000, 9:14 are 9986..9991.
-#                               checkpoints     tokenizers
+# counted back from the last one of pre-training (0). With 9976..10000, 9:14 are 9986..9991. Layers count from scratch.
+#                               checkpoints     tokenizers  layers
 case "$DATASET" in
-  Musical_Instruments)       row="90,100,110,120  9:14" ;;
-  Industrial_and_Scientific) row="90,100,110,120  5:9" ;;
-  Video_Games)               row="140,150,160     9:14" ;;
-  *)                         row="90,100,110,120  0:4" ;;
+  Musical_Instruments)       row="90,100,110,120  9:14  6" ;;
+  Industrial_and_Scientific) row="90,100,110,120  5:9   5" ;;
+  Video_Games)               row="140,150,160     9:14  7" ;;
+  *)                         row="90,100,110,120  0:4   6" ;;
 esac
-read -r CHECKPOINTS TOKENIZERS <<<"$row"
+read -r CHECKPOINTS TOKENIZERS LAYERS <<<"$row"
+
+settings=(--lr=0.0002 --epochs=100 --patience=10)
+if [ "${PRETRAINED:-}" = none ]; then  # trained as in pre-training, but evaluated and stopped early
+  settings=(--lr=0.005 --warmup_steps=10000 --epochs=200 --patience=20
+    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS")
+fi
 
 case "${FINETUNE:-single}" in
   single) joint=false ;;
@@ -37,13 +43,13 @@ plan="$("$PYTHON" -m training.candidates plan "$CHECKPOINTS" "$TOKENIZERS" \
 
 accumulation "$@"
 names=()
-while IFS=$'\t' read -r suffix epochs model; do
-  names+=("${RUN_NAME}_$suffix")
+while IFS=$'\t' read -r name prefix epochs model; do
+  names+=("${RUN_NAME}_$name")
   launch finetune "${flags[@]}" --reuse \
-    --lr=0.0002 --epochs=100 --patience=10 --test_num_beams=50 \
+    "${settings[@]}" --test_num_beams=50 \
     --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION" \
     "$@" \
-    --run_name="${RUN_NAME}_$suffix" --pretrained_model="$model" --sem_id_epochs="$epochs" </dev/null
+    --run_name="${RUN_NAME}_$name" --pretrained_model="$model" --token_prefix="$prefix" --sem_id_epochs="$epochs" </dev/null
 done <<<"$plan"
 
 run "$PYTHON" -m training.candidates select "$RUN_NAME" "${names[@]}" "${flags[@]}" "$@"

@@ -17,7 +17,7 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json
 from utils.metrics import mean_metrics, parse_metric, target_ranks
-from utils.run_folder import RESULTS_FILE, read_config
+from utils.run_folder import RESULTS_FILE, read_config, results_folder_of
 from utils.runtime import run_command
 
 
@@ -67,7 +67,7 @@ def load_outcome(path: Path) -> Outcome:
     settings, rows = read_config(folder), read_json(folder / RESULTS_FILE)["per_tokenizer"]
     labels = group_labels([(row["prefix"], row["epoch"]) for row in rows])
     best = max(range(len(rows)), key=lambda index: rows[index]["valid"][settings["val_metric"]])
-    file = Path(settings["results_dir"] or folder) / f"test_results_{labels[best]}.json"
+    file = results_folder_of(folder, settings["results_dir"]) / f"test_results_{labels[best]}.json"
     return Outcome(folder, settings, rows[best]["test"], file)
 
 

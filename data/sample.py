@@ -119,7 +119,7 @@ class SampleConfig:
             found.append(f"--num_users={self.num_users} is below --num_items={self.num_items}: items would go unbought")
         if self.rand_seed < 0:
             found.append(f"--rand_seed={self.rand_seed} is negative")
-        if not self.dataset or Path(self.dataset).name != self.dataset:
+        if self.dataset != Path(self.dataset).name or self.dataset in ("", ".", ".."):
             found.append(f"--dataset={self.dataset} is not the name of a folder inside --data_dir")
         return found
 

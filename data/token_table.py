@@ -1,7 +1,7 @@
 """Semantic IDs as tokens: the vocabulary layout, `.sem_ids` files, and every tokenizer's IDs in one tensor."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,13 +223,8 @@ def find_sem_ids(folder: Path, suffix: str = "sem_ids") -> dict[str, dict[int | 
     Returns:
         {prefix relative to the dataset's folder: {epoch, None for the best: file}}, both sorted.
     """
-    files = sorted(folder.glob(f"{TOKENIZER_FOLDER}/*.{suffix}")) or sorted(folder.glob(f"*/*.{suffix}"))
-    found: dict[str, dict[int | None, Path]] = {}
-    for file in files:
-        match = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}"))
-        epoch = int(match[2]) if match[2] else None
-        found.setdefault(f"{file.parent.name}/{match[1]}", {})[epoch] = file
-    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
+    in_rqvae = sorted(folder.glob(f"{TOKENIZER_FOLDER}/*.{suffix}"))
+    return _by_prefix(in_rqvae or sorted(folder.glob(f"*/*.{suffix}")), suffix)
 
 
 def resolve_groups(
@@ -264,7 +259,11 @@ def resolve_groups(
     groups = []
     for prefix in prefixes:
         full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
-        present = _files_of_prefix(folder, full, suffix)
+        there = _by_prefix((folder / full).parent.glob(f"*.{suffix}"), suffix)
+        if full not in there:
+            names = " ".join(there) or "none"
+            raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
+        present = there[full]
         numbered = [epoch for epoch in present if epoch is not None]
         chosen = epochs if epochs is not None else numbered[-(last or 0) :] or [None]
         if epochs is None and last and len(numbered) < last:
@@ -282,15 +281,13 @@ def resolve_groups(
     return groups
 
 
-def _files_of_prefix(folder: Path, prefix: str, suffix: str) -> dict[int | None, Path]:
-    """Return {epoch, None for the best: file} of one prefix, sorted by epoch."""
-    path = folder / prefix
-    found: dict[int | None, Path] = {}
-    for file in path.parent.glob("*"):
-        match = re.fullmatch(re.escape(path.name) + r"(?:_(\d+))?\." + re.escape(suffix), file.name)
-        if match:
-            found[int(match[1]) if match[1] else None] = file
-    return dict(sorted(found.items(), key=lambda pair: pair[0] or 0))
+def _by_prefix(files: Iterable[Path], suffix: str) -> dict[str, dict[int | None, Path]]:
+    """Sort files <folder>/<prefix>[_<epoch>].<suffix> into {folder/prefix: {epoch, None for the best: file}}."""
+    found: dict[str, dict[int | None, Path]] = {}
+    for file in files:
+        name, epoch = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}")).groups()
+        found.setdefault(f"{file.parent.name}/{name}", {})[int(epoch) if epoch else None] = file
+    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
 
 
 def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:

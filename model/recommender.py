@@ -1,6 +1,6 @@
 """The generative recommender: Hugging Face T5 weights, fed without padding."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -41,22 +41,14 @@ class Architecture:
     def to_t5_config(self) -> T5Config:
         """Return the T5 configuration; the vocabulary's layout travels in it as `level_sizes` and `n_user_tokens`."""
         eos_token = sum(self.level_sizes) + 1 + self.n_user_tokens
+        sizes = asdict(self) | {"level_sizes": list(self.level_sizes)}
         return T5Config(
             vocab_size=eos_token + 1,
             pad_token_id=0,
             decoder_start_token_id=0,
             eos_token_id=eos_token,
             tie_word_embeddings=True,
-            num_layers=self.num_layers,
-            num_decoder_layers=self.num_decoder_layers,
-            d_model=self.d_model,
-            d_ff=self.d_ff,
-            num_heads=self.num_heads,
-            d_kv=self.d_kv,
-            dropout_rate=self.dropout_rate,
-            feed_forward_proj=self.feed_forward_proj,
-            level_sizes=list(self.level_sizes),
-            n_user_tokens=self.n_user_tokens,
+            **sizes,
         )
 
     @classmethod
@@ -64,18 +56,8 @@ class Architecture:
         """Read the sizes back from a T5 configuration that `to_t5_config` made."""
         if not hasattr(config, "level_sizes"):
             raise InputError("the model's config.json has no level_sizes: it was not written by this project")
-        return cls(
-            level_sizes=tuple(config.level_sizes),
-            n_user_tokens=config.n_user_tokens,
-            num_layers=config.num_layers,
-            num_decoder_layers=config.num_decoder_layers,
-            d_model=config.d_model,
-            d_ff=config.d_ff,
-            num_heads=config.num_heads,
-            d_kv=config.d_kv,
-            dropout_rate=config.dropout_rate,
-            feed_forward_proj=config.feed_forward_proj,
-        )
+        sizes = {field.name: getattr(config, field.name) for field in fields(cls)}
+        return cls(**sizes | {"level_sizes": tuple(config.level_sizes)})
 
 
 class Recommender(nn.Module):

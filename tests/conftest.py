@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same run on a machine with a GPU
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 

@@ -4,10 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from tiny_runs import ROOT
 
-from utils.runtime import project_root
-
-ROOT = project_root()
 PACKAGES = ("data", "model", "tokenizer", "training", "utils")
 ENTRY_SCRIPTS = {file.stem for file in ROOT.glob("*.py")}
 SOURCES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]

@@ -128,7 +128,10 @@ def test_folder_is_refused_reused_or_replaced(world, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in (world.runs / "kept").rglob("*")}
 
     assert exit_code(argv) == 2
-    assert "holds a finished run; set another --run_name, or start it anew with --overwrite" in capsys.readouterr().err
+    assert (
+        "holds a finished run; set another RUN_NAME (--run_name), or start anew with --overwrite"
+        in capsys.readouterr().err
+    )
     assert exit_code([*argv, "--reuse"]) == 0
     assert "kept is already finished with these settings" in capsys.readouterr().out
     assert exit_code([*argv, "--reuse", "--tau=2", "--epochs=5"]) == 2
@@ -138,7 +141,7 @@ def test_folder_is_refused_reused_or_replaced(world, whole, capsys):
 
     (world.runs / "kept" / "results.json").unlink()
     assert exit_code([*argv, "--reuse"]) == 2
-    assert "holds an unfinished run; start it anew with --overwrite" in capsys.readouterr().err
+    assert "holds an unfinished run; remove the folder, or start anew with --overwrite" in capsys.readouterr().err
     assert exit_code([*argv, "--overwrite", "--epochs=1", "--epoch_per_stage=[1]"]) == 0
     assert sorted(path.name for path in (world.runs / "kept" / "checkpoints").iterdir()) == ["epoch_1"]
 
@@ -279,6 +282,27 @@ def test_settings_that_are_wrong_leave_nothing_behind(world, tmp_path, capsys):
     assert exit_code(flags(world.dataset, tmp_path, epoch_per_stage=[0], lr=-1)) == 2
     assert capsys.readouterr().err.startswith("error: lr=-1.0 must be positive; epoch_per_stage=[0] must be")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"run_name": "."}, {"run_name": "../x"}, {"run_name": ""}, {"dataset": ".."}])
+def test_a_path_for_a_name_deletes_nothing(world, whole, tmp_path, capsys, settings):
+    runs = tmp_path / "runs"
+    for name in ("Tiny/whole", "x", "run"):
+        shutil.copytree(whole, runs / name)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    argv = flags(world.dataset, runs, **{"run_name": "run", "overwrite": "true"} | settings)
+    assert exit_code(argv) == 2
+    ((name, value),) = settings.items()
+    assert capsys.readouterr().err == f"error: {name}={value} must be the name of a folder, not a path\n"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_influence_that_is_not_finite_ends_with_one_sentence(world, monkeypatch, tmp_path, capsys):
+    Script(monkeypatch, [[0.0, np.nan, 1.0]])
+    assert exit_code(flags(world.dataset, tmp_path, epochs=2, epoch_per_stage=[1, 1], run_name="s")) == 1
+    assert capsys.readouterr().err == (
+        "error: the influence scores are not finite: [ 0. nan  1.]; lower --lr or raise --warmup_steps\n"
+    )
 
 
 def test_no_arguments_take_the_defaults(monkeypatch):

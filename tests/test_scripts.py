@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import ROOT, fake_run, run_script
 
+from data.sample import SampleConfig
+from report import ReportConfig
+from tokenizer.config import TokenizerConfig
 from training.config import FinetuneConfig, PretrainConfig
 from utils.config import expand_epochs, parse_config
 
+PREFIX = "rqvae/sentence-t5-base_256,256,256,256"
 DATASETS = ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games", "Another"]
 PARSED = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "select": FinetuneConfig}
 
@@ -19,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for name in DATASETS:
         (folder / "data" / name / "rqvae").mkdir(parents=True)
         for epoch in range(9976, 10001):
-            (folder / "data" / name / "rqvae" / f"sentence-t5-base_256,256,256,256_{epoch}.sem_ids").write_text("{}")
+            (folder / "data" / name / f"{PREFIX}_{epoch}.sem_ids").write_text("{}")
         kept = tuple(range(10, 201, 10))
         fake_run(folder / "runs" / name / "pretrain_tau3", {"best_epoch": 200}, kept, epoch_per_stage=[60, 20])
     return SimpleNamespace(folder=folder, environment={"DATA_DIR": "data", "CKPT_DIR": "runs"})
@@ -85,12 +89,12 @@ def test_pre_training_by_taus_and_flags_of_the_user(world):
     assert (config.epoch_per_stage, config.overwrite, config.data_dir) == ([3, 3], True, "/elsewhere")
 
 
-@pytest.mark.parametrize(("gpus", "accumulation", "said"), [(1, 4, 1024), (2, 2, 1024), (3, 1, 768), (8, 1, 2048)])
+@pytest.mark.parametrize(("gpus", "accumulation", "said"), [(1, 4, 4), (2, 2, 4), (3, 1, 3), (8, 1, 8)])
 def test_accumulation_keeps_the_papers_global_batch(world, gpus, accumulation, said):
     (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS=str(gpus))
     assert command.config.gradient_accumulation_steps == accumulation
     assert f"NUM_GPUS={gpus}, the paper has 4: gradients are accumulated over {accumulation}" in command.said
-    assert f"global batch is {said} at 256 a batch" in command.said
+    assert f"over {accumulation} batches, so a step sees {said} batches (paper: 4 of 256 examples;" in command.said
 
 
 def test_four_gpus_or_an_own_accumulation_are_nothing_to_say(world):
@@ -153,6 +157,7 @@ def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs
             run_name=name,
             reuse=True,
             pretrained_model=f"runs/{dataset}/pretrain_tau3/checkpoints/epoch_{checkpoint}",
+            token_prefix=PREFIX,
             sem_id_epochs=command.config.sem_id_epochs,
             lr=0.0002,
             gradient_accumulation_steps=4,
@@ -179,10 +184,54 @@ def test_training_from_scratch(world):
         ("finetune_scratch_9999", "", 2),
         ("finetune_scratch_10000", "", 2),
     ]
+    assert [(c.config.token_prefix, c.config.warmup_steps, c.config.num_decoder_layers) for c in commands] == [
+        (PREFIX, 7, 6),
+        (PREFIX, 7, 6),
+    ]
     assert "training from scratch" in selection.said
     assert commands[0].launcher[1:4] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
     assert commands[0].config.gradient_accumulation_steps == 2
     assert len(selection.launcher) == 1
+
+
+@pytest.mark.parametrize(("dataset", "layers"), list(zip(DATASETS, [6, 5, 7, 6], strict=True)))
+def test_training_from_scratch_has_pre_trainings_settings(world, dataset, layers):
+    arguments = {"DATASET": dataset, "PRETRAINED": "none", "FINETUNE": "joint", "NUM_GPUS": "4"}
+    command, _ = dry_run(world, "finetune.sh", **arguments)
+    assert command.config == FinetuneConfig(
+        dataset=dataset,
+        data_dir="data",
+        ckpt_dir="runs",
+        run_name="finetune_scratch_joint",
+        reuse=True,
+        token_prefix=PREFIX,
+        sem_id_epochs=command.config.sem_id_epochs,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        lr=0.005,
+        warmup_steps=10000,
+        epochs=200,
+        patience=20,
+    )
+
+
+def test_fine_tuning_with_several_prefixes(world, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "Twins" / "rqvae").mkdir(parents=True, exist_ok=True)
+        for epoch in (7, 8):
+            (tmp_path / "Twins" / "rqvae" / f"{name}_8,8_{epoch}.sem_ids").write_text("{}")
+    arguments = ['--token_prefix=["one_8,8","two_8,8"]', "--sem_id_epochs=[7,8]"]
+    environment = {"DATASET": "Twins", "DATA_DIR": str(tmp_path), "PRETRAINED": "none"}
+    *commands, _ = dry_run(world, "finetune.sh", *arguments, **environment)
+    assert [(c.config.run_name, c.config.token_prefix, expand_epochs(c.config.sem_id_epochs)) for c in commands] == [
+        ("finetune_scratch_0_7", "rqvae/one_8,8", [7]),
+        ("finetune_scratch_0_8", "rqvae/one_8,8", [8]),
+        ("finetune_scratch_1_7", "rqvae/two_8,8", [7]),
+        ("finetune_scratch_1_8", "rqvae/two_8,8", [8]),
+    ]
+    command, _ = dry_run(world, "finetune.sh", *arguments, FINETUNE="joint", **environment)
+    assert command.config.token_prefix == ["rqvae/one_8,8", "rqvae/two_8,8"]
+    assert expand_epochs(command.config.sem_id_epochs) == [7, 8]
 
 
 def test_dry_run_without_any_run_shows_placeholders(world, tmp_path):
@@ -191,9 +240,10 @@ def test_dry_run_without_any_run_shows_placeholders(world, tmp_path):
     assert result.returncode == 0
     assert f"not known yet: {tmp_path}/Another holds no finished pre-training; run pretrain.sh first" in result.stderr
     first, second = (shlex.split(line) for line in result.stdout.splitlines())
-    assert first[-3:] == [
+    assert first[-4:] == [
         "--run_name=finetune_CHECKPOINT_TOKENIZER",
         "--pretrained_model=PRETRAINING/checkpoints/epoch_CHECKPOINT",
+        "--token_prefix=PREFIX",
         "--sem_id_epochs=[TOKENIZER]",
     ]
     assert second[2:6] == ["training.candidates", "select", "finetune", "finetune_CHECKPOINT_TOKENIZER"]
@@ -226,3 +276,55 @@ def test_every_setting_that_a_script_reads_is_explained_in_it(script):
     read = set(re.findall(r"\$\{([A-Z_]+):-", text + (ROOT / "utils" / "launch.sh").read_text()))
     read -= {"VIRTUAL_ENV", "PYTHONPATH", "CPU"}
     assert {name for name in read if not re.search(rf"\b{name}\b", comments)} == set()
+
+
+QUICKSTART = {
+    "data.sample": SampleConfig,
+    **dict.fromkeys(["tokenizer.embed", "tokenizer.train", "tokenizer.export"], TokenizerConfig),
+    **PARSED,
+    "report": ReportConfig,
+}
+
+
+def test_every_flag_of_the_quickstart_parses(tmp_path):
+    data, runs = f"{tmp_path}/data", f"{tmp_path}/runs"
+    result = run_script("quickstart.sh", folder=tmp_path, DRY_RUN="1", DATA_DIR=data, CKPT_DIR=runs)
+    assert result.returncode == 0, result.stderr
+    configs = {}
+    for words in map(shlex.split, result.stdout.splitlines()):
+        if words[1:3] == ["-m", "training.candidates"]:
+            name, rest = f"select {words[4]}", words[6:]  # after the one run that it picks from
+        elif words[1:2] == ["-m"]:
+            name, rest = words[2], words[3:]
+        elif words[1:2] == [str(ROOT / "report.py")]:
+            name, rest = "report", [f"--run={words[2]}", *words[3:]]
+        else:
+            continue
+        config, _ = parse_config(QUICKSTART[name.split()[0]], rest, "test", "")
+        configs[f"{name} {config.run_name}" if name == "finetune" else name] = config
+    tuned, single = "mtgrec_CHECKPOINT_300", "single_scratch_300"
+    names = ["data.sample", "tokenizer.embed", "tokenizer.train", "tokenizer.export", "pretrain"]
+    names += [f"finetune {tuned}", "select mtgrec", f"finetune {single}", "select single", "report"]
+    assert list(configs) == names
+    assert {config.dataset for name, config in configs.items() if name != "report"} == {"Sample"}
+    assert {config.data_dir for name, config in configs.items() if name != "report"} == {data}
+    tokenizer, pretraining = configs["tokenizer.train"], configs["pretrain"]
+    assert configs["tokenizer.embed"] == tokenizer == configs["tokenizer.export"]
+    kept = list(range(tokenizer.first_kept_epoch, tokenizer.epochs + 1))
+    assert expand_epochs(pretraining.sem_id_epochs) == kept == list(range(295, 301))
+    assert (pretraining.codebook_size, pretraining.run_name) == (tokenizer.codebook_size, "pretrain_tau1")
+    model = f"{runs}/Sample/pretrain_tau1/checkpoints/epoch_CHECKPOINT"
+    for name, start in ((tuned, model), (single, "")):
+        config = configs[f"finetune {name}"]
+        assert (config.pretrained_model, expand_epochs(config.sem_id_epochs)) == (start, [300])
+    assert configs[f"finetune {single}"].epochs == pretraining.epochs + configs[f"finetune {tuned}"].epochs
+    assert configs["report"] == ReportConfig(
+        f"{runs}/Sample/mtgrec.winner.json", f"{runs}/Sample/single.winner.json", users=3
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quickstart_takes_no_other_flag(tmp_path):
+    result = run_script("quickstart.sh", "--nonsense", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: quickstart.sh takes no --nonsense, only --fresh; sizes are edited at its top\n"

@@ -112,6 +112,8 @@ class TokenizerConfig:
             found.append(f"--lr={self.lr} must be above 0")
         if not 0 <= self.dropout < 1:
             found.append(f"--dropout={self.dropout} must be in [0, 1)")
+        if not 0 <= self.rand_seed < 2**32:
+            found.append(f"--rand_seed={self.rand_seed} must be at least 0 and below 2**32")
         for name in ("beta", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 found.append(f"--{name}={getattr(self, name)} must not be negative")

@@ -30,7 +30,7 @@ def embed(config: TokenizerConfig) -> Path:
         InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
-    if not config.embedding_file.exists() and announce_published(config):
+    if announce_published(config):
         return config.embedding_file
     texts = item_texts(folder, load_interactions(folder).item_names)
     settings = embedding_settings(config, texts)

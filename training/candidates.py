@@ -4,6 +4,7 @@ python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one l
 python -m training.candidates select finetune --dataset=Sample             table of the pairs, <name>.winner.json
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 
 from data.interactions import dataset_folder
-from data.token_table import resolve_groups
+from data.token_table import group_labels, resolve_groups
 from training.config import FinetuneConfig
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.run_folder import RESULTS_FILE, is_finished, read_config
+from utils.run_folder import CONFIG_FILE, RESULTS_FILE, is_finished, read_config
 from utils.runtime import run_command
 
 
@@ -25,20 +26,36 @@ class Candidate:
     """One fine-tuning run.
 
     Attributes:
+        name: What distinguishes it in run names: <checkpoint>_<tokenizer>, such as 90_9986, best_9990 or scratch_joint.
         model: Folder of the checkpoint, "" to train from scratch.
-        checkpoint: Its name in run names: 90, best, last or scratch.
+        prefixes: Prefixes of its tokenizers' files; one, but for joint fine-tuning.
         epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning. In a dry run a word where they
             are not known yet.
     """
 
+    name: str
     model: str
-    checkpoint: str
+    prefixes: tuple[str, ...]
     epochs: tuple[int | str, ...]
 
-    @property
-    def suffix(self) -> str:
-        tokenizer = str(self.epochs[0]) if len(self.epochs) == 1 else "joint"
-        return f"{self.checkpoint}_{tokenizer}"
+    def line(self) -> str:
+        """Return name, prefixes, epochs and model, tab-separated, as finetune.sh reads them."""
+        prefixes = self.prefixes[0] if len(self.prefixes) == 1 else json.dumps(self.prefixes, separators=(",", ":"))
+        epochs = "[" + ",".join(map(str, self.epochs)) + "]"
+        return "\t".join([self.name, prefixes, epochs, self.model])
+
+
+def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joint: bool) -> list[Candidate]:
+    """Return every checkpoint {name: model folder} with every tokenizer (prefix, epoch), or with all together."""
+    if joint:
+        prefixes, epochs = (tuple(dict.fromkeys(part)) for part in zip(*tokenizers, strict=True))
+        return [Candidate(f"{name}_joint", model, prefixes, epochs) for name, model in models.items()]
+    labels = group_labels(tokenizers)
+    return [
+        Candidate(f"{name}_{label}", model, (prefix,), (epoch,))
+        for name, model in models.items()
+        for label, (prefix, epoch) in zip(labels, tokenizers, strict=True)
+    ]
 
 
 def newest_pretraining(folder: Path) -> Path:
@@ -102,37 +119,51 @@ def plan(
     """
     pretrained = config.pretrained_model or pretrained
     dataset = dataset_folder(config.data_dir, config.dataset)
-    run: Path | None = None
+    settings: dict = {}
     if pretrained == "none":
         models = {"scratch": ""}
         note("no pre-trained model: training from scratch")
     else:
-        run = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
-        if not run.exists():
-            raise InputError(f"the pre-trained model {run} does not exist; PRETRAINED=none trains from scratch")
-        is_run = is_finished(run)
-        models = checkpoints_of(run, checkpoints) if is_run else {run.stem: run}
-        note(f"pre-trained: {run}")
+        path = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
+        if not path.exists():
+            raise InputError(f"the pre-trained model {path} does not exist; PRETRAINED=none trains from scratch")
+        if (path / CONFIG_FILE).exists() and not is_finished(path):
+            raise InputError(f"{path} is an unfinished run; name one of its checkpoints, or finish it first")
+        models = (
+            checkpoints_of(path, checkpoints)
+            if is_finished(path)
+            else {path.stem if path.is_file() else path.name: path}
+        )
+        run = next((folder for folder in (path, *path.parents[:2]) if (folder / CONFIG_FILE).exists()), None)
+        settings = read_config(run) if run else {}
+        note(f"pre-trained: {path}")
+    groups = resolve_groups(
+        dataset, config.token_prefix or settings.get("token_prefix"), None, config.token_suffix, config.num_tokenizers
+    )
+    prefixes = list(dict.fromkeys(group.prefix for group in groups))
     epochs = expand_epochs(config.sem_id_epochs)
     if epochs is None:
-        of_run = read_config(run).get("sem_id_epochs") if run and is_finished(run) else None
-        groups = resolve_groups(dataset, config.token_prefix, None, config.token_suffix, config.num_tokenizers)
-        present = of_run or list(dict.fromkeys(group.epoch for group in groups if group.epoch is not None))
+        present = settings.get("sem_id_epochs") or sorted({group.epoch for group in groups if group.epoch is not None})
         if not present:
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         epochs = tokenizers_back(present, back)
-    tokenizers = [tuple(epochs)] if joint else [(epoch,) for epoch in epochs]
-    return [Candidate(str(model), name, tokenizer) for name, model in models.items() for tokenizer in tokenizers]
+    tokenizers = [(prefix, epoch) for prefix in prefixes for epoch in epochs]
+    return combine({name: str(model) for name, model in models.items()}, tokenizers, joint)
 
 
 def outline(config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
     """Return a plan for a dry run without the files to plan by, with words in capitals for what is not known yet."""
     pretrained = config.pretrained_model or pretrained
-    name = "scratch" if pretrained == "none" else "CHECKPOINT"
-    model = "" if pretrained == "none" else f"{pretrained or 'PRETRAINING'}/checkpoints/epoch_CHECKPOINT"
+    if pretrained == "none":
+        models = {"scratch": ""}
+    else:
+        models = {"CHECKPOINT": f"{pretrained or 'PRETRAINING'}/checkpoints/epoch_CHECKPOINT"}
+    prefixes = config.token_prefix or "PREFIX"
     epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if joint else "TOKENIZER"]
-    tokenizers = [tuple(epochs)] if joint else [(epoch,) for epoch in epochs]
-    return [Candidate(model, name, tokenizer) for tokenizer in tokenizers]
+    tokenizers = [
+        (prefix, epoch) for prefix in ([prefixes] if isinstance(prefixes, str) else prefixes) for epoch in epochs
+    ]
+    return combine(models, tokenizers, joint)
 
 
 def select(runs: list[Path]) -> dict:
@@ -203,9 +234,7 @@ def main() -> None:
                 raise
             note(f"dry run, the words in capitals are not known yet: {error}")
             candidates = outline(config, pretrained, joint)
-        for candidate in candidates:
-            epochs = "[" + ",".join(map(str, candidate.epochs)) + "]"
-            print(candidate.suffix, epochs, candidate.model, sep="\t")
+        print(*(candidate.line() for candidate in candidates), sep="\n")
     elif words[:1] == ["select"] and len(words) > 2:
         folder = Path(config.ckpt_dir) / config.dataset
         selection = select([folder / name for name in words[2:]])

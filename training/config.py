@@ -1,6 +1,7 @@
 """The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data.token_table import level_sizes
 from utils.config import Epochs, expand_epochs
@@ -53,7 +54,7 @@ class TrainingConfig:
     tensorboard_log_dir: str | None = None
     """Folder of the tracker's files; by default the run's folder."""
     results_dir: str | None = None
-    """Folder of the test_results_<epoch>.json files; by default the run's folder."""
+    """Folder of result files per user, <results_dir>/<dataset>/<run_name>; by default they lie in the run's folder."""
 
     token_prefix: str | list[str] | None = None
     """Prefix, or list of prefixes, of the .sem_ids files; by default the only one in the dataset's rqvae/ folder."""
@@ -141,6 +142,12 @@ class TrainingConfig:
         for name in ("val_ratio", "influence_sample_ratio"):
             if not 0 < getattr(self, name, 1.0) <= 1:
                 found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
+        for name in ("dataset", "run_name"):
+            value = getattr(self, name)
+            if value is not None and (value != Path(value).name or value in ("", ".", "..")):
+                found.append(f"{name}={value} must be the name of a folder, not a path")
+        if not 0 <= self.rand_seed < 2**32:
+            found.append(f"rand_seed={self.rand_seed} must be at least 0 and below 2**32")
         if not 0 <= self.dropout_rate < 1:
             found.append(f"dropout_rate={self.dropout_rate} must be at least 0 and below 1")
         if self.mixed_precision not in ("no", "bf16"):
@@ -206,7 +213,7 @@ class PretrainConfig(TrainingConfig):
     """Share of the training examples that influence is estimated on, the same ones for every tokenizer."""
     load_best_for_next_stage: bool = False
     """Start each stage from the best weights so far instead of the latest."""
-    save_interval: int | None = 10
+    save_interval: int = 10
     """Keep a checkpoint every that many epochs; the last epoch's is always kept."""
     patience: int | None = 50
     """Stop when the best epoch lies that many epochs back."""

@@ -65,7 +65,7 @@ def adam_direction(gradient: Gradient, first: Gradient, second: Gradient) -> Gra
 
 def inner_product(left: Gradient, right: Gradient) -> float:
     """Return <left, right> over all parameters, summed in float64."""
-    return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)))
+    return float(sum(torch.dot(*(x.flatten().cpu().double() for x in pair)) for pair in zip(left, right, strict=True)))
 
 
 def estimate_influence(
@@ -131,9 +131,9 @@ def sampling_probabilities(scores: np.ndarray, tau: float) -> np.ndarray:
     """Return softmax(scores / tau) (equation 18), float64 [G], stable for scores of any size.
 
     Raises:
-        ValueError: A score is not finite.
+        FloatingPointError: A score is not finite.
     """
     if not np.isfinite(scores).all():
-        raise ValueError(f"the influence scores are not finite: {scores}")
+        raise FloatingPointError(f"the influence scores are not finite: {scores}; lower --lr or raise --warmup_steps")
     exponentials = np.exp((scores - scores.max()) / tau)
     return exponentials / exponentials.sum()

@@ -1,5 +1,6 @@
 """What pre-training and fine-tuning start with: settings, data, model, run folder."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
     epochs = expand_epochs(config.sem_id_epochs)
     groups = resolve_groups(folder, config.token_prefix, epochs, config.token_suffix, config.num_tokenizers)
     prefixes = list(dict.fromkeys(group.prefix for group in groups))
+    if len({tuple(group.epoch for group in groups if group.prefix == prefix) for prefix in prefixes}) > 1:
+        raise InputError(f"the tokenizers {' '.join(prefixes)} have different epochs; choose some with --sem_id_epochs")
     numbered = [group.epoch for group in groups if group.prefix == prefixes[0] and group.epoch is not None]
     config = replace(
         config,
@@ -107,7 +110,20 @@ def start_run(config: ConfigType) -> Trainer | None:
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
     tracker = None if config.log_with == "none" else config.log_with
     tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=tracker, project_dir=str(tracker_folder))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, log_with=tracker, project_dir=str(tracker_folder)
+        )
+    except ValueError as error:
+        raise InputError(f"--log_with={config.log_with}, --mixed_precision={config.mixed_precision}: {error}") from None
+    if tracker and not accelerator.log_with:
+        raise InputError(f"--log_with={tracker} is not installed; install it, or choose tensorboard or none")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise InputError(
+            f"{launched} processes were started but each runs alone: there are not that many GPUs; "
+            "lower NUM_GPUS, or set CPU=1 for processes on the CPU"
+        )
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
     run = RunFolder(path, accelerator.is_main_process, log_file)
     if not on_main_process(lambda: run.check(config), accelerator):
@@ -195,11 +211,12 @@ def describe(config: TrainingConfig, data: Data, recommender: Recommender, accel
     interactions, table, order = data.tokenization.interactions, data.tokenization.table, data.order
     parameters = sum(p.numel() for p in recommender.parameters())
     names = ", ".join(table.labels)
+    prefixes = ", ".join(dict.fromkeys(group.prefix for group in table.groups))
     source = f"weights from {config.pretrained_model}" if config.pretrained_model else "weights from scratch"
     return [
         f"dataset {config.dataset}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
         f"{len(order.positions):,} training examples",
-        f"tokenizers ({table.num_groups}): {names}",
+        f"tokenizers ({table.num_groups}) of {prefixes}: {names}",
         f"model: {config.num_layers} + {config.num_decoder_layers} layers, d_model {config.d_model}, "
         f"{parameters:,} parameters, {source}",
         f"global batch {order.global_batch_size:,} = {config.train_batch_size} x {accelerator.num_processes} processes "

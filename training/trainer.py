@@ -19,7 +19,7 @@ from training.config import TrainingConfig
 from training.evaluation import Predictions, predict, write_results
 from training.schedule import cosine_factor
 from utils.files import atomic_folder, write_json
-from utils.run_folder import RESULTS_FILE, RunFolder
+from utils.run_folder import RESULTS_FILE, RunFolder, results_folder_of
 
 LOG_EVERY = 50  # optimizer steps between two readings of the loss
 
@@ -277,7 +277,7 @@ class Trainer:
             self.run.say(f"no epoch was evaluated (val_delay={config.val_delay}): the last one is taken")
             self._validate()
         self.load_best()
-        results_folder = Path(config.results_dir) if config.results_dir else self.run.path
+        results_folder = results_folder_of(self.run.path, config.results_dir)
         per_tokenizer = []
         for index, (group, label) in enumerate(zip(self.groups, self.data.tokenization.table.labels, strict=True)):
             predictions = self._predict(self.data.test, index, config.test_num_beams or config.num_beams)

@@ -16,6 +16,12 @@ elif [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"
 else PYTHON="$(command -v python3 || command -v python)"
 fi
 
+[ "${DRY_RUN:-0}" = 1 ] || "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "jsonargparse"))))' || {
+  echo "error: $PYTHON lacks the packages of requirements.txt; bash quickstart.sh installs them, or" \
+    "$PYTHON -m pip install -r $ROOT/requirements.txt" >&2
+  exit 1
+}
+
 DATA_DIR="${DATA_DIR:-$ROOT/datasets}"
 CKPT_DIR="${CKPT_DIR:-$ROOT/ckpt}"
 NUM_GPUS="${NUM_GPUS:-1}"
@@ -39,12 +45,12 @@ launch() {
   fi
 }
 
-# Set ACCUMULATION so that fewer GPUs than the paper's 4 keep its global batch of 1,024, and say so.
+# Set ACCUMULATION so that fewer GPUs than the paper's 4 keep its global batch of 4 x 256 examples, and say so.
 accumulation() {
   ACCUMULATION=$((NUM_GPUS < 4 ? 4 / NUM_GPUS : 1))
   case " $*" in *" --gradient_accumulation_steps"*) return ;; esac
   if [ "$NUM_GPUS" != 4 ]; then
-    echo "NUM_GPUS=$NUM_GPUS, the paper has 4: gradients are accumulated over $ACCUMULATION batches, so the global batch is" \
-      "$((256 * NUM_GPUS * ACCUMULATION)) at 256 a batch (paper: 1024; --gradient_accumulation_steps overrides)" >&2
+    echo "NUM_GPUS=$NUM_GPUS, the paper has 4: gradients are accumulated over $ACCUMULATION batches, so a step sees" \
+      "$((NUM_GPUS * ACCUMULATION)) batches (paper: 4 of 256 examples; --gradient_accumulation_steps overrides)" >&2
   fi
 }

@@ -13,7 +13,7 @@ def parse_metric(name: str) -> tuple[str, int]:
     Raises:
         ValueError: The name is of another form.
     """
-    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name.lower())
+    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name)
     if not match or match[1] not in METRICS:
         raise ValueError(f"{name!r} is no metric; expected {' or '.join(METRICS)} with a cut-off, such as ndcg@10")
     return match[1], int(match[2])

@@ -42,6 +42,11 @@ def differing_settings(folder: Path, config: Any) -> list[str]:
     ]
 
 
+def results_folder_of(run: Path, results_dir: str | None) -> Path:
+    """Return where a run <ckpt_dir>/<dataset>/<run_name> puts its result files per user."""
+    return Path(results_dir) / run.parent.name / run.name if results_dir else run
+
+
 class RunFolder:
     """A run's folder; only the main process writes.
 
@@ -68,16 +73,18 @@ class RunFolder:
         if config.overwrite or not self.path.exists() or not any(self.path.iterdir()):
             return True
         if not is_finished(self.path):
-            raise InputError(f"{self.path} holds an unfinished run; start it anew with --overwrite, or set --run_name")
+            raise InputError(f"{self.path} holds an unfinished run; remove the folder, or start anew with --overwrite")
         if config.reuse:
             different = differing_settings(self.path, config)
             if not different:
                 return False
             raise InputError(
                 f"{self.path} holds a finished run with other settings: {'; '.join(different)}; "
-                "set another --run_name, or start it anew with --overwrite"
+                "set another RUN_NAME (--run_name), or start anew with --overwrite"
             )
-        raise InputError(f"{self.path} holds a finished run; set another --run_name, or start it anew with --overwrite")
+        raise InputError(
+            f"{self.path} holds a finished run; set another RUN_NAME (--run_name), or start anew with --overwrite"
+        )
 
     def create(self, config: Any) -> None:
         """Make the folder, empty but for config.yaml, which --config_file takes back."""

@@ -4,7 +4,6 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from utils.errors import InputError
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; an InputError becomes one sentence on stderr and exit code 2."""
+    """Run a command; an InputError becomes one sentence and exit code 2, numbers that are not finite exit code 1."""
     try:
         main()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def seed_everything(seed: int, reproducible: bool = True) -> None:
@@ -31,8 +30,3 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.backends.cudnn.deterministic = reproducible
     torch.backends.cudnn.benchmark = not reproducible
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
-
-
-def project_root() -> Path:
-    """Return the folder that holds the scripts."""
-    return Path(__file__).resolve().parent.parent

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -186,6 +187,13 @@ def test_problems_come_in_one_message(tmp_path):
     message = str(error.value)
     assert message.count(";") == 3
     assert all(flag.split("=")[0] in message for flag in flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a/"])
+def test_dataset_is_a_name(tmp_path, name):
+    with pytest.raises(InputError, match=rf"--dataset={re.escape(name)} is not the name of a folder inside --data_dir"):
+        main([f"--data_dir={tmp_path / 'data'}", f"--dataset={name}", "--overwrite=true"])
     assert not list(tmp_path.iterdir())
 
 

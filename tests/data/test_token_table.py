@@ -142,8 +142,12 @@ def test_missing_groups_are_refused(dataset: Path, tmp_path: Path):
         resolve_groups(dataset, epochs=[2, 4, 9])
     with pytest.raises(InputError, match=r"has 3 numbered \.sem_ids files, 5 are wanted"):
         resolve_groups(dataset, last=5)
-    with pytest.raises(InputError, match=r"rqvae/nothing_<epoch>\.sem_ids: no file .*present: none"):
+    with pytest.raises(
+        InputError, match=rf"has no files rqvae/nothing_<epoch>\.sem_ids; prefixes in that folder: rqvae/{PREFIX}$"
+    ):
         resolve_groups(dataset, "nothing")
+    with pytest.raises(InputError, match=r"has no files elsewhere/toy_<epoch>\.sem_ids; .* folder: none$"):
+        resolve_groups(dataset, "elsewhere/toy")
     with pytest.raises(InputError, match=r"has no \.sem_ids files; make them with tokenizer/run\.sh"):
         resolve_groups(tmp_path)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import ROOT
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -17,9 +18,8 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.export import semantic_ids
 from tokenizer.published import sem_ids_file
 from tokenizer.rqvae import RQVAE
-from utils.runtime import project_root
 
-CASE = Path(os.environ.get("MTGREC_GOLDEN") or project_root().parent / "shared/golden/case_a")
+CASE = Path(os.environ.get("MTGREC_GOLDEN") or ROOT.parent / "shared/golden/case_a")
 STEPS = (slice(0, 32), slice(32, 64), slice(6, 38))
 BETA, LEARNING_RATE = 0.25, 1e-3
 

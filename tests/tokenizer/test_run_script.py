@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tiny_runs import ROOT
 
 from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
-from utils.runtime import project_root
 
 PAPER = {
     "sent_emb_model": "sentence-transformers/sentence-t5-base",
@@ -28,7 +28,7 @@ PAPER = {
 
 def run_script(*flags: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run the script from `folder`."""
-    command = ["bash", os.path.relpath(project_root() / "tokenizer" / "run.sh", folder), *flags]
+    command = ["bash", os.path.relpath(ROOT / "tokenizer" / "run.sh", folder), *flags]
     environment = os.environ | environment
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -51,12 +51,12 @@ def test_every_flag_parses_and_is_the_papers(name: str, tmp_path: Path):
 
 
 def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
-    folder = project_root() / "tokenizer"
+    folder = ROOT / "tokenizer"
     environment = {name: "" for name in ("DATASET", "DATA_DIR")}
     configs = dry_run("--epochs=600", "--hidden_sizes=[64,32]", "--overwrite", folder=folder, **environment)
     for config in configs.values():
         assert (config.epochs, config.hidden_sizes, config.overwrite) == (600, [64, 32], True)
-        assert (config.dataset, Path(config.data_dir)) == ("Musical_Instruments", project_root() / "datasets")
+        assert (config.dataset, Path(config.data_dir)) == ("Musical_Instruments", ROOT / "datasets")
 
 
 def test_unknown_flag_stops_at_the_first_command(tmp_path: Path):
@@ -74,3 +74,20 @@ def test_texts_to_semantic_ids(dataset: Path, tmp_path: Path):
     names = {f"tfidf_8,8,8,8{suffix}.sem_ids" for suffix in ("_2", "_3", "")}
     assert {path.name for path in (dataset / "rqvae").glob("*.sem_ids")} == names
     assert len(json.loads((dataset / "rqvae" / "tfidf_8,8,8,8_3.sem_ids").read_text())) == 60
+
+
+def test_published_semantic_ids_are_left_alone(dataset: Path, tmp_path: Path):
+    """As in the published folders: no checkpoints, and an item without a text."""
+    (dataset / "rqvae").mkdir()
+    for name in ("_9999", "_10000", ""):
+        (dataset / "rqvae" / f"sentence-t5-base_256,256,256,256{name}.sem_ids").write_text("{}")
+    (dataset / "sentence-t5-base.sent_emb").write_bytes(b"published")
+    texts = json.loads((dataset / "metadata.sentence.json").read_text())
+    (dataset / "metadata.sentence.json").write_text(json.dumps(texts | {"item3": ""}))
+    before = {file: (file.stat().st_mtime_ns, file.is_dir() or file.read_bytes()) for file in dataset.rglob("*")}
+    result = run_script(folder=tmp_path, DATASET=dataset.name, DATA_DIR=str(dataset.parent))
+    assert result.returncode == 0, result.stderr
+    said = f"{dataset}/rqvae holds 3 files of semantic IDs sentence-t5-base_256,256,256,256*.sem_ids that were not made"
+    assert [line.startswith(said) for line in result.stdout.splitlines()] == [True] * 3  # one line for each command
+    after = {file: (file.stat().st_mtime_ns, file.is_dir() or file.read_bytes()) for file in dataset.rglob("*")}
+    assert after == before

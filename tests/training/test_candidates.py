@@ -12,6 +12,7 @@ from training.config import FinetuneConfig
 from utils.errors import InputError
 
 STAGES = [60, 20, 20]
+TOY, TWIN = "rqvae/toy_8,8,8,8", "rqvae/twin_8,8,8,8"
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def pretraining(folder: Path, kept: tuple[int, ...] = (90, 100, 110, 120, 200), 
 def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs):
     run = pretraining(runs / "pretrain_tau1")
     found = plan([90, 120], [5, 6, 9], make_config(runs), "", joint=False)
-    assert [(Path(c.model), c.suffix, c.epochs) for c in found] == [
-        (run / "checkpoints" / f"epoch_{checkpoint}", f"{checkpoint}_{epoch}", (epoch,))
+    assert found == [
+        Candidate(f"{checkpoint}_{epoch}", str(run / "checkpoints" / f"epoch_{checkpoint}"), (TOY,), (epoch,))
         for checkpoint in (90, 120)
         for epoch in (6, 9, 10)
     ]
@@ -64,7 +65,7 @@ def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
 def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
     run = fake_run(runs / "p", {"best_epoch": 18}, (5, 10, 15, 20), epoch_per_stage=STAGES)
     found = plan([90, 100], [0], make_config(runs), "", joint=False)
-    assert [(c.suffix, Path(c.model)) for c in found] == [
+    assert [(c.name, Path(c.model)) for c in found] == [
         ("best_15", run / "model"),
         ("last_15", run / "checkpoints" / "epoch_20"),
     ]
@@ -75,28 +76,30 @@ def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
 
 def test_some_missing_checkpoints_are_named(runs, capsys):
     pretraining(runs / "p", kept=(10, 100))
-    assert [c.suffix for c in plan([90, 100], [0], make_config(runs), "", joint=False)] == ["100_15"]
+    assert [c.name for c in plan([90, 100], [0], make_config(runs), "", joint=False)] == ["100_15"]
     assert "kept only 100 of the epochs 90, 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kept", "best"), [((10, 20), 20), ((), 7)])
 def test_best_alone_where_it_is_the_last_or_nothing_else_was_kept(runs, capsys, kept, best):
     fake_run(runs / "p", {"best_epoch": best}, kept, epoch_per_stage=STAGES)
-    assert [c.suffix for c in plan([90], [0], make_config(runs), "", joint=False)] == ["best_15"]
+    assert [c.name for c in plan([90], [0], make_config(runs), "", joint=False)] == ["best_15"]
     assert f"its best epoch ({best}) is fine-tuned" in capsys.readouterr().err
 
 
 def test_from_scratch(runs, capsys):
     found = plan([90, 100], [0, 1], make_config(runs), "none", joint=False)
-    assert found == [Candidate("", "scratch", (14,)), Candidate("", "scratch", (15,))]
-    assert [c.suffix for c in found] == ["scratch_14", "scratch_15"]
+    assert found == [Candidate("scratch_14", "", (TOY,), (14,)), Candidate("scratch_15", "", (TOY,), (15,))]
     assert "training from scratch" in capsys.readouterr().err
 
 
 def test_joint_is_one_run_for_each_checkpoint(runs):
     pretraining(runs / "p")
     found = plan([90, 100], [5, 6, 7], make_config(runs), "", joint=True)
-    assert [(c.suffix, c.epochs) for c in found] == [("90_joint", (8, 9, 10)), ("100_joint", (8, 9, 10))]
+    assert [(c.name, c.prefixes, c.epochs) for c in found] == [
+        ("90_joint", (TOY,), (8, 9, 10)),
+        ("100_joint", (TOY,), (8, 9, 10)),
+    ]
 
 
 def test_explicit_epochs_and_model_win(runs, tmp_path):
@@ -106,18 +109,56 @@ def test_explicit_epochs_and_model_win(runs, tmp_path):
     model.write_text("")
     config = make_config(runs, sem_id_epochs="2:3", pretrained_model=str(model))
     assert plan([90], [0], config, str(runs / "p"), joint=False) == [
-        Candidate(str(model), "weights", (2,)),
-        Candidate(str(model), "weights", (3,)),
+        Candidate("weights_2", str(model), (TOY,), (2,)),
+        Candidate("weights_3", str(model), (TOY,), (3,)),
     ]
 
 
-def test_several_prefixes_do_not_double_the_tokenizers(runs, dataset):
+@pytest.fixture
+def twins(dataset: Path) -> list[str]:
+    """Return two more prefixes with the tokenizers of epochs 14 and 15, one of them in another folder."""
     (dataset / "other").mkdir()
     for epoch in (14, 15):
         (dataset / "other" / f"toy_8,8,8,8_{epoch}.sem_ids").write_text("{}")
         (dataset / "rqvae" / f"twin_8,8,8,8_{epoch}.sem_ids").write_text("{}")
+    return [TWIN, "other/toy_8,8,8,8"]
+
+
+def test_several_prefixes_are_tuned_one_by_one_or_jointly(runs, twins):
     config = make_config(runs, token_prefix=["twin_8,8,8,8", "other/toy_8,8,8,8"])
-    assert [c.epochs for c in plan([90], [0, 1], config, "none", joint=False)] == [(14,), (15,)]
+    assert plan([90], [0, 1], config, "none", joint=False) == [
+        Candidate(f"scratch_{number}_{epoch}", "", (prefix,), (epoch,))
+        for number, prefix in enumerate(twins)
+        for epoch in (14, 15)
+    ]
+    assert plan([90], [0, 1], config, "none", joint=True) == [Candidate("scratch_joint", "", tuple(twins), (14, 15))]
+
+
+def test_prefix_is_that_of_pre_training_unless_given(runs, twins):
+    run = pretraining(runs / "p", kept=(90,), token_prefix=TWIN, sem_id_epochs=[14, 15])
+
+    def prefixes(pretrained: Path | str, **settings: object) -> list[tuple[str, ...]]:
+        return [c.prefixes for c in plan([90], [0], make_config(runs, **settings), str(pretrained), joint=False)]
+
+    for pretrained in ("", run, run / "model", run / "checkpoints" / "epoch_90"):
+        assert prefixes(pretrained) == [(TWIN,)]
+    assert prefixes(run, token_prefix=TOY) == [(TOY,)]
+    with pytest.raises(InputError, match=f"choose with --token_prefix: {TOY} {TWIN}"):
+        prefixes("none")
+
+
+def test_lines_are_what_the_script_reads():
+    assert Candidate("90_7", "m", (TOY,), (7,)).line() == f"90_7\t{TOY}\t[7]\tm"
+    assert Candidate("scratch_joint", "", (TOY, TWIN), (7, 8)).line() == f'scratch_joint\t["{TOY}","{TWIN}"]\t[7,8]\t'
+
+
+def test_an_unfinished_run_is_nothing_to_start_from(runs):
+    run = pretraining(runs / "p")
+    (run / "results.json").unlink()
+    with pytest.raises(InputError, match=r"p is an unfinished run; name one of its checkpoints, or finish it first"):
+        plan([90], [0], make_config(runs), str(run), joint=False)
+    (found,) = plan([90], [0], make_config(runs), str(run / "checkpoints" / "epoch_90"), joint=False)
+    assert (found.name, found.model) == ("epoch_90_15", str(run / "checkpoints" / "epoch_90"))
 
 
 def test_newest_finished_pre_training(runs):
@@ -192,10 +233,10 @@ def test_command_prints_the_plan_and_writes_the_selection(runs, monkeypatch, cap
     candidates.main()
     checkpoints = runs / "p" / "checkpoints"
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
-        ["90_14", "[14]", f"{checkpoints / 'epoch_90'}"],
-        ["90_15", "[15]", f"{checkpoints / 'epoch_90'}"],
-        ["100_14", "[14]", f"{checkpoints / 'epoch_100'}"],
-        ["100_15", "[15]", f"{checkpoints / 'epoch_100'}"],
+        ["90_14", TOY, "[14]", f"{checkpoints / 'epoch_90'}"],
+        ["90_15", TOY, "[15]", f"{checkpoints / 'epoch_90'}"],
+        ["100_14", TOY, "[14]", f"{checkpoints / 'epoch_100'}"],
+        ["100_15", TOY, "[15]", f"{checkpoints / 'epoch_100'}"],
     ]
     monkeypatch.setattr(sys, "argv", ["candidates", "select", "finetune", "a", "b", "c", *where])
     candidates.main()

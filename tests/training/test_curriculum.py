@@ -149,7 +149,9 @@ def test_scores_of_any_size(shift: float):
 
 def test_scores_that_are_not_finite_are_refused():
     for value in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="the influence scores are not finite"):
+        with pytest.raises(
+            FloatingPointError, match=r"the influence scores are not finite: .* lower --lr or raise --warmup"
+        ):
             sampling_probabilities(np.asarray([0.0, value]), 1.0)
 
 

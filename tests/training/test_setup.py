@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tiny_dataset import make_dataset
-from tiny_runs import MODEL, flags, sizes_of_files
+from tiny_runs import MODEL, ROOT, flags, sizes_of_files
 
 from data.token_table import level_sizes
 from model.recommender import Architecture, Recommender
@@ -65,6 +68,15 @@ def test_several_prefixes(resolve, dataset):
         (prefix, epoch) for prefix in config.token_prefix for epoch in (2, 3)
     ]
     assert torch.equal(table.tokens[:2], table.tokens[2:])
+
+
+def test_prefixes_with_different_epochs_are_refused(resolve, dataset):
+    (dataset / "rqvae" / "twin_8,8,8,8_3.sem_ids").write_text("{}")
+    prefixes = '["toy_8,8,8,8","twin_8,8,8,8"]'
+    message = "the tokenizers rqvae/toy_8,8,8,8 rqvae/twin_8,8,8,8 have different epochs; choose some with --sem_id_"
+    with pytest.raises(InputError, match=message):
+        resolve(token_prefix=prefixes)
+    assert resolve(token_prefix=prefixes, num_tokenizers=1).sem_id_epochs == [3]
 
 
 def test_best_checkpoint_where_no_file_has_a_number(resolve, dataset):
@@ -184,7 +196,7 @@ def test_what_is_said_before_the_start(resolve, model):
     data, recommender = load_data(config, accelerator), make_recommender(config)
     text = "\n".join(describe(config, data, recommender, accelerator))
     assert "dataset Tiny: 30 users, 20 items, 351 training examples" in text
-    assert "tokenizers (2): 1, 3" in text
+    assert "tokenizers (2) of rqvae/toy_8,8,8,8: 1, 3" in text
     assert "weights from scratch" in text
     assert "global batch 32 = 16 x 1 processes x 2 batches, 11 steps an epoch, on cpu" in text
     config = resolve(pretrained_model=model)
@@ -201,16 +213,18 @@ def test_list_valued_codebook_sizes(tmp_path):
 def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
     run = start_run(resolve()).run
     assert run.path == tmp_path / "runs" / "Tiny" / "run"
-    with pytest.raises(InputError, match="holds an unfinished run; start it anew with --overwrite, or set --run_name"):
+    with pytest.raises(InputError, match="holds an unfinished run; remove the folder, or start anew with --overwrite"):
         start_run(resolve(reuse=True))
     (run.path / "results.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a finished run; set another --run_name"):
+    with pytest.raises(
+        InputError, match=r"holds a finished run; set another RUN_NAME \(--run_name\), or start anew with --overwrite"
+    ):
         start_run(resolve())
     assert start_run(resolve(reuse=True)) is None
     assert f"{run.path} is already finished with these settings" in capsys.readouterr().out
     with pytest.raises(InputError) as caught:
         start_run(resolve(reuse=True, lr=0.5, epochs=9))
-    assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another" in str(caught.value)
+    assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another RUN_NAME" in str(caught.value)
     (run.path / "old").write_text("")
     assert start_run(resolve(overwrite=True, lr=0.5)) is not None
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "log.txt"]
@@ -228,3 +242,28 @@ def test_log_can_lie_elsewhere(resolve, tmp_path):
     run = start_run(resolve(log_dir=tmp_path / "logs")).run
     run.say("hello")
     assert (tmp_path / "logs" / "Tiny_run.log").read_text().endswith(" hello\n")
+
+
+def test_unknown_or_absent_tracker_is_refused(resolve, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"--log_with=nonsense, .*Choose between"):
+        start_run(resolve(log_with="nonsense"))
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: [])
+    with (
+        pytest.warns(UserWarning, match="no supported trackers"),
+        pytest.raises(InputError, match="--log_with=wandb is not installed"),
+    ):
+        start_run(resolve(log_with="wandb"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_each_run_alone_are_refused(dataset, tmp_path):
+    argv = [sys.executable, "finetune.py", *flags(dataset, tmp_path / "runs", run_name="run")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+    environment |= {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"}
+    result = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: 2 processes were started but each runs alone: there are not that many GPUs; lower NUM_GPUS, or set "
+        "CPU=1 for processes on the CPU\n"
+    )
+    assert not (tmp_path / "runs").exists()

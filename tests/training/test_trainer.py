@@ -89,7 +89,7 @@ def test_without_patience_training_goes_to_the_end(make_trainer, monkeypatch):
 
 
 def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
-    trainer = make_trainer(epochs=4, save_interval="null")
+    trainer = make_trainer(FinetuneConfig, epochs=4)
     script_scores(monkeypatch, trainer, [0.1, 0.2, 0.9, 0.3])
     trainer.fit(4, UNIFORM)
     assert value_of(trainer.best_folder) == 3
@@ -281,5 +281,7 @@ def test_results_folder_can_lie_elsewhere(make_trainer, tmp_path):
     trainer = make_trainer(FinetuneConfig, epochs=1, sem_id_epochs=2, results_dir=tmp_path / "results")
     trainer.fit(1, np.ones(1))
     trainer.test()
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["test_results_2.json"]
-    assert len(json.loads((tmp_path / "results" / "test_results_2.json").read_text())["users"]) == 28
+    (file,) = (path for path in (tmp_path / "results").rglob("*") if path.is_file())
+    assert file == tmp_path / "results" / "Tiny" / trainer.run.path.name / "test_results_2.json"
+    assert len(json.loads(file.read_text())["users"]) == 28
+    assert not list(trainer.run.path.glob("test_results_*"))

@@ -58,6 +58,14 @@ def test_defaults_are_the_reference_codes(config_class: type, own: dict):
         ("--test_num_beams=5", "asks for more items than there are beams"),
         ("--val_metric=ndcg@20", "val_metric=ndcg@20 is not among metrics=['ndcg', 'recall'] at topk=[5, 10]"),
         ("--val_metric=auc", "val_metric: 'auc' is no metric"),
+        ("--val_metric=NDCG@10", "val_metric: 'NDCG@10' is no metric"),
+        ("--save_interval=null", "Parser key \"save_interval\": Expected a <class 'int'>"),
+        ("--rand_seed=-1", "rand_seed=-1 must be at least 0 and below 2**32"),
+        ("--rand_seed=4294967296", "rand_seed=4294967296 must be at least 0 and below 2**32"),
+        ("--dataset=..", "dataset=.. must be the name of a folder, not a path"),
+        ("--run_name=.", "run_name=. must be the name of a folder, not a path"),
+        ("--run_name=../x", "run_name=../x must be the name of a folder, not a path"),
+        ("--run_name=", "run_name= must be the name of a folder, not a path"),
         ("--codebook_size=[8,8]", "codebook_size=[8, 8] has 2 entries; n_codebooks=3 takes 3 or 4"),
         ("--sem_id_epochs=9:7", "the range 9:7 runs backwards; write 7:9"),
         ("--sem_id_epochs=[7,7]", "names an epoch twice"),
@@ -85,12 +93,12 @@ def test_values_are_read_as_the_reference_code_writes_them():
     config = parse(
         PretrainConfig,
         *("--sem_id_epochs=9976:9979", "--codebook_size=[256,128,64]", "--topk=[1,5]", "--metrics=[recall]"),
-        *("--val_metric=recall@5", "--steps=null", "--load_best_for_next_stage", "--save_interval=null"),
+        *("--val_metric=recall@5", "--steps=null", "--load_best_for_next_stage"),
     )
     assert expand_epochs(config.sem_id_epochs) == [9976, 9977, 9978, 9979]
     assert (config.codebook_size, config.topk, config.steps) == ([256, 128, 64], [1, 5], None)
     assert config.load_best_for_next_stage is True
-    assert config.save_interval is None
+    assert parse(FinetuneConfig, "--save_interval=null").save_interval is None
     assert config.metric_names == ["recall@1", "recall@5"]
 
 

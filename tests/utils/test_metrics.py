@@ -42,8 +42,8 @@ def test_means():
 
 def test_parse_metric():
     assert parse_metric("ndcg@10") == ("ndcg", 10)
-    assert parse_metric("Recall@5") == ("recall", 5)
-    for name in ("mrr@10", "ndcg", "ndcg@0", "ndcg@", "ndcg@5.0", "@5"):
+    assert parse_metric("recall@5") == ("recall", 5)
+    for name in ("mrr@10", "Recall@5", "NDCG@10", "ndcg", "ndcg@0", "ndcg@", "ndcg@5.0", "@5"):
         with pytest.raises(ValueError, match="is no metric"):
             parse_metric(name)
 

@@ -55,7 +55,9 @@ def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
     run = folder_of(tmp_path)
     run.create(Settings())
     for config in (Settings(), Settings(reuse=True)):
-        with pytest.raises(InputError, match="holds an unfinished run; start it anew with --overwrite"):
+        with pytest.raises(
+            InputError, match="holds an unfinished run; remove the folder, or start anew with --overwrite"
+        ):
             run.check(config)
     assert run.check(Settings(overwrite=True))
 
@@ -64,10 +66,12 @@ def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
     run = folder_of(tmp_path)
     run.create(Settings())
     finish(run)
-    with pytest.raises(InputError, match="holds a finished run; set another --run_name"):
+    with pytest.raises(InputError, match=r"holds a finished run; set another RUN_NAME \(--run_name\), or start anew"):
         run.check(Settings())
     assert run.check(Settings(reuse=True)) is False
-    with pytest.raises(InputError, match=r"other settings: rate=0\.3 \(there: 0\.1\); set another --run_name"):
+    with pytest.raises(
+        InputError, match=r"other settings: rate=0\.3 \(there: 0\.1\); set another RUN_NAME \(--run_name\)"
+    ):
         run.check(Settings(rate=0.3, reuse=True))
     assert run.check(Settings(overwrite=True))
     run.create(Settings(overwrite=True))

@@ -1,0 +1,164 @@
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import fake_run
+
+import report
+from report import ReportConfig
+from utils.errors import InputError
+from utils.run_folder import results_folder_of
+
+# The last item of each is the test's target, the one before it validation's; the rest is what popularity counts.
+SEQUENCES = {
+    "user1": [1, 1, 2, 3, 1],
+    "user2": [1, 2, 4, 9, 2],
+    "user3": [1, 2, 5, 7, 8, 2, 6],
+    "user4": [3, 4],
+}
+# Most popular: item1 (4 times), item2 (3), items 4, 5, 7, 8 (once), then the first ones that never occur: 3, 6, 9, 10.
+# The targets 1, 2, 6, 4 have the ranks 1, 2, 8, 3: NDCG@5 = (1 + 1 / log2(3) + 0 + 1 / 2) / 4, NDCG@10 has 1 / log2(9).
+POPULAR = "0.7500     1.0000     0.5327     0.6116"
+
+
+def metrics(first: float) -> dict[str, float]:
+    """Return metrics that differ: first, first + 0.01, ..."""
+    names = ("ndcg@5", "recall@5", "ndcg@10", "recall@10")
+    return {name: first + number / 100 for number, name in enumerate(names)}
+
+
+@pytest.fixture
+def runs(dataset: Path, tmp_path: Path) -> Path:
+    """Return the folder of runs on the tiny dataset, which gets the sequences above."""
+    sequences = {user: [f"item{item}" for item in sequence] for user, sequence in SEQUENCES.items()}
+    (dataset / "all_item_seqs.json").write_text(json.dumps(sequences))
+    return tmp_path / "runs" / "Tiny"
+
+
+def make_run(
+    folder: Path, tokenizers: list[tuple[str, int, float, float]], file: str, results_dir: Path | None = None
+) -> Path:
+    """Write a finished run.
+
+    Args:
+        folder: Its folder.
+        tokenizers: Prefix, epoch, validation score and first test metric of each.
+        file: Name of the result file per user.
+        results_dir: The setting of that name.
+    """
+    rows = [
+        {"prefix": prefix, "epoch": epoch, "valid": {"ndcg@10": valid}, "test": metrics(test)}
+        for prefix, epoch, valid, test in tokenizers
+    ]
+    settings = {"dataset": "Tiny", "data_dir": str(folder.parents[2] / "datasets"), "val_metric": "ndcg@10"}
+    settings["results_dir"] = str(results_dir) if results_dir else None
+    fake_run(folder, {"best_epoch": 1, "per_tokenizer": rows}, **settings)
+    recommended = [[1, 2, 3, 4], [9, 8, 8, 2], [None, 6, 3, 3, 9], [7, 7, 7, 7]]
+    result = {
+        "users": list(SEQUENCES),
+        "label_ids": [f"item{sequence[-1]}" for sequence in SEQUENCES.values()],
+        "pred_ids": [[f"item{item}" if item else "None" for item in row] for row in recommended],
+    }
+    where = results_folder_of(folder, settings["results_dir"]) / file
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text(json.dumps(result))
+    return folder
+
+
+def winner(run: Path) -> Path:
+    """Write a selection beside a run that names it."""
+    file = run.parent / f"{run.name}.winner.json"
+    file.write_text(json.dumps({"winner": {"run": str(run)}}))
+    return file
+
+
+def test_one_run(runs, capsys):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    report.main([str(run), "--users=1"])
+    assert (
+        capsys.readouterr().out
+        == f"""Tiny: 4 test users
+
+test                 Recall@5  Recall@10     NDCG@5    NDCG@10
+Most popular items     {POPULAR}
+tuned                  0.3100     0.3300     0.3000     0.3200
+
+User user3: 6 items, the last 5, newest last
+    - text of item2
+    - text of item5
+    - text of item7
+    - text of item8
+    - text of item2
+  came next (recommended at rank 2)
+    - text of item6
+  recommended, best first, the first 3 real items
+    * text of item6
+    - text of item3
+    - text of item9
+
+run: {run}
+per user: {run}/test_results_2.json
+"""
+    )
+
+
+def test_winner_beside_a_baseline(runs, capsys):
+    tuned = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    single = make_run(runs / "single", [("rqvae/toy", 1, 0.5, 0.2)], "test_results_1.json")
+    report.main([f"--run={winner(tuned)}", f"--baseline={winner(single)}", "--users=0"])
+    assert (
+        capsys.readouterr().out
+        == f"""Tiny: 4 test users
+
+test                             Recall@5  Recall@10     NDCG@5    NDCG@10
+Most popular items                 {POPULAR}
+One tokenizer, no pre-training     0.2100     0.2300     0.2000     0.2200
+MTGRec (tuned)                     0.3100     0.3300     0.3000     0.3200
+
+run: {tuned}
+per user: {tuned}/test_results_2.json
+"""
+    )
+
+
+def test_users_are_spread_over_all_and_a_miss_is_told(runs, capsys):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    report.main([str(run), "--users=2"])
+    users = capsys.readouterr().out.split("\n\n")[2:4]
+    assert [text.splitlines()[0] for text in users] == [
+        "User user2: 4 items, the last 4, newest last",
+        "User user4: 1 items, the last 1, newest last",
+    ]
+    assert [line for text in users for line in text.splitlines() if "came next" in line] == [
+        "  came next (recommended at rank 4)",
+        "  came next (not among the recommended)",
+    ]
+    assert users[1].splitlines()[-2:] == ["  recommended, best first, the first 1 real items", "    - text of item7"]
+
+
+def test_best_tokenizer_by_validation_among_several_prefixes(runs, tmp_path):
+    tokenizers = [
+        ("rqvae/a", 2, 0.4, 0.9),
+        ("rqvae/a", 3, 0.3, 0.8),
+        ("rqvae/b", 2, 0.1, 0.7),
+        ("rqvae/b", 3, 0.5, 0.1),
+    ]
+    run = make_run(runs / "joint", tokenizers, "test_results_1_3.json", results_dir=tmp_path / "results")
+    outcome = report.load_outcome(run)
+    assert outcome.test == metrics(0.1)
+    assert outcome.file == tmp_path / "results" / "Tiny" / "joint" / "test_results_1_3.json"
+    assert outcome.file.is_file()
+
+
+def test_absent_runs_and_wrong_flags(runs):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    for argv in ([str(runs / "absent")], [str(run), f"--baseline={runs / 'absent'}"]):
+        with pytest.raises(InputError, match=r"absent holds no finished run \(results\.json is not there\)"):
+            report.main(argv)
+    (run / "results.json").unlink()
+    with pytest.raises(InputError, match="tuned holds no finished run"):
+        report.main([str(winner(run))])
+    for argv, message in (([], "name a run folder"), ([str(run), "--users=-1"], "users=-1 must not be negative")):
+        with pytest.raises(InputError, match=message):
+            report.main(argv)
+    assert ReportConfig("run").problems() == []

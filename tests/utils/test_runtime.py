@@ -1,0 +1,63 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import InputError
+from utils.runtime import run_command, seed_everything
+
+
+def raising(error: Exception):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def test_success_returns(capsys: pytest.CaptureFixture):
+    run_command(lambda: print("done"))
+    assert capsys.readouterr() == ("done\n", "")
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("mend it"), 2), (FloatingPointError("mend it"), 1)])
+def test_errors_become_one_sentence_of_rank_0(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    for rank, said in ((None, "error: mend it\n"), ("0", "error: mend it\n"), ("1", "")):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as caught:
+            run_command(raising(error))
+        assert caught.value.code == code
+        assert capsys.readouterr() == ("", said)
+
+
+def test_mistakes_in_the_program_keep_their_traceback(capsys: pytest.CaptureFixture):
+    with pytest.raises(ValueError, match="a mistake"):
+        run_command(raising(ValueError("a mistake")))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    def draw(seed: int) -> tuple[float, float, float]:
+        seed_everything(seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    first = draw(7)
+    assert draw(7) == first
+    assert all(a != b for a, b in zip(draw(8), first, strict=True))
+
+
+def test_reproducibility_chooses_deterministic_kernels():
+    for reproducible in (False, True):
+        seed_everything(1, reproducible)
+        assert torch.are_deterministic_algorithms_enabled() is reproducible
+        assert torch.backends.cudnn.deterministic is reproducible
+        assert torch.backends.cudnn.benchmark is not reproducible
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
