@@ -115,7 +115,8 @@ def start_run(config: ConfigType) -> Trainer | None:
             mixed_precision=config.mixed_precision, log_with=tracker, project_dir=str(tracker_folder)
         )
     except ValueError as error:
-        raise InputError(f"--log_with={config.log_with}, --mixed_precision={config.mixed_precision}: {error}") from None
+        settings = f"--log_with={config.log_with} --mixed_precision={config.mixed_precision}"
+        raise InputError(f"Accelerate does not start here with {settings}: {error}") from None
     if tracker and not accelerator.log_with:
         raise InputError(f"--log_with={tracker} is not installed; install it, or choose tensorboard or none")
     launched = int(os.environ.get("WORLD_SIZE", 1))

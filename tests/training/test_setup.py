@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_log_can_lie_elsewhere(resolve, tmp_path):
 
 
 def test_unknown_or_absent_tracker_is_refused(resolve, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"--log_with=nonsense, .*Choose between"):
+    with pytest.raises(InputError, match=r"--log_with=nonsense .*Choose between"):
         start_run(resolve(log_with="nonsense"))
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: [])
     with (
@@ -256,6 +257,7 @@ def test_unknown_or_absent_tracker_is_refused(resolve, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.skipif(accelerate.__version__.startswith("1.0."), reason="Accelerate 1.0 asks for a master address itself")
 def test_processes_that_each_run_alone_are_refused(dataset, tmp_path):
     argv = [sys.executable, "finetune.py", *flags(dataset, tmp_path / "runs", run_name="run")]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
