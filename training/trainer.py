@@ -1,5 +1,6 @@
 """The one training loop: epochs, evaluation, early stopping, checkpoints, the final test."""
 
+import gc
 import math
 import sys
 import time
@@ -295,13 +296,24 @@ class Trainer:
         }
         self.run.record("test", epoch=progress.best_epoch, mean=results["test"])
         self.accelerator.log({f"test/{name}": value for name, value in results["test"].items()}, step=progress.step)
-        self.accelerator.end_training()
+        self._leave()
         if self.accelerator.is_main_process:
             write_json(self.run.path / RESULTS_FILE, results)
         text = "  ".join(f"{name} {value:.4f}" for name, value in results["test"].items())
         self.run.say(f"test of epoch {progress.best_epoch}  {text}")
         self.run.say(f"results: {self.run.path / RESULTS_FILE}")
         return results
+
+    def _leave(self) -> None:
+        """Finish the trackers and leave the process group; nothing can be trained any more.
+
+        The wrapped model goes first: were its reducer the last to hold the group, its destructor would wait, with
+        Python's lock held, for the group's threads, which may be waiting for that lock.
+        """
+        del self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def _save_model(self, folder: Path) -> None:
         if self.accelerator.is_main_process:

@@ -1,4 +1,5 @@
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +269,19 @@ def test_tensorboard_is_the_default_tracker(make_trainer, tmp_path):
     trainer.accelerator.end_training()
     assert PretrainConfig().log_with == "tensorboard"
     assert list((tmp_path / "boards" / trainer.config.run_name).rglob("events.out.tfevents.*"))
+
+
+def test_the_wrapped_model_is_gone_when_the_process_group_is_left(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=1)
+    wrapped = torch.nn.ModuleList([trainer.recommender])
+    wrapped.itself = SimpleNamespace(wrapped=wrapped)  # a cycle, as mixed precision makes one
+    trainer.model, trainer.accelerator._models = wrapped, [wrapped]
+    alive = weakref.ref(wrapped)
+    del wrapped
+    seen = []
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))
+    trainer._leave()
+    assert seen == [None]
 
 
 def test_mean_over_groups():
