@@ -22,6 +22,7 @@ def beam_search(
     num_beams: int,
     num_return: int,
     trie: PrefixTrie | None = None,
+    banned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generate the most likely semantic IDs; the network must be in eval mode.
 
@@ -37,6 +38,7 @@ def beam_search(
         num_return: Sequences returned, k <= M.
         trie: Keep only beams that begin a sequence of the trie, so that every returned one is in it. Scores stay those
             of the whole vocabulary.
+        banned: int64 [B, E], rows of the trie that each history's beams must not find, each once, filled up with -1.
 
     Returns:
         Sequences int64 [B, k, L] of tokens and scores float32 [B, k], the summed log-probability / L, falling. Where
@@ -46,6 +48,8 @@ def beam_search(
         raise ValueError(f"{num_return} sequences cannot be returned from {num_beams} beams")
     encoded = encode(t5, input_ids, lengths)
     device, num_rows = input_ids.device, len(input_ids)
+    if banned is not None:
+        trie = trie.without(banned[encoded.groups.to_device(device)])
     shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
     caches: list[Tensor | None] = [None] * len(shared)
 

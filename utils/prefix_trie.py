@@ -1,5 +1,7 @@
 """A set of equally long token sequences as a prefix trie in flat sorted tensors: look-up and allowed next tokens."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,7 @@ class PrefixTrie:
         if num_parents != len(sequences):
             raise ValueError(f"{len(sequences) - num_parents} sequences occur more than once")
         self.rows = torch.empty_like(node).scatter_(0, node, torch.arange(len(node), device=node.device))
+        self.barred: list[tuple[Tensor, Tensor]] = []  # see `without`
 
     @property
     def depth(self) -> int:
@@ -76,4 +79,38 @@ class PrefixTrie:
         child = offsets[flat][owner] + torch.arange(len(owner), device=flat.device) - before[owner]
         mask = torch.zeros(len(flat), self.vocab_size, dtype=torch.bool, device=flat.device)
         mask[owner, self.keys[level][child] % self.vocab_size] = True
-        return mask.reshape(*nodes.shape, self.vocab_size)
+        mask = mask.reshape(*nodes.shape, self.vocab_size)
+        if self.barred:
+            search, key = self.barred[level]
+            which, beam = torch.nonzero(nodes[search] == (key // self.vocab_size).unsqueeze(1), as_tuple=True)
+            mask[search[which], beam, key[which] % self.vocab_size] = False
+        return mask
+
+    def without(self, rows: Tensor) -> "PrefixTrie":
+        """Return the trie as each of B searches sees it that must not end at some sequences.
+
+        A node is closed to a search when every sequence below it is banned, so what remains open always leads somewhere.
+
+        Args:
+            rows: int64 [B, E], rows of the trie that search b must not find, each once, filled up with -1.
+
+        Returns:
+            A trie that shares this one's tensors; its `allowed` takes nodes [B, M], M beams of each of the B searches.
+        """
+        restricted = copy.copy(self)
+        restricted.barred = []
+        search, column = torch.nonzero(rows >= 0, as_tuple=True)
+        leaf_of_row = torch.empty_like(self.rows).scatter_(
+            0, self.rows, torch.arange(len(self.rows), device=rows.device)
+        )
+        node, leaves = leaf_of_row[rows[search, column]], torch.ones_like(self.rows)
+        for level in reversed(range(self.depth)):
+            keys = self.keys[level]
+            banned, counts = torch.unique(search * len(keys) + node, return_counts=True)
+            closed = banned[counts == leaves[banned % len(keys)]]
+            restricted.barred.insert(0, (closed // len(keys), keys[closed % len(keys)]))
+            parent = keys // self.vocab_size
+            num_parents = len(self.child_offsets[level]) - 1
+            leaves = torch.zeros(num_parents, dtype=torch.int64, device=rows.device).scatter_add_(0, parent, leaves)
+            node = parent[node]
+        return restricted

@@ -156,3 +156,28 @@ def test_scores_fall(recommender: Recommender, batch: RaggedBatch):
 def test_more_returned_than_beams_is_an_error(recommender: Recommender, batch: RaggedBatch):
     with pytest.raises(ValueError, match="11 sequences cannot be returned from 10 beams"):
         search(recommender, batch, 10, 11)
+
+
+def test_banned_items_are_not_found_and_leave_room_for_others(recommender: Recommender, batch: RaggedBatch):
+    """Narrow beams still fill up: a search never enters a prefix that only banned items have."""
+    input_ids, _, lengths = batch
+    catalogue = items(recommender, 30)
+    trie = PrefixTrie(catalogue, recommender.t5.config.vocab_size)
+    generator = torch.Generator().manual_seed(3)
+    banned = torch.stack([torch.randperm(30, generator=generator)[:25] for _ in lengths])
+    banned[1, 4:] = -1
+    banned[2] = -1
+    found, scores = beam_search(recommender.t5, input_ids, lengths, NUM_LEVELS, 5, 5, trie, banned)
+    rows = trie.find(found)
+    assert (scores > float("-inf")).all()
+    for row, seen in zip(rows.tolist(), banned.tolist(), strict=True):
+        assert len(set(row)) == 5
+        assert not set(row) & set(seen)
+    assert sorted(rows[0].tolist()) == sorted(set(range(30)) - set(banned[0].tolist()))
+    unrestricted, _ = search(recommender, batch, 5, 5, trie)
+    assert torch.equal(found[2], unrestricted[2])
+    wide, wide_scores = beam_search(recommender.t5, input_ids, lengths, NUM_LEVELS, 30, 5, trie, banned)
+    expected = exhaustive_scores(recommender, batch, catalogue)
+    for row, seen in enumerate(banned.tolist()):
+        expected[row, [item for item in seen if item >= 0]] = float("-inf")
+    assert_best(wide, wide_scores, catalogue, expected)

@@ -58,6 +58,32 @@ def test_no_node_leads_nowhere():
     assert trie.allowed(torch.tensor([[1], [0]]), 1).shape == (2, 1, VOCAB_SIZE)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_without_closes_exactly_the_prefixes_of_banned_sequences(seed: int):
+    sequences = random_sequences(seed)
+    trie = PrefixTrie(sequences, VOCAB_SIZE)
+    generator = torch.Generator().manual_seed(seed)
+    banned = torch.stack([torch.randperm(len(sequences), generator=generator)[:35] for _ in range(3)])
+    banned[1, 10:] = -1
+    restricted = trie.without(banned)
+    for search, seen in enumerate(banned.tolist()):
+        kept = [tuple(row) for index, row in enumerate(sequences.tolist()) if index not in seen]
+        nodes = {(): 0}
+        for level in range(3):
+            beams = torch.full((3, len(nodes)), -1)
+            beams[search] = torch.tensor(list(nodes.values()))
+            allowed = restricted.allowed(beams, level)
+            assert not allowed[[other for other in range(3) if other != search]].any()
+            following = {}
+            for index, (prefix, node) in enumerate(nodes.items()):
+                expected = {row[level] for row in kept if row[:level] == prefix}
+                assert set(allowed[search, index].nonzero().flatten().tolist()) == expected
+                for token in expected:
+                    following[(*prefix, token)] = trie.step(torch.tensor(node), torch.tensor(token), level).item()
+            nodes = following
+    assert trie.barred == []
+
+
 def test_tokens_outside_the_vocabulary_are_not_found():
     """Token 7 of node 0 would have the key of token 0 of node 1."""
     trie = PrefixTrie(torch.tensor([[0, 1], [1, 0]]), VOCAB_SIZE)
