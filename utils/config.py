@@ -3,12 +3,12 @@
 import difflib
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import asdict, fields
 from typing import Any, Protocol, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
 from utils.errors import InputError
 
@@ -40,6 +40,11 @@ _Dumper.yaml_implicit_resolvers = {
 set_loader("mtgrec", lambda stream: yaml.load(stream, Loader=_Loader), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description: its examples are to be copied."""
+
+
 # What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7]. Types are tried in this
 # order; int comes last because the library's reading of an int is base 60, 430 for 7:10.
 Epochs = str | list[str | int] | int
@@ -57,7 +62,12 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 def make_parser(config_class: type, prog: str, description: str) -> ArgumentParser:
     """Build the command-line parser of a dataclass: one `--flag` per field, and `--config_file` for a YAML file."""
     parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, parser_mode="mtgrec", allow_abbrev=False
+        prog=prog,
+        description=description,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        parser_mode="mtgrec",
+        allow_abbrev=False,
     )
     parser.add_argument("--config_file", action="config", help="YAML file of flags; later flags override it")
     parser.add_class_arguments(config_class, as_group=False)

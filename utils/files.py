@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under a temporary name beside the target, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -73,3 +74,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(data: bytes) -> str:
+    """Return the hash of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -89,7 +89,7 @@ class PrefixTrie:
     def without(self, rows: Tensor) -> "PrefixTrie":
         """Return the trie as each of B searches sees it that must not end at some sequences.
 
-        A node is closed to a search when every sequence below it is banned, so what remains open always leads somewhere.
+        A node is closed to a search when every sequence below it is banned; what is open leads somewhere.
 
         Args:
             rows: int64 [B, E], rows of the trie that search b must not find, each once, filled up with -1.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from utils.errors import InputError
 
@@ -30,3 +31,27 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.backends.cudnn.deterministic = reproducible
     torch.backends.cudnn.benchmark = not reproducible
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
+
+
+def join_processes(device: str = "auto") -> tuple[PartialState, torch.device]:
+    """Meet the other processes that accelerate launch started, if any.
+
+    Args:
+        device: auto (each process its GPU where there are any), or cpu, cuda, cuda:1 for a single process.
+
+    Raises:
+        InputError: There is no such device, or the processes do not meet.
+    """
+    state = PartialState(cpu=device == "cpu")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != state.num_processes:
+        raise InputError(
+            f"{launched} processes were started but each runs alone: there are not that many GPUs; "
+            "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU"
+        )
+    if device == "auto" or state.num_processes > 1:
+        return state, state.device
+    try:
+        return state, torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device={device}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from None

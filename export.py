@@ -1,0 +1,48 @@
+"""Write a complete model folder, which recommends on another machine without the dataset.
+
+    python export.py --run=ckpt/Sample/mtgrec_best_300 --output=model
+
+It holds the weights (plain T5ForConditionalGeneration.from_pretrained reads them), every item's semantic ID and text,
+the vocabulary layout, the training settings, metrics and hashes. Fine-tuning leaves such a folder in <run>/model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.model_folder import export_model
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.runtime import run_command
+
+
+@dataclass
+class ExportConfig:
+    """Settings of the export."""
+
+    run: str = ""
+    """Run folder, or a checkpoint in it; the tokenizer is the run's best on validation."""
+    output: str = ""
+    """Folder to write."""
+    data_dir: str | None = None
+    """Folder that holds the dataset's folder; by default where the run had it."""
+    overwrite: bool = False
+    """Replace a folder that is there."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        return [f"--{name} is needed" for name in ("run", "output") if not getattr(self, name)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export; `argv` are the flags, by default the command line's."""
+    config, _ = parse_config(ExportConfig, argv, "export.py", __doc__)
+    output = Path(config.output)
+    if output.exists() and not config.overwrite:
+        raise InputError(f"{output} is there already; --overwrite replaces it")
+    model = export_model(config.run, output, config.data_dir)
+    group = model.catalogue.table.groups[0]
+    print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,139 @@
+"""Model folders: what a recommender needs on another machine, read and written."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.token_table import Group, Vocabulary
+from inference.catalogue import Catalogue
+from model.recommender import Recommender, find_model_folder
+from utils.errors import InputError
+from utils.files import atomic_folder, read_json, sha256, write_json
+from utils.run_folder import CONFIG_FILE, RESULTS_FILE, read_config
+
+ABOUT_FILE = "mtgrec.json"
+ITEMS_FILE = "items.jsonl"
+
+
+@dataclass
+class TrainedModel:
+    """A recommender with its items.
+
+    Attributes:
+        recommender: The network in eval mode.
+        catalogue: What it can recommend.
+        settings: What it was trained with, as the run's config.yaml has it.
+        metrics: Of the tokenizer in the catalogue: {"valid": {metric: mean}, "test": {...}}, if finished.
+    """
+
+    recommender: Recommender
+    catalogue: Catalogue
+    settings: dict
+    metrics: dict[str, dict[str, float]]
+
+
+def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
+    """Read a model from a run folder, one of its checkpoints, or an exported model folder.
+
+    A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
+    dataset.
+
+    Args:
+        path: The folder.
+        data_dir: Folder of dataset folders; by default where the run had it.
+
+    Raises:
+        InputError: It is none of these, or a file is absent or broken.
+    """
+    weights = find_model_folder(path)
+    recommender = Recommender.from_pretrained(weights, dropout_rate=0.0).eval()
+    architecture = recommender.architecture
+    vocabulary = Vocabulary(architecture.level_sizes, architecture.n_user_tokens)
+    if (weights / ABOUT_FILE).is_file():
+        about = read_json(weights / ABOUT_FILE)
+        _check_hashes(weights, about["sha256"])
+        group = Group(about["tokenizer"]["prefix"], about["tokenizer"]["epoch"], weights / ITEMS_FILE)
+        catalogue = Catalogue.load(weights / ITEMS_FILE, group, vocabulary)
+        settings = about["settings"] | ({"data_dir": data_dir} if data_dir else {})
+        return TrainedModel(recommender, catalogue, settings, about["metrics"])
+    run = run_of(path)
+    settings = read_config(run) | ({"data_dir": data_dir} if data_dir else {})
+    tokenizer = best_tokenizer(run, settings)
+    catalogue = Catalogue.of_dataset(
+        settings["data_dir"],
+        settings["dataset"],
+        tokenizer["prefix"],
+        tokenizer["epoch"],
+        vocabulary,
+        settings["token_suffix"],
+    )
+    metrics = {split: tokenizer[split] for split in ("valid", "test") if split in tokenizer}
+    return TrainedModel(recommender, catalogue, settings, metrics)
+
+
+def run_of(path: Path | str) -> Path:
+    """Return the run folder that a run, its model/ or its checkpoints/epoch_N lies in.
+
+    Raises:
+        InputError: There is none around it.
+    """
+    path = Path(path).absolute()
+    for folder in (path, *path.parents[:2]):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise InputError(f"{path} has no {ABOUT_FILE} and lies in no run folder; python export.py makes a complete folder")
+
+
+def best_tokenizer(run: Path, settings: dict) -> dict:
+    """Return {"prefix", "epoch", "valid", "test"} of the run's tokenizer with the best validation score.
+
+    Raises:
+        InputError: The run has several and is not finished, so that they cannot be told apart.
+    """
+    if (run / RESULTS_FILE).is_file():
+        rows = read_json(run / RESULTS_FILE)["per_tokenizer"]
+        return max(rows, key=lambda row: row["valid"][settings["val_metric"]])
+    prefixes, epochs = settings["token_prefix"], settings["sem_id_epochs"] or [None]
+    if isinstance(prefixes, list) or len(epochs) > 1:
+        raise InputError(f"{run} has several tokenizers and no {RESULTS_FILE} to choose by; finish the run first")
+    return {"prefix": prefixes, "epoch": epochs[0]}
+
+
+def export_model(path: Path | str, output: Path, data_dir: str | None = None) -> TrainedModel:
+    """Write a complete model folder, whole or not at all.
+
+    It holds config.json and model.safetensors (plain transformers reads them), items.jsonl (the token table: item,
+    semantic ID, popularity and text in item id order), and mtgrec.json (tokenizer, vocabulary layout, training
+    settings, metrics, hashes).
+    """
+    weights, model = find_model_folder(path), load_trained_model(path, data_dir)
+    vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
+    with atomic_folder(output) as temporary:
+        for name in ("config.json", "generation_config.json", "model.safetensors"):
+            if (weights / name).is_file():
+                shutil.copyfile(weights / name, temporary / name)
+        model.catalogue.save(temporary / ITEMS_FILE)
+        about = {
+            "tokenizer": {"prefix": group.prefix, "epoch": group.epoch},
+            "vocabulary": asdict(vocabulary)
+            | {
+                "level_offsets": vocabulary.level_offsets,
+                "base_user_token": vocabulary.base_user_token,
+                "eos_token": vocabulary.eos_token,
+            },
+            "settings": model.settings,
+            "metrics": model.metrics,
+            "sha256": {file.name: sha256(file.read_bytes()) for file in sorted(temporary.iterdir())},
+        }
+        write_json(temporary / ABOUT_FILE, about)
+    return model
+
+
+def _check_hashes(folder: Path, expected: dict[str, str]) -> None:
+    wrong = [
+        name
+        for name, value in expected.items()
+        if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != value
+    ]
+    if wrong:
+        raise InputError(f"{folder}: {', '.join(wrong)} is not what {ABOUT_FILE} says; copy or export the folder again")

@@ -1,0 +1,56 @@
+"""Recommendations in a file: JSON lines, CSV or Parquet, written in shards so that an interruption costs little."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from inference.histories import Request
+from inference.recommend import Recommendations
+from utils.files import atomic_path
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def write_shard(file: Path, requests: list[Request], found: Recommendations, names: list[str]) -> None:
+    """Write {"user", "items", "scores", "source"} per line; the scores of most popular items are null."""
+    with atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        for request, items, scores, popular in zip(
+            requests, found.items, found.scores, found.by_popularity, strict=True
+        ):
+            row = {
+                "user": request.user,
+                "items": [names[item] for item in items],
+                "scores": [None if np.isnan(score) else round(float(score), 6) for score in scores],
+                "source": "most_popular" if popular else "model",
+            }
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def combine_shards(shards: list[Path], output: Path) -> None:
+    """Make the output of its shards: JSON lines as they are, or a row (user, rank from 1, item, score, source)."""
+    with atomic_path(output) as temporary:
+        with open(temporary, "wb") as handle:
+            for shard in shards:
+                with open(shard, "rb") as part:
+                    shutil.copyfileobj(part, handle)
+        if output.suffix != ".jsonl":
+            _flatten(temporary, output.suffix)
+
+
+def _flatten(file: Path, suffix: str) -> None:
+    """Turn JSON lines into a CSV or Parquet file of the same name, in the same order."""
+    import duckdb  # for these two formats only
+
+    kind = {".csv": "csv, header", ".parquet": "parquet"}[suffix]
+    target = file.with_name(f"{file.name}.flat")
+    rows = """
+        SELECT "user", unnest(range(1, len(items) + 1)) AS rank, unnest(items) AS item, unnest(scores) AS score, source
+        FROM read_json(?, format = 'newline_delimited', columns = {
+            user: 'VARCHAR', items: 'VARCHAR[]', scores: 'DOUBLE[]', source: 'VARCHAR'})"""
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"COPY ({rows}) TO '{str(target).replace(chr(39), chr(39) * 2)}' (FORMAT {kind})", [str(file)]
+        )
+    target.replace(file)

@@ -1,0 +1,226 @@
+"""Recommend items to users, or for any history: a table on the terminal, or a file for many users.
+
+    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --users=U00001,U00002
+    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --history=I0012,I0345          newest last
+    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --all_users --output=recs.parquet
+    accelerate launch --multi_gpu --num_processes=4 recommend.py --model=DIR --all_users --output=recs.jsonl
+
+Only real items are recommended, k different ones for everybody, without those of the history. Whoever has no history
+gets the most popular items. An interrupted --output goes on where it stopped when the same command is run again.
+"""
+
+import shutil
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from tqdm import tqdm
+
+from data.interactions import dataset_folder, load_interactions
+from inference.histories import Request, known_items, read_users_file, requests_of_users, unknown_items_note
+from inference.model_folder import load_trained_model
+from inference.output import FORMATS, combine_shards, write_shard
+from inference.recommend import RecommendationModel, Recommendations
+from model.recommender import find_model_folder
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.files import sha256
+from utils.runtime import join_processes, run_command
+from utils.shards import Shards
+
+USERS_PER_SHARD = 1024
+
+
+@dataclass
+class RecommendConfig:
+    """Settings of recommending; exactly one of users, history, users_file and all_users says for whom."""
+
+    model: str = ""
+    """Run folder (its tokenizer that is best on validation), a checkpoint in one, or a folder made by export.py."""
+    users: str = ""
+    """Users of the dataset, separated by commas."""
+    history: str = ""
+    """Items, newest last, separated by commas; [] for somebody without a history."""
+    users_file: str = ""
+    """File with a user per line, or {"user": "name", "history": ["item", ...]} per line (then no dataset is needed)."""
+    all_users: bool = False
+    """Every user of the dataset; needs output."""
+    data_dir: str | None = None
+    """Folder that holds the dataset's folder; by default where the run had it."""
+    new_items: str = ""
+    """File that tokenizer/export.py --assign wrote: its items are recommended too."""
+    k: int = 10
+    """Items for each user."""
+    exclude_seen: bool = True
+    """Leave out the items of the history."""
+    num_beams: int = 50
+    """Beams of the search; at least k are used."""
+    batch_size: int = 128
+    """Users per batch and process."""
+    output: str = ""
+    """File to write: .jsonl (a line per user), .csv or .parquet (a row per user and rank). Empty: prints a table."""
+    overwrite: bool = False
+    """Replace an output file that is there."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = [] if self.model else ["name a run or model folder with --model"]
+        whom = [name for name in ("users", "history", "users_file", "all_users") if getattr(self, name)]
+        if len(whom) != 1:
+            given = " and ".join(whom) or "none"
+            found.append(f"say for whom with one of --users, --history, --users_file, --all_users (given: {given})")
+        for name in ("k", "num_beams", "batch_size"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if self.output and Path(self.output).suffix not in FORMATS:
+            found.append(f"output={self.output} must end in {', '.join(FORMATS)}")
+        if self.all_users and not self.output:
+            found.append("--all_users needs --output")
+        return found
+
+
+def find_requests(config: RecommendConfig, model: RecommendationModel, is_main: bool) -> list[Request]:
+    """Return whom to recommend to, with their histories; unknown items are named and skipped."""
+    catalogue = model.catalogue
+
+    def of_history(user: str, history: list[str]) -> Request:
+        known, unknown = known_items(history, catalogue)
+        if unknown and is_main:
+            print(f"{user + ': ' if user else ''}{unknown_items_note(unknown, catalogue)}", file=sys.stderr)
+        return Request(user, 0, known)
+
+    if config.history:
+        return [of_history("", [name for name in config.history.strip("[]").split(",") if name])]
+    rows = read_users_file(Path(config.users_file)) if config.users_file else []
+    if rows and all(history is not None for _, history in rows):
+        return [of_history(user, history) for user, history in rows]
+    settings = model.settings
+    interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
+    if not rows:
+        users = interactions.user_names if config.all_users else config.users.split(",")
+        return requests_of_users(users, interactions, catalogue)
+    of_dataset = iter(requests_of_users([user for user, history in rows if history is None], interactions, catalogue))
+    return [next(of_dataset) if history is None else of_history(user, history) for user, history in rows]
+
+
+def check_enough_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> None:
+    """Refuse to start where k different items cannot be had.
+
+    Raises:
+        InputError: Names the first user with too few.
+    """
+    for request in requests:
+        left = model.unseen(request.history) if config.exclude_seen else model.catalogue.num_items
+        if left < config.k:
+            raise InputError(
+                f"{request.user or 'the history'} leaves {left} of {model.catalogue.num_items} items to recommend, "
+                f"k={config.k} are wanted; lower --k or pass --exclude_seen=false"
+            )
+
+
+def recommend(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> Recommendations:
+    """Recommend to some users."""
+    user_ids = np.asarray([request.user_id for request in requests], dtype=np.int64)
+    histories = [request.history for request in requests]
+    return model.recommend_ids(histories, user_ids, config.k, config.num_beams, config.exclude_seen, config.batch_size)
+
+
+def table(request: Request, found: Recommendations, row: int, model: RecommendationModel) -> str:
+    """Return one user's history and recommendations as text as wide as the terminal."""
+    columns = min(160, shutil.get_terminal_size((100, 20)).columns)
+    catalogue = model.catalogue
+    width = max(4, *(len(catalogue.names[item]) for item in found.items[row]))
+
+    def text(item: int, indent: int) -> str:
+        return textwrap.shorten(catalogue.texts[item], max(20, columns - indent), placeholder=" ...")
+
+    title = f"User {request.user}" if request.user else "This history"
+    if found.by_popularity[row]:
+        lines = [f"{title}: no items, so the most popular ones are recommended"]
+    else:
+        latest = request.history[-3:]
+        lines = [f"{title}: {len(request.history)} items, the last {len(latest)}, newest last"]
+        lines += [f"  - {text(item, 4)}" for item in latest]
+    lines.append(f"{'rank':>4}  {'item':{width}}  {'score':>8}  text")
+    for rank, (item, score) in enumerate(zip(found.items[row], found.scores[row], strict=True), start=1):
+        shown = "-" if np.isnan(score) else f"{score:.4f}"
+        lines.append(f"{rank:>4}  {catalogue.names[item]:{width}}  {shown:>8}  {text(item, width + 18)}")
+    return "\n".join(lines)
+
+
+def write_output(
+    config: RecommendConfig, model: RecommendationModel, requests: list[Request], state: PartialState
+) -> None:
+    """Recommend to all users in shards, shared by the processes, and put the output file together.
+
+    Raises:
+        InputError: The file is there already.
+    """
+    output = Path(config.output)
+    if output.exists() and not config.overwrite:
+        raise InputError(f"{output} is there already; --overwrite replaces it")
+    parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
+    catalogue = model.catalogue
+    settings = {
+        "model": sha256((find_model_folder(config.model) / "model.safetensors").read_bytes()),
+        "items": sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()),
+        "requests": sha256(repr([(r.user, r.user_id, r.history.tolist()) for r in requests]).encode()),
+        **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
+    }
+    shards = Shards(output, settings, len(parts))
+    if state.is_main_process:
+        note = shards.open()
+        if note:
+            print(f"{output}: {note}")
+    state.wait_for_everyone()
+    missing = shards.missing()
+    state.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+    mine = missing[state.process_index :: state.num_processes]
+    started = time.perf_counter()
+    bar = tqdm(
+        total=sum(len(parts[index]) for index in mine),
+        unit="user",
+        disable=not (state.is_main_process and sys.stderr.isatty()),
+    )
+    for index in mine:
+        write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
+        bar.update(len(parts[index]))
+    bar.close()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)
+        combine_shards(shards.paths(), output)
+        shards.remove()
+        popular = sum(len(request.history) == 0 for request in requests)
+        print(
+            f"{output}: {config.k} items for {len(requests):,} users, {done:,} of them now in {seconds:.1f} s "
+            f"({done / seconds:,.0f} users/s)"
+            + (f"; {popular:,} users have no history and got the most popular items" if popular else "")
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Recommend; `argv` are the flags, by default the command line's."""
+    config, _ = parse_config(RecommendConfig, argv, "recommend.py", __doc__)
+    state, device = join_processes(config.device)
+    trained = load_trained_model(config.model, config.data_dir)
+    if config.new_items:
+        trained.catalogue = trained.catalogue.with_new_items(Path(config.new_items))
+    model = RecommendationModel(trained, device)
+    requests = find_requests(config, model, state.is_main_process)
+    check_enough_items(config, model, requests)
+    if config.output:
+        write_output(config, model, requests, state)
+    elif state.is_main_process:
+        found = recommend(config, model, requests)
+        print("\n\n".join(table(request, found, row, model) for row, request in enumerate(requests)))
+
+
+if __name__ == "__main__":
+    run_command(main)
