@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
@@ -155,7 +155,7 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
 
 
 def write_output(
-    config: RecommendConfig, model: RecommendationModel, requests: list[Request], state: PartialState
+    config: RecommendConfig, model: RecommendationModel, requests: list[Request], processes: Accelerator
 ) -> None:
     """Recommend to all users in shards, shared by the processes, and put the output file together.
 
@@ -174,26 +174,26 @@ def write_output(
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
     shards = Shards(output, settings, len(parts))
-    if state.is_main_process:
+    if processes.is_main_process:
         note = shards.open()
         if note:
             print(f"{output}: {note}")
-    state.wait_for_everyone()
+    processes.wait_for_everyone()
     missing = shards.missing()
-    state.wait_for_everyone()  # nobody finishes a shard before everybody has looked
-    mine = missing[state.process_index :: state.num_processes]
+    processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+    mine = missing[processes.process_index :: processes.num_processes]
     started = time.perf_counter()
     bar = tqdm(
         total=sum(len(parts[index]) for index in mine),
         unit="user",
-        disable=not (state.is_main_process and sys.stderr.isatty()),
+        disable=not (processes.is_main_process and sys.stderr.isatty()),
     )
     for index in mine:
         write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
         bar.update(len(parts[index]))
     bar.close()
-    state.wait_for_everyone()
-    if state.is_main_process:
+    processes.wait_for_everyone()
+    if processes.is_main_process:
         seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)
         combine_shards(shards.paths(), output)
         shards.remove()
@@ -208,16 +208,16 @@ def write_output(
 def main(argv: list[str] | None = None) -> None:
     """Recommend; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(RecommendConfig, argv, "recommend.py", __doc__)
-    state, device = join_processes(config.device)
+    processes, device = join_processes(config.device)
     trained = load_trained_model(config.model, config.data_dir)
     if config.new_items:
         trained.catalogue = trained.catalogue.with_new_items(Path(config.new_items))
     model = RecommendationModel(trained, device)
-    requests = find_requests(config, model, state.is_main_process)
+    requests = find_requests(config, model, processes.is_main_process)
     check_enough_items(config, model, requests)
     if config.output:
-        write_output(config, model, requests, state)
-    elif state.is_main_process:
+        write_output(config, model, requests, processes)
+    elif processes.is_main_process:
         found = recommend(config, model, requests)
         print("\n\n".join(table(request, found, row, model) for row, request in enumerate(requests)))
 

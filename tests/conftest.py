@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_dataset import make_dataset
+from tiny_runs import make_untrained_run
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same run on a machine with a GPU
@@ -47,3 +48,9 @@ def golden(golden_folder: Path) -> GoldenCase:
 def dataset(tmp_path: Path) -> Path:
     """Return a tiny dataset folder, tmp_path/datasets/Tiny, with the tokenizers of epochs 1, 2, 3 (3 x 8 codes)."""
     return make_dataset(tmp_path / "datasets" / "Tiny")
+
+
+@pytest.fixture
+def joint_run(dataset: Path, tmp_path: Path) -> Path:
+    """Return a run folder with an untrained recommender of the tiny dataset's tokenizers 1 and 2; 2 is the better."""
+    return make_untrained_run(dataset, tmp_path / "runs" / "Tiny" / "joint")

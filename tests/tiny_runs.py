@@ -12,6 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from model.recommender import Architecture, Recommender
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"num_layers": 1, "num_decoder_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8}
 TRAINING = {
@@ -62,6 +64,28 @@ def fake_run(folder: Path, results: dict | None = None, kept: tuple[int, ...] = 
         (folder / "checkpoints" / f"epoch_{epoch}").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "results.json").write_text(json.dumps(results if results is not None else {"best_epoch": 1}))
+    return folder
+
+
+def make_untrained_run(dataset: Path, folder: Path) -> Path:
+    """Write a run of tokenizers 1 and 2 with random weights; 2 is better on validation, 1 on the test."""
+    prefix = f"rqvae/{next((dataset / 'rqvae').glob('*_1.sem_ids')).name.removesuffix('_1.sem_ids')}"
+    per_tokenizer = [
+        {"epoch": epoch, "prefix": prefix, "valid": {"ndcg@10": valid}, "test": {"ndcg@10": test}}
+        for epoch, valid, test in ((1, 0.1, 0.4), (2, 0.2, 0.3))
+    ]
+    fake_run(
+        folder,
+        {"best_epoch": 1, "per_tokenizer": per_tokenizer},
+        **{"dataset": dataset.name, "data_dir": str(dataset.parent), "token_prefix": prefix, "sem_id_epochs": [1, 2]},
+        **{"val_metric": "ndcg@10", "max_item_seq_len": 20, "token_suffix": "sem_ids", "results_dir": None},
+    )
+    torch.manual_seed(0)
+    recommender = Recommender.from_architecture(Architecture((8, 8, 8, 8), **MODEL))
+    with torch.no_grad():
+        for parameter in recommender.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    recommender.save_pretrained(folder / "model")
     return folder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from utils.errors import InputError
 
@@ -33,7 +33,7 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
 
 
-def join_processes(device: str = "auto") -> tuple[PartialState, torch.device]:
+def join_processes(device: str = "auto") -> tuple[Accelerator, torch.device]:
     """Meet the other processes that accelerate launch started, if any.
 
     Args:
@@ -42,16 +42,16 @@ def join_processes(device: str = "auto") -> tuple[PartialState, torch.device]:
     Raises:
         InputError: There is no such device, or the processes do not meet.
     """
-    state = PartialState(cpu=device == "cpu")
+    processes = Accelerator(cpu=device == "cpu")
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != state.num_processes:
+    if launched != processes.num_processes:
         raise InputError(
             f"{launched} processes were started but each runs alone: there are not that many GPUs; "
             "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU"
         )
-    if device == "auto" or state.num_processes > 1:
-        return state, state.device
+    if device == "auto" or processes.num_processes > 1:
+        return processes, processes.device
     try:
-        return state, torch.zeros(0, device=device).device
+        return processes, torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device={device}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from None

@@ -1,0 +1,79 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import assert_same_weights
+from transformers import T5ForConditionalGeneration
+
+from data.token_table import read_sem_ids
+from inference.model_folder import export_model, load_trained_model
+from utils.errors import InputError
+
+PREFIX = "rqvae/toy_8,8,8,8"
+
+
+def test_a_run_is_read_with_its_tokenizer_that_is_best_on_validation(joint_run: Path, dataset: Path):
+    model = load_trained_model(joint_run)
+    group = model.catalogue.table.groups[0]
+    assert (group.prefix, group.epoch) == (PREFIX, 2)
+    names = model.catalogue.names
+    assert names[:3] == ["[PAD]", "item1", "item2"]
+    assert model.catalogue.texts[20] == "text of item20"
+    np.testing.assert_array_equal(
+        model.catalogue.codes(), read_sem_ids(dataset / f"{PREFIX}_2.sem_ids", names[1:], (8,) * 4)
+    )
+    sequences = json.loads((dataset / "all_item_seqs.json").read_text()).values()
+    counted = [item for sequence in sequences for item in sequence[:-2]]
+    assert model.catalogue.popularity[1:].tolist() == [counted.count(name) for name in names[1:]]
+    assert model.metrics == {"valid": {"ndcg@10": 0.2}, "test": {"ndcg@10": 0.3}}
+
+
+def test_an_exported_folder_needs_nothing_else(joint_run: Path, dataset: Path, tmp_path: Path):
+    expected = load_trained_model(joint_run)
+    export_model(joint_run, tmp_path / "out")
+    moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    shutil.rmtree(dataset)
+    model = load_trained_model(moved)
+    assert model.catalogue.names == expected.catalogue.names
+    assert model.catalogue.texts == expected.catalogue.texts
+    assert torch.equal(model.catalogue.table.tokens, expected.catalogue.table.tokens)
+    assert model.catalogue.popularity.tolist() == expected.catalogue.popularity.tolist()
+    assert (model.settings, model.metrics) == (expected.settings, expected.metrics)
+    assert_same_weights(moved, joint_run / "model")
+    plain = T5ForConditionalGeneration.from_pretrained(moved).state_dict()
+    weights = model.recommender.t5.state_dict()
+    assert all(torch.equal(plain[name], weights[name]) for name in plain)
+    about = json.loads((moved / "mtgrec.json").read_text())
+    assert about["vocabulary"] == {
+        **{"sizes": [8, 8, 8, 8], "n_user_tokens": 1, "level_offsets": [1, 9, 17, 25]},
+        **{"base_user_token": 33, "eos_token": 34},
+    }
+
+
+def test_a_run_can_be_completed_in_place(joint_run: Path, dataset: Path):
+    export_model(joint_run, joint_run / "model")
+    shutil.rmtree(dataset)
+    assert load_trained_model(joint_run).catalogue.table.groups[0].epoch == 2
+
+
+def test_a_changed_file_is_refused(joint_run: Path, tmp_path: Path):
+    export_model(joint_run, tmp_path / "out")
+    items = tmp_path / "out" / "items.jsonl"
+    items.write_text(items.read_text().replace("text of item3", "text of item4"))
+    with pytest.raises(InputError, match=r"items\.jsonl is not what mtgrec\.json says"):
+        load_trained_model(tmp_path / "out")
+
+
+def test_a_checkpoint_takes_its_runs_settings_and_a_stray_model_is_refused(joint_run: Path, tmp_path: Path):
+    shutil.copytree(joint_run / "model", joint_run / "checkpoints" / "epoch_5")
+    assert load_trained_model(joint_run / "checkpoints" / "epoch_5").catalogue.table.groups[0].epoch == 2
+    stray = tmp_path / "a" / "b" / "c"
+    shutil.copytree(joint_run / "model", stray)
+    with pytest.raises(InputError, match=r"lies in no run folder; python export\.py makes a complete folder"):
+        load_trained_model(stray)
+    (joint_run / "results.json").unlink()
+    with pytest.raises(InputError, match=r"several tokenizers and no results\.json to choose by"):
+        load_trained_model(joint_run)

@@ -1,0 +1,192 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+from tiny_runs import ROOT
+
+import recommend
+from inference import recommend as inference
+from utils.errors import InputError
+
+
+def shown(capsys: pytest.CaptureFixture) -> str:
+    return capsys.readouterr().out
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_table_per_user(joint_run: Path, capsys: pytest.CaptureFixture):
+    recommend.main([f"--model={joint_run}", "--users=user5,user2", "--k=3"])
+    tables = [block.splitlines() for block in shown(capsys).split("\n\n")]
+    assert [lines[0] for lines in tables] == [
+        "User user5: 5 items, the last 3, newest last",
+        "User user2: 2 items, the last 2, newest last",
+    ]
+    assert tables[0][4].split() == ["rank", "item", "score", "text"]
+    items, scores = inference.load(joint_run).recommend(
+        [json.loads((joint_run.parents[2] / "datasets/Tiny/all_item_seqs.json").read_text())["user5"]], k=3
+    )
+    expected = [[str(i), items[0][i - 1], f"{scores[0][i - 1]:.4f}", "text", "of", items[0][i - 1]] for i in (1, 2, 3)]
+    assert [line.split() for line in tables[0][5:]] == expected
+
+
+def test_a_history_with_an_unknown_item_and_an_empty_one(joint_run: Path, capsys: pytest.CaptureFixture):
+    recommend.main([f"--model={joint_run}", "--history=item1,itme12,item2", "--k=2"])
+    output = capsys.readouterr()
+    assert output.err == "skipped, not in the catalogue: 'itme12' (did you mean item12, item2, item1?)\n"
+    assert output.out.startswith("This history: 2 items, the last 2, newest last\n  - text of item1\n")
+    recommend.main([f"--model={joint_run}", "--history=[]", "--k=2"])
+    lines = shown(capsys).splitlines()
+    assert lines[0] == "This history: no items, so the most popular ones are recommended"
+    assert [line.split()[2] for line in lines[2:]] == ["-", "-"]
+
+
+def test_files_of_all_formats_agree(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for suffix in ("jsonl", "csv", "parquet"):
+        recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/recs.{suffix}", "--k=3"])
+        assert "3 items for 30 users, 30 of them now" in shown(capsys)
+    lines = rows(tmp_path / "recs.jsonl")
+    assert [line["user"] for line in lines] == [f"user{number}" for number in range(1, 31)]
+    flat = [
+        (line["user"], rank, item, score, line["source"])
+        for line in lines
+        for rank, (item, score) in enumerate(zip(line["items"], line["scores"], strict=True), start=1)
+    ]
+    assert duckdb.sql(f"SELECT * FROM '{tmp_path}/recs.parquet'").fetchall() == flat
+    with open(tmp_path / "recs.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["user", "rank", "item", "score", "source"]
+    assert [(user, int(rank), item, float(score), source) for user, rank, item, score, source in table[1:]] == flat
+    assert sorted(path.name for path in tmp_path.glob("*recs*")) == ["recs.csv", "recs.jsonl", "recs.parquet"]
+    with pytest.raises(InputError, match=r"recs\.jsonl is there already; --overwrite replaces it"):
+        recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/recs.jsonl", "--k=3"])
+
+
+def test_an_interrupted_file_goes_on(
+    joint_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr(recommend, "USERS_PER_SHARD", 8)
+    flags = [f"--model={joint_run}", "--all_users", "--k=3"]
+    recommend.main([*flags, f"--output={tmp_path}/whole.jsonl"])
+    real, calls = recommend.write_shard, []
+
+    def stop_at_the_third(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(recommend, "write_shard", stop_at_the_third)
+    output = f"--output={tmp_path}/recs.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main([*flags, output])
+    assert not (tmp_path / "recs.jsonl").exists()
+    capsys.readouterr()
+    recommend.main([*flags, output])
+    said = shown(capsys)
+    assert "going on: 2 of 4 shards were finished before" in said
+    assert "3 items for 30 users, 14 of them now" in said
+    assert (tmp_path / "recs.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert len(calls) == 5
+    calls[:] = []
+    with pytest.raises(KeyboardInterrupt):
+        recommend.main([*flags, output, "--overwrite"])
+    recommend.main([*flags, output, "--overwrite", "--num_beams=3"])
+    assert "starting over: an interrupted run had other settings" in shown(capsys)
+
+
+def test_users_file_of_names_and_histories(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    users = tmp_path / "users.txt"
+    users.write_text(
+        'user7\n\n{"user": "guest", "history": ["item1", "itemX"]}\n{"user": "new", "history": []}\nuser1\n'
+    )
+    recommend.main([f"--model={joint_run}", f"--users_file={users}", f"--output={tmp_path}/recs.jsonl", "--k=3"])
+    output = capsys.readouterr()
+    assert output.err.startswith("guest: skipped, not in the catalogue: 'itemX' (did you mean")
+    assert output.out.endswith("; 1 users have no history and got the most popular items\n")
+    lines = rows(tmp_path / "recs.jsonl")
+    assert [(line["user"], line["source"]) for line in lines] == [
+        ("user7", "model"),
+        ("guest", "model"),
+        ("new", "most_popular"),
+        ("user1", "model"),
+    ]
+    assert lines[2]["scores"] == [None] * 3
+    assert lines[1]["items"] == inference.load(joint_run).recommend([["item1"]], k=3)[0][0]
+    users.write_text('{"user": 3}')
+    with pytest.raises(InputError, match=r'line 1 is neither a user nor \{"user"'):
+        recommend.main([f"--model={joint_run}", f"--users_file={users}"])
+
+
+def test_mistakes_are_named(joint_run: Path):
+    for argv, message in (
+        (["--users=user5,usr7"], r"1 users are not in the dataset: 'usr7' \(did you mean user7"),
+        (["--history=" + ",".join(f"item{i}" for i in range(1, 20))], "leaves 1 of 20 items to recommend, k=10"),
+        (["--users=user1", "--all_users"], r"one of .*\(given: users and all_users\); --all_users needs --output"),
+        (
+            ["--users=user1", "--output=recs.txt", "--k=0"],
+            r"k=0 must be at least 1; output=recs.txt must end in .jsonl",
+        ),
+        (["--users=user1", "--data_dir=/nowhere"], "dataset folder /nowhere/Tiny does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recommend.main([f"--model={joint_run}", *argv])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_file(joint_run: Path, tmp_path: Path):
+    recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/one.jsonl", "--k=3"])
+    code = "import recommend; recommend.USERS_PER_SHARD = 7; recommend.main()"
+    (tmp_path / "two.py").write_text(code)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [
+            *launch,
+            str(tmp_path / "two.py"),
+            f"--model={joint_run}",
+            "--all_users",
+            f"--output={tmp_path}/two.jsonl",
+            "--k=3",
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "one.jsonl"), rows(tmp_path / "two.jsonl")
+    assert [(row["user"], row["items"]) for row in one] == [(row["user"], row["items"]) for row in two]
+    assert done.stdout.count("3 items for 30 users, 30 of them now") == 1
+
+
+def test_export_makes_a_folder_that_recommends_alone(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    import export
+
+    export.main([f"--run={joint_run}", f"--output={tmp_path / 'out'}"])
+    assert "20 items, tokenizer rqvae/toy_8,8,8,8, epoch 2" in shown(capsys)
+    config = yaml.safe_load((joint_run / "config.yaml").read_text())
+    (joint_run / "config.yaml").write_text(yaml.safe_dump(config | {"data_dir": "/nowhere"}))
+    recommend.main([f"--model={tmp_path / 'out'}", "--history=item1,item2", "--k=2"])
+    assert shown(capsys).startswith("This history: 2 items")
+    with pytest.raises(InputError, match="out is there already; --overwrite replaces it"):
+        export.main([f"--run={joint_run}", f"--output={tmp_path / 'out'}"])
