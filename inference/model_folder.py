@@ -54,10 +54,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
         _check_hashes(weights, about["sha256"])
         group = Group(about["tokenizer"]["prefix"], about["tokenizer"]["epoch"], weights / ITEMS_FILE)
         catalogue = Catalogue.load(weights / ITEMS_FILE, group, vocabulary)
-        settings = about["settings"] | ({"data_dir": data_dir} if data_dir else {})
-        return TrainedModel(recommender, catalogue, settings, about["metrics"])
-    run = run_of(path)
-    settings = read_config(run) | ({"data_dir": data_dir} if data_dir else {})
+        return TrainedModel(recommender, catalogue, read_settings(path, data_dir), about["metrics"])
+    run, settings = run_of(path), read_settings(path, data_dir)
     tokenizer = best_tokenizer(run, settings)
     catalogue = Catalogue.of_dataset(
         settings["data_dir"],
@@ -69,6 +67,13 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     )
     metrics = {split: tokenizer[split] for split in ("valid", "test") if split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
+
+
+def read_settings(path: Path | str, data_dir: str | None = None) -> dict:
+    """Return the training settings of any of these folders, with another data_dir where one is given."""
+    about = find_model_folder(path) / ABOUT_FILE
+    settings = read_json(about)["settings"] if about.is_file() else read_config(run_of(path))
+    return settings | ({"data_dir": data_dir} if data_dir else {})
 
 
 def run_of(path: Path | str) -> Path:

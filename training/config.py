@@ -105,7 +105,7 @@ class TrainingConfig:
     topk: list[int] = field(default_factory=lambda: [5, 10])
     """Cut-offs of the metrics."""
     metrics: list[str] = field(default_factory=lambda: ["ndcg", "recall"])
-    """Metrics: ndcg and recall."""
+    """Metrics: ndcg, recall and mrr."""
     val_metric: str = "ndcg@10"
     """Metric that picks the best checkpoint on validation."""
     val_ratio: float = 1.0

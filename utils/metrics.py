@@ -1,10 +1,10 @@
-"""Recall@K and NDCG@K of one relevant item per user, from the rank of the target."""
+"""Recall@K, NDCG@K and MRR@K of one relevant item per user, from the rank of the target."""
 
 import re
 
 import numpy as np
 
-METRICS = ("recall", "ndcg")
+METRICS = ("recall", "ndcg", "mrr")
 
 
 def parse_metric(name: str) -> tuple[str, int]:
@@ -34,7 +34,8 @@ def per_user(name: str, ranks: np.ndarray) -> np.ndarray:
     """Return a metric's value for each user, float64 [U]; `ranks` are 0-based, at least the cut-off for a miss."""
     metric, cutoff = parse_metric(name)
     hit = ranks < cutoff
-    return hit.astype(np.float64) if metric == "recall" else hit / np.log2(ranks + 2.0)
+    gain = {"recall": np.ones_like, "ndcg": lambda rank: 1 / np.log2(rank + 2), "mrr": lambda rank: 1 / (rank + 1)}
+    return hit * gain[metric](ranks.astype(np.float64))
 
 
 def mean_metrics(ranks: np.ndarray, names: list[str]) -> dict[str, float]:

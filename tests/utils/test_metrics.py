@@ -26,6 +26,8 @@ def test_what_is_no_item_is_never_a_hit():
         ("recall@1", [1, 0, 0, 0, 0, 0]),
         ("recall@2", [1, 0, 1, 0, 0, 0]),
         ("recall@3", [1, 1, 1, 0, 1, 0]),
+        ("mrr@2", [1, 0, 1 / 2, 0, 0, 0]),
+        ("mrr@3", [1, 1 / 3, 1 / 2, 0, 1 / 3, 0]),
         ("ndcg@1", [1, 0, 0, 0, 0, 0]),
         ("ndcg@2", [1, 0, 1 / math.log2(3), 0, 0, 0]),
         ("ndcg@3", [1, 0.5, 1 / math.log2(3), 0, 0.5, 0]),
@@ -43,7 +45,7 @@ def test_means():
 def test_parse_metric():
     assert parse_metric("ndcg@10") == ("ndcg", 10)
     assert parse_metric("recall@5") == ("recall", 5)
-    for name in ("mrr@10", "Recall@5", "NDCG@10", "ndcg", "ndcg@0", "ndcg@", "ndcg@5.0", "@5"):
+    for name in ("map@10", "Recall@5", "NDCG@10", "ndcg", "ndcg@0", "ndcg@", "ndcg@5.0", "@5"):
         with pytest.raises(ValueError, match="is no metric"):
             parse_metric(name)
 
@@ -60,7 +62,7 @@ def test_against_ranx(monkeypatch: pytest.MonkeyPatch):
         f"u{user}": {str(item): 1.0 - 0.05 * rank for rank, item in enumerate(row)}
         for user, row in enumerate(recommended)
     }
-    names = ["recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+    names = ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@5", "mrr@10"]
     theirs = ranx.evaluate(ranx.Qrels(relevant), ranx.Run(run), names)
     ours = mean_metrics(target_ranks(recommended, targets), names)
     assert ours == pytest.approx(dict(theirs), rel=1e-9)

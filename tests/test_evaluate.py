@@ -1,0 +1,96 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+from utils.errors import InputError
+
+
+def read(folder: Path) -> object:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_every_combination(joint_run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    output = tmp_path / "out"
+    flags = ["--sem_id_epochs=[2,3]", "--num_beams=[3,20]", "--constrained=[false,true]", "--topk=[1,3]"]
+    flags += ["--popularity_edges=[15]", "--length_edges=[2,20]", "--split=valid", f"--output={output}"]
+    evaluate.main([f"--model={joint_run}", *flags])
+    rows = read(output)
+    assert [(row["epoch"], row["num_beams"], row["constrained"]) for row in rows] == [
+        (epoch, beams, constrained) for epoch in (2, 3) for beams in (3, 20) for constrained in (False, True)
+    ]
+    assert len(list(output.glob("valid_results_Tiny_joint_*.json"))) == 8
+    sequences = json.loads((dataset / "all_item_seqs.json").read_text())
+    sequences = {user: items for user, items in sequences.items() if len(items) >= 3}
+    trained = [item for items in sequences.values() for item in items[:-2]]
+    for row in rows:
+        content = json.loads(Path(row["file"]).read_text())
+        assert content["users"] == list(sequences)
+        assert content["label_ids"] == [items[-2] for items in sequences.values()]
+        assert {len(items) for items in content["pred_ids"]} == {3}
+        listed = [item for items in content["pred_ids"] for item in items]
+        assert row["invalid@3"] == pytest.approx(listed.count("None") / len(listed))
+        assert (row["invalid@3"] == 0) == row["constrained"]
+        assert row["coverage@3"] == pytest.approx(len(set(listed) - {"None"}) / 20)
+        hits = {user: target in items for user, target, items in zip(*columns(content), strict=True)}
+        assert row["metrics"]["recall@3"] == pytest.approx(np.mean(list(hits.values())))
+        rare = [user for user, items in sequences.items() if trained.count(items[-2]) < 15]
+        assert row["by_popularity"]["0-14"]["users"] == len(rare) > 0
+        assert row["by_popularity"]["0-14"]["recall@3"] == pytest.approx(np.mean([hits[user] for user in rare]))
+        long = [user for user, items in sequences.items() if len(items) - 2 >= 20]
+        assert row["by_history_length"]["20+"]["users"] == len(long) > 0
+        assert row["by_history_length"]["20+"]["recall@3"] == pytest.approx(np.mean([hits[user] for user in long]))
+    text = capsys.readouterr().out
+    assert len(re.findall(r"^everybody +\d+ ", text, re.MULTILINE)) == 8
+    assert "tokenizer 3 of rqvae/toy_8,8,8,8  20 beams, real items only" in text
+
+
+def columns(content: dict) -> tuple[list, list, list]:
+    return content["users"], content["label_ids"], content["pred_ids"]
+
+
+def test_checkpoints_by_their_runs_settings(joint_run: Path, tmp_path: Path):
+    shutil.copytree(joint_run / "model", joint_run / "checkpoints" / "epoch_5")
+    models = f"[{joint_run},{joint_run}/checkpoints/epoch_5]"
+    evaluate.main([f"--model={models}", f"--output={tmp_path / 'out'}", "--num_beams=10"])
+    rows = read(tmp_path / "out")
+    assert [(Path(row["model"]).name, row["epoch"]) for row in rows] == [
+        *(("joint", 1), ("joint", 2)),
+        *(("epoch_5", 1), ("epoch_5", 2)),
+    ]
+    assert rows[0]["metrics"] == rows[2]["metrics"]
+    assert len({row["file"] for row in rows}) == 4
+
+
+def test_ensemble_and_comparison(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    evaluate.main([f"--model={joint_run}", f"--output={tmp_path / 'out'}", "--num_beams=10"])
+    files = [row["file"] for row in read(tmp_path / "out")]
+    capsys.readouterr()
+    evaluate.main([f"--ensemble=[{files[0]},{files[1]}]", f"--output={tmp_path / 'joined'}"])
+    joined = read(tmp_path / "joined")
+    assert list(joined["files"]) == files
+    assert joined["best_alone"]["ndcg@10"] == max(metrics["ndcg@10"] for metrics in joined["files"].values())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["ensemble", *(f"{value:.4f}" for value in joined["ensemble"].values())]
+    target = tmp_path / "joined" / "ensemble_results.json"
+    evaluate.main([f"--compare=[{files[0]},{target}]", f"--output={tmp_path / 'compared'}", "--resamples=50"])
+    compared = read(tmp_path / "compared")
+    difference = joined["ensemble"]["recall@10"] - joined["files"][files[0]]["recall@10"]
+    assert compared["difference"]["recall@10"]["mean"] == pytest.approx(difference)
+
+
+def test_wrong_flags(joint_run: Path):
+    for argv, message in (
+        ([], "one of --model, --ensemble, --compare"),
+        (["--compare=[a.json]"], "--compare takes two files, 1 are given"),
+        ([f"--model={joint_run}", "--num_beams=[5,50]"], "asks for more items than there are beams"),
+        ([f"--model={joint_run}", "--split=train"], "split=train must be test or valid"),
+        (["--compare=[a.json,b.json]", "--length_edges=[5,3]"], r"length_edges=\[5, 3\] must rise from 1"),
+        (["--ensemble=[/no/a.json,/no/b.json]"], r"/no/a\.json does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.main(argv)
