@@ -1,0 +1,96 @@
+"""Write a dataset as RecBole's atomic files, so that its baselines run on the same splits.
+
+    python -m data.recbole --dataset=Sample --output=recbole
+    run_recbole --model=SASRec --dataset=Sample --config_files=recbole/Sample/Sample.yaml
+
+Writes <output>/<dataset>/<dataset>.inter (user_id, item_id, timestamp: the place in the user's sequence, from 0),
+.item (item_id, text) and .yaml: leave-one-out in that order, ranking over all items, the last 20 items of history.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data.interactions import dataset_folder, item_texts, load_interactions
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.files import atomic_folder
+from utils.runtime import run_command
+
+
+@dataclass
+class RecBoleConfig:
+    """Settings of the export."""
+
+    dataset: str = "Musical_Instruments"
+    """Name of the dataset's folder."""
+    data_dir: str = "datasets/"
+    """Folder that holds dataset folders."""
+    output: str = "recbole"
+    """Folder to write <dataset>/ into."""
+    max_item_seq_len: int = 20
+    """Items of history that the baselines keep, the last ones."""
+    overwrite: bool = False
+    """Replace a folder that is there."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        return [] if self.max_item_seq_len > 0 else [f"max_item_seq_len={self.max_item_seq_len} must be at least 1"]
+
+
+def recbole_settings(config: RecBoleConfig) -> dict:
+    """Return RecBole's settings for the splits and the evaluation of this project."""
+    return {
+        "data_path": str(Path(config.output).absolute()),
+        "USER_ID_FIELD": "user_id",
+        "ITEM_ID_FIELD": "item_id",
+        "TIME_FIELD": "timestamp",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": config.max_item_seq_len,
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+        "train_neg_sample_args": None,
+        "loss_type": "CE",
+        "repeatable": True,
+        "metrics": ["Recall", "NDCG", "MRR"],
+        "topk": [5, 10],
+        "valid_metric": "NDCG@10",
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the atomic files; `argv` are the flags, by default the command line's.
+
+    Raises:
+        InputError: The folder is there already, or a user has fewer than 3 items, which RecBole splits otherwise.
+    """
+    config, _ = parse_config(RecBoleConfig, argv, "python -m data.recbole", __doc__)
+    folder = dataset_folder(config.data_dir, config.dataset)
+    interactions = load_interactions(folder)
+    texts = item_texts(folder, interactions.item_names)
+    lengths = interactions.offsets[1:] - interactions.offsets[:-1]
+    if lengths.min() < 3:
+        short = interactions.user_names[int(lengths.argmin())]
+        raise InputError(f"{folder}: {short!r} has {lengths.min()} items; RecBole's leave-one-out needs 3 of each user")
+    target = Path(config.output) / config.dataset
+    if target.exists() and not config.overwrite:
+        raise InputError(f"{target} is there already; --overwrite replaces it")
+    with atomic_folder(target) as temporary:
+        with open(temporary / f"{config.dataset}.inter", "w", encoding="utf-8") as file:
+            file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+            for user, (start, end) in enumerate(zip(interactions.offsets[:-1], interactions.offsets[1:], strict=True)):
+                for place, item in enumerate(interactions.items[start:end]):
+                    file.write(f"{interactions.user_names[user]}\t{interactions.item_names[item]}\t{place}\n")
+        with open(temporary / f"{config.dataset}.item", "w", encoding="utf-8") as file:
+            file.write("item_id:token\ttext:token_seq\n")
+            for name, text in zip(interactions.item_names[1:], texts, strict=True):
+                file.write(f"{name}\t{' '.join(text.split())}\n")
+        settings = yaml.safe_dump(recbole_settings(config), sort_keys=False)
+        (temporary / f"{config.dataset}.yaml").write_text(settings, encoding="utf-8")
+    print(
+        f"{target}: {len(lengths):,} users, {interactions.num_items:,} items, {len(interactions.items):,} interactions"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
