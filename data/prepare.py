@@ -267,7 +267,7 @@ class Preparation:
 
         def sequences() -> Iterable[str]:
             for user, start, end in zip(users(), offsets[:-1], offsets[1:], strict=True):
-                yield f"{user}: [{', '.join([as_json[item] for item in ordered['item'][start:end]])}]"
+                yield f"{user}: [{', '.join([as_json[item] for item in ordered['item'][start:end].tolist()])}]"
 
         with open(folder / "all_item_seqs.json", "w", encoding="utf-8") as file:
             _write_members(file, "{}", sequences())

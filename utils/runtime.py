@@ -4,12 +4,15 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -33,7 +36,7 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
 
 
-def join_processes(device: str = "auto") -> tuple[Accelerator, torch.device]:
+def join_processes(device: str = "auto") -> tuple["Accelerator", torch.device]:
     """Meet the other processes that accelerate launch started, if any.
 
     Args:
@@ -42,6 +45,8 @@ def join_processes(device: str = "auto") -> tuple[Accelerator, torch.device]:
     Raises:
         InputError: There is no such device, or the processes do not meet.
     """
+    from accelerate import Accelerator  # takes a second to import, and most commands do without
+
     processes = Accelerator(cpu=device == "cpu")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != processes.num_processes:
