@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.model_folder import export_model
 from training.config import FinetuneConfig
 from training.setup import resolve_config, start_run
 from utils.config import parse_config
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     num_groups = len(trainer.groups)
     trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
     trainer.test()
+    if trainer.accelerator.is_main_process:
+        export_model(trainer.run.path, trainer.best_folder)
 
 
 def default_run_name(config: FinetuneConfig) -> str:

@@ -1,14 +1,19 @@
-"""The three commands that people type, on a sample of 80 items."""
+"""From raw reviews to recommendations with the commands that people type, on a sample of 80 items."""
 
 import json
+import shutil
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
+from raw_files import START, Review, write_items, write_reviews
 from tiny_runs import MODEL, read_lines, read_results, run_script
 
+import recommend
+from data import prepare as data_prepare
 from data import sample
+from tokenizer import export
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +56,37 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             if path.is_file() and path.name not in ("finetune.winner.json", "log.txt")
         }
 
-    sample.main([f"--data_dir={folder / 'data'}", "--dataset=Shop", "--num_users=120", "--num_items=80"])
+    files = sample.make_sample(1, 120, 80)
+    write_raw(folder / "raw", files)
+    prepare = [f"--data_dir={folder / 'data'}", "--dataset=Shop", "--source=amazon2023", "--k_core=1"]
+    prepare += [
+        f"--interactions={folder / 'raw' / 'Shop.jsonl.gz'}",
+        f"--items={folder / 'raw' / 'meta_Shop.jsonl.gz'}",
+    ]
+    data_prepare.main(prepare)
     run("tokenizer/run.sh", *TOKENIZER)
     first, before = train(), times()
-    return SimpleNamespace(folder=folder, first=first, second=train(), before=before, after=times())
+    return SimpleNamespace(folder=folder, files=files, first=first, second=train(), before=before, after=times())
+
+
+def write_raw(folder: Path, files: dict) -> None:
+    """Write a sample dataset as the raw files of Amazon Reviews 2023, out of order."""
+    folder.mkdir()
+    reviews = [
+        Review(user, item, START + 60 * place)
+        for user, items in files["all_item_seqs.json"].items()
+        for place, item in enumerate(items)
+    ]
+    write_reviews(folder, "2023", sorted(reviews, key=lambda review: (review.item, review.user)), [])
+    write_items(folder, "2023", files["metadata.sentence.json"], [])
+
+
+def test_raw_files_become_the_dataset(chain):
+    dataset = chain.folder / "data" / "Shop"
+    assert json.loads((dataset / "all_item_seqs.json").read_text()) == chain.files["all_item_seqs.json"]
+    texts = json.loads((dataset / "metadata.sentence.json").read_text())
+    assert texts.keys() == chain.files["metadata.sentence.json"].keys()
+    assert all(texts[item].startswith(text) for item, text in chain.files["metadata.sentence.json"].items())
 
 
 def test_tokenizer_leaves_what_pre_training_needs(chain):
@@ -108,3 +140,31 @@ def test_second_call_reuses_everything(chain):
     assert finetuning.count("is already finished with these settings") == 2
     first = chain.first[1].stdout
     assert finetuning.endswith(first[first.index("validation (the winner") :])
+
+
+def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
+    """The model folder that fine-tuning left needs neither the run nor the dataset."""
+    winner = json.loads((chain.folder / "runs/Shop/finetune.winner.json").read_text())["winner"]["run"]
+    model = shutil.copytree(chain.folder / winner / "model", tmp_path / "model")
+    sequences = json.loads((chain.folder / "data/Shop/all_item_seqs.json").read_text())
+    lines = [json.dumps({"user": user, "history": history}) for user, history in sequences.items()]
+    (tmp_path / "users.jsonl").write_text("\n".join([*lines, '{"user": "new", "history": []}']))
+    recommend.main(
+        [f"--model={model}", f"--users_file={tmp_path / 'users.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    )
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["user"] for row in found] == [*sequences, "new"]
+    items = set(chain.files["metadata.sentence.json"])
+    for row in found:
+        assert len(set(row["items"])) == 10
+        assert set(row["items"]) <= items - set(sequences.get(row["user"], []))
+    assert [row["source"] for row in found].count("most_popular") == 1
+
+    new = {"novelty": next(iter(chain.files["metadata.sentence.json"].values()))}
+    (tmp_path / "new.json").write_text(json.dumps(new))
+    rqvae = chain.folder / "data" / "Shop" / "rqvae"
+    flags = [f"--config_file={rqvae / 'config.yaml'}", f"--data_dir={chain.folder / 'data'}"]
+    export.main([*flags, f"--assign={tmp_path / 'new.json'}"])
+    capsys.readouterr()
+    recommend.main([f"--model={model}", f"--new_items={rqvae / 'new_items.json'}", "--history=novelty", "--k=80"])
+    assert "1 items, the last 1" in capsys.readouterr().out

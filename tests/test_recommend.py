@@ -1,14 +1,11 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
 import pytest
 import yaml
-from tiny_runs import ROOT
+from tiny_runs import launch_two
 
 import recommend
 from inference import recommend as inference
@@ -149,30 +146,8 @@ def test_two_processes_write_the_same_file(joint_run: Path, tmp_path: Path):
     recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/one.jsonl", "--k=3"])
     code = "import recommend; recommend.USERS_PER_SHARD = 7; recommend.main()"
     (tmp_path / "two.py").write_text(code)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--num_machines=1",
-    ]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [
-            *launch,
-            str(tmp_path / "two.py"),
-            f"--model={joint_run}",
-            "--all_users",
-            f"--output={tmp_path}/two.jsonl",
-            "--k=3",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    flags = [f"--model={joint_run}", "--all_users", f"--output={tmp_path}/two.jsonl", "--k=3"]
+    done = launch_two(tmp_path / "two.py", flags)
     assert done.returncode == 0, done.stderr
     one, two = rows(tmp_path / "one.jsonl"), rows(tmp_path / "two.jsonl")
     assert [(row["user"], row["items"]) for row in one] == [(row["user"], row["items"]) for row in two]

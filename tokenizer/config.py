@@ -33,6 +33,12 @@ class TokenizerConfig:
     of its path names the embedding file"""
     sent_emb_batch_size: int = 512
     """texts per batch of the text encoder"""
+    sent_emb_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """precision that the text encoder computes in; the file is float32"""
+    sent_emb_prompt: str = ""
+    """put before every text, for encoders that want it, such as "passage: " """
+    sent_emb_max_length: int | None = None
+    """tokens of a text that are read; by default the encoder's own limit"""
     sent_emb_dim: int = 768
     """dimensions of the text embeddings"""
     sent_emb_pca: int = 128
@@ -122,6 +128,8 @@ class TokenizerConfig:
         for name, value in (("dataset", self.dataset), ("ckpt_name", self.ckpt_name)):
             if value != Path(value).name or value in ("", ".", ".."):
                 found.append(f"--{name}={value} must be the name of a folder, not a path")
+        if self.sent_emb_max_length is not None and self.sent_emb_max_length < 1:
+            found.append(f"--sent_emb_max_length={self.sent_emb_max_length} must be at least 1")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
         return found

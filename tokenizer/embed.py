@@ -2,13 +2,19 @@
 
 python -m tokenizer.embed --dataset=Musical_Instruments
 python -m tokenizer.embed --dataset=Sample --sent_emb_model=tfidf --sent_emb_dim=256 --sent_emb_pca=64
+accelerate launch --multi_gpu --num_processes=4 -m tokenizer.embed --dataset=Musical_Instruments
+
+Processes share the work and make the same file as one. Interrupted, it goes on from the last finished shard.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from data.interactions import dataset_folder, item_texts, load_interactions
 from tokenizer import tfidf
@@ -17,7 +23,14 @@ from tokenizer.published import announce_published
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_path, read_json, write_json
-from utils.runtime import run_command, seed_everything
+from utils.runtime import join_processes, run_command, seed_everything
+from utils.shards import Shards
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from sentence_transformers import SentenceTransformer
+
+TEXTS_PER_SHARD = 4096
 
 
 def embed(config: TokenizerConfig) -> Path:
@@ -30,6 +43,7 @@ def embed(config: TokenizerConfig) -> Path:
         InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
+    processes, device = join_processes(config.device)
     if announce_published(config):
         return config.embedding_file
     texts = item_texts(folder, load_interactions(folder).item_names)
@@ -42,14 +56,34 @@ def embed(config: TokenizerConfig) -> Path:
         if not config.overwrite:
             raise InputError(f"{config.embedding_file} does not fit: {'; '.join(differences)}; --overwrite replaces it")
         print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
-    embeddings = _encode(config, texts)
+    processes.wait_for_everyone()  # nobody writes before everybody has looked
+    if config.sent_emb_model != tfidf.NAME:
+        _encode_shards(config, texts, settings, processes, device)
+    if processes.is_main_process:
+        _write(config, texts, settings)
+    processes.wait_for_everyone()
+    return config.embedding_file
+
+
+def _write(config: TokenizerConfig, texts: list[str], settings: dict[str, object]) -> None:
+    """Put the embedding file and the settings beside it together."""
+    if config.sent_emb_model == tfidf.NAME:
+        encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
+        encoder.save(config.folder)
+        embeddings = encoder.encode(texts)
+    else:
+        shards, distinct = _shards(config, texts, settings)
+        rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
+        row_of = {text: row for row, text in enumerate(distinct)}
+        embeddings = rows.reshape(len(distinct), -1)[[row_of[text] for text in texts]]
     _check_finite(embeddings, config.embedding_file)
     _side_file(config).unlink(missing_ok=True)  # never beside another file's embeddings, whenever this stops
     with atomic_path(config.embedding_file) as temporary:
         embeddings.astype("<f4").tofile(temporary)
     write_json(_side_file(config), settings)
+    if config.sent_emb_model != tfidf.NAME:
+        shards.remove()
     print(f"{config.embedding_file}: written ({len(texts)} items, {config.sent_emb_dim} dimensions)")
-    return config.embedding_file
 
 
 def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, object]:
@@ -62,7 +96,21 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
     }
     if config.sent_emb_model == tfidf.NAME:
         settings["seed"] = config.rand_seed
+        return settings
+    default = TokenizerConfig(config.dataset)
+    for name in ("dtype", "prompt", "max_length"):
+        if getattr(config, f"sent_emb_{name}") != getattr(default, f"sent_emb_{name}"):
+            settings[name] = getattr(config, f"sent_emb_{name}")
     return settings
+
+
+def encode_texts(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
+    """Embed the texts of new items as the dataset's were: float32 [texts, sent_emb_dim]."""
+    if config.sent_emb_model == tfidf.NAME:
+        return tfidf.load_tfidf(config.folder).encode(texts)
+    model = _load_sentence_transformer(config, choose_device(config.device))
+    found = model.encode(texts, prompt=config.sent_emb_prompt or None, batch_size=config.sent_emb_batch_size)
+    return np.asarray(found, dtype=np.float32)
 
 
 def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
@@ -117,22 +165,44 @@ def _check_finite(embeddings: np.ndarray, file: Path) -> None:
         )
 
 
-def _encode(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
-    """Return float32 [N, sent_emb_dim] of the texts."""
-    if config.sent_emb_model == tfidf.NAME:
-        encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
-        encoder.save(config.folder)
-        return encoder.encode(texts)
-    model = _load_sentence_transformer(config)
+def _shards(config: TokenizerConfig, texts: list[str], settings: dict[str, object]) -> tuple[Shards, list[str]]:
+    """Return the shards of the work, and the different texts, longest first: those of a batch are equally long."""
+    distinct = sorted(set(texts), key=lambda text: (-len(text), text))
+    settings = settings | {"batch_size": config.sent_emb_batch_size}
+    return Shards(config.embedding_file, settings, -(-len(distinct) // TEXTS_PER_SHARD)), distinct
+
+
+def _encode_shards(
+    config: TokenizerConfig,
+    texts: list[str],
+    settings: dict[str, object],
+    processes: "Accelerator",
+    device: torch.device,
+) -> None:
+    """Embed the shards that are missing, each process its share; a shard's batches are the same whoever makes it."""
+    model = _load_sentence_transformer(config, device)
+    prompt = config.sent_emb_prompt or None
     dimensions = len(model.encode(texts[0], show_progress_bar=False))
     if dimensions != config.sent_emb_dim:
         raise InputError(f"{config.sent_emb_model} gives {dimensions} dimensions; pass --sent_emb_dim={dimensions}")
-    embeddings = model.encode(texts, batch_size=config.sent_emb_batch_size, show_progress_bar=True)
-    return np.asarray(embeddings, dtype=np.float32)
+    shards, distinct = _shards(config, texts, settings)
+    if processes.is_main_process:
+        note = shards.open()
+        print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
+    processes.wait_for_everyone()
+    missing = shards.missing()
+    processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+    mine = missing[processes.process_index :: processes.num_processes]
+    for index in tqdm(mine, desc="embeddings", unit="shard", disable=not processes.is_main_process):
+        part = distinct[index * TEXTS_PER_SHARD : (index + 1) * TEXTS_PER_SHARD]
+        found = model.encode(part, prompt=prompt, batch_size=config.sent_emb_batch_size, show_progress_bar=False)
+        with atomic_path(shards.path(index)) as temporary:
+            found.astype("<f4").tofile(temporary)
+    processes.wait_for_everyone()
 
 
-def _load_sentence_transformer(config: TokenizerConfig):
-    """Load the encoder by name or folder.
+def _load_sentence_transformer(config: TokenizerConfig, device: torch.device) -> "SentenceTransformer":
+    """Load the encoder by name or folder, in the configured precision and with the configured limit.
 
     Raises:
         InputError: The folder holds no such model, or the model cannot be downloaded; names the ways out.
@@ -141,7 +211,7 @@ def _load_sentence_transformer(config: TokenizerConfig):
 
     name = config.sent_emb_model
     try:
-        return SentenceTransformer(name, device=str(choose_device(config.device)))
+        model = SentenceTransformer(name, device=str(device)).to(getattr(torch, config.sent_emb_dtype))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if Path(name).is_dir():
@@ -150,6 +220,9 @@ def _load_sentence_transformer(config: TokenizerConfig):
             f"the text encoder {name} could not be loaded or downloaded ({reason}); pass a local model folder with "
             f"--sent_emb_model=/path/to/{config.encoder_name}, or the built-in encoder with --sent_emb_model=tfidf"
         ) from error
+    if config.sent_emb_max_length is not None:
+        model.max_seq_length = config.sent_emb_max_length
+    return model
 
 
 def main(argv: list[str] | None = None) -> None:

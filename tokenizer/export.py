@@ -1,15 +1,23 @@
 """Write the semantic IDs of every kept epoch and of the best-loss checkpoint, and a quality report.
 
     python -m tokenizer.export --dataset=Musical_Instruments
+    python -m tokenizer.export --config_file=datasets/Musical_Instruments/rqvae/config.yaml --assign=new.json
 
 Writes <dataset>/<ckpt_name>/<encoder>_<sizes,...>_<epoch>.sem_ids (without _<epoch>: the best-loss checkpoint's),
 JSON {item: [code of each level, disambiguation code last]}; quality.json and quality.txt.
+
+With --assign, gives semantic IDs to new items instead, from their texts {item: text} with the saved PCA and RQ-VAEs,
+and writes them to <dataset>/<ckpt_name>/new_items.json: recommend.py --new_items takes it. No old item's ID changes.
 """
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import level_sizes, write_sem_ids
+from tokenizer.assign import assign
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.published import announce_published, sem_ids_file, sem_ids_prefix
@@ -19,6 +27,14 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import write_json, write_text
 from utils.runtime import run_command, seed_everything
+
+
+@dataclass
+class ExportConfig(TokenizerConfig):
+    """Settings of the export; all others are those of the training."""
+
+    assign: str = ""
+    """JSON file {item: text} of new items that get semantic IDs beside the old ones"""
 
 
 def disambiguation_codes(codes: np.ndarray) -> np.ndarray:
@@ -106,8 +122,11 @@ def export(config: TokenizerConfig) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, export and print the report."""
-    config, _ = parse_config(TokenizerConfig, argv, "python -m tokenizer.export", __doc__)
+    config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
     seed_everything(config.rand_seed, config.reproducibility)
+    if config.assign:
+        print(assign(config, Path(config.assign)))
+        return
     report = export(config)
     if report:
         print(format_report(report))

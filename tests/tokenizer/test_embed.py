@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from tiny_runs import launch_two
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tokenizer import embed as embedding
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed, load_embeddings
 from utils.errors import InputError
@@ -44,10 +47,10 @@ def tiny_model(tmp_path: Path, texts: list[str]) -> Path:
     return folder
 
 
-def mean_pooled(folder: Path, text: str) -> np.ndarray:
-    """Embed one text without sentence-transformers."""
+def mean_pooled(folder: Path, text: str | list[int]) -> np.ndarray:
+    """Embed one text, or its token ids, without sentence-transformers."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    ids = torch.tensor([tokenizer(text)["input_ids"] if isinstance(text, str) else text])
     with torch.no_grad():
         return BertModel.from_pretrained(folder).eval()(ids).last_hidden_state[0].mean(0).numpy()
 
@@ -64,6 +67,88 @@ def test_sentence_transformers_folder(make_config: MakeConfig, tiny_model: Path,
     assert (settings["dim"], settings["items"], settings["model"]) == (16, 60, str(tiny_model))
     with pytest.raises(InputError, match="gives 16 dimensions; pass --sent_emb_dim=16"):
         embed(make_config(sent_emb_model=str(tiny_model), sent_emb_dim=12, overwrite=True))
+
+
+def encoder_config(make_config: MakeConfig, tiny_model: Path, **changes: object) -> TokenizerConfig:
+    return make_config(sent_emb_model=str(tiny_model), sent_emb_dim=16, sent_emb_batch_size=7, **changes)
+
+
+def test_prompt_and_truncation(make_config: MakeConfig, tiny_model: Path, texts: list[str]):
+    config = encoder_config(make_config, tiny_model, sent_emb_prompt="acme ", sent_emb_max_length=5)
+    embed(config)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    ids = tokenizer("acme " + texts[8])["input_ids"]
+    assert len(ids) > 5
+    expected = mean_pooled(tiny_model, ids[:5])
+    np.testing.assert_allclose(load_embeddings(config, len(texts))[8], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"max_length was 5, now None; prompt was 'acme ', now None"):
+        embed(encoder_config(make_config, tiny_model))
+
+
+def test_half_precision_is_near(make_config: MakeConfig, tiny_model: Path, texts: list[str]):
+    config = encoder_config(make_config, tiny_model)
+    embed(config)
+    exact = load_embeddings(config, len(texts))
+    config = encoder_config(make_config, tiny_model, sent_emb_dtype="bfloat16", overwrite=True)
+    embed(config)
+    rounded = load_embeddings(config, len(texts))
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+
+
+def test_interrupted_it_goes_on_and_the_same_text_is_embedded_once(
+    make_config: MakeConfig,
+    tiny_model: Path,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    metadata = dataset / "metadata.sentence.json"
+    items = json.loads(metadata.read_text())
+    items |= dict.fromkeys(list(items)[:21], "the same text")
+    metadata.write_text(json.dumps(items))
+    monkeypatch.setattr(embedding, "TEXTS_PER_SHARD", 15)
+    config = encoder_config(make_config, tiny_model)
+    whole = embed(config).read_bytes()
+    assert "40 different texts of 60 items" in capsys.readouterr().out
+    assert len(np.unique(load_embeddings(config, 60)[:21], axis=0)) == 1
+
+    seen, encode = [], SentenceTransformer.encode
+
+    def stop_at_the_second_shard(self, texts: list[str], **settings: object) -> np.ndarray:
+        seen.append(texts)
+        if len(seen) == 3:  # the first call asks for the dimensions
+            raise KeyboardInterrupt
+        return encode(self, texts, **settings)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", stop_at_the_second_shard)
+    config.embedding_file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        embed(config)
+    assert not config.embedding_file.exists()
+    assert embed(config).read_bytes() == whole
+    assert "going on: 1 of 3 shards were finished before" in capsys.readouterr().out
+    assert [len(texts) for texts in seen if isinstance(texts, list)] == [15, 15, 15, 10]
+    lengths = [len(text) for texts in (seen[1], *seen[4:]) for text in texts]
+    assert lengths == sorted(lengths, reverse=True)
+    assert not list(dataset.glob(".*.shards"))
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_file(make_config: MakeConfig, tiny_model: Path, dataset: Path, tmp_path: Path):
+    config = encoder_config(make_config, tiny_model)
+    one = embed(config).read_bytes()
+    config.embedding_file.unlink()
+    (tmp_path / "small.py").write_text(
+        "from tokenizer import embed; embed.TEXTS_PER_SHARD = 15; embed.run_command(embed.main)"
+    )
+    flags = [f"--dataset={dataset.name}", f"--data_dir={dataset.parent}", f"--sent_emb_model={tiny_model}"]
+    done = launch_two(
+        tmp_path / "small.py", [*flags, "--sent_emb_dim=16", "--sent_emb_pca=6", "--sent_emb_batch_size=7"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written (60 items, 16 dimensions)") == 1
+    two = config.embedding_file.read_bytes()
+    np.testing.assert_allclose(np.frombuffer(two, "<f4"), np.frombuffer(one, "<f4"), rtol=1e-5, atol=1e-6)
 
 
 def test_failed_download_names_the_two_ways_out(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
