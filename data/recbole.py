@@ -1,7 +1,8 @@
 """Write a dataset as RecBole's atomic files, so that its baselines run on the same splits.
 
     python -m data.recbole --dataset=Sample --output=recbole
-    run_recbole --model=SASRec --dataset=Sample --config_files=recbole/Sample/Sample.yaml
+    python -c "from recbole.quick_start import run_recbole as run; \\
+        run('SASRec', 'Sample', config_file_list=['recbole/Sample/Sample.yaml'])"
 
 Writes <output>/<dataset>/<dataset>.inter (user_id, item_id, timestamp: the place in the user's sequence, from 0),
 .item (item_id, text) and .yaml: leave-one-out in that order, ranking over all items, the last 20 items of history.

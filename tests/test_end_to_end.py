@@ -152,7 +152,7 @@ def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
     recommend.main(
         [f"--model={model}", f"--users_file={tmp_path / 'users.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
     )
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["user"] for row in found] == [*sequences, "new"]
     items = set(chain.files["metadata.sentence.json"])
     for row in found:
