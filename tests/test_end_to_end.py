@@ -149,9 +149,8 @@ def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
     sequences = json.loads((chain.folder / "data/Shop/all_item_seqs.json").read_text())
     lines = [json.dumps({"user": user, "history": history}) for user, history in sequences.items()]
     (tmp_path / "users.jsonl").write_text("\n".join([*lines, '{"user": "new", "history": []}']))
-    recommend.main(
-        [f"--model={model}", f"--users_file={tmp_path / 'users.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
-    )
+    users, output = tmp_path / "users.jsonl", tmp_path / "out.jsonl"
+    recommend.main([f"--model={model}", f"--users_file={users}", f"--output={output}"])
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["user"] for row in found] == [*sequences, "new"]
     items = set(chain.files["metadata.sentence.json"])
