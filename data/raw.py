@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,9 @@ def item_rows(file: Path, columns: list[str]) -> Iterator[dict | None]:
     """Yield an item file's rows, None for one that cannot be read.
 
     Lines are JSON, or the Python literals of the 2014 edition, which are parsed but never evaluated.
+
+    Raises:
+        InputError: The file is broken, such as half a download.
     """
     if file_format(file) != "json":
         with duckdb.connect() as connection:
@@ -104,11 +108,14 @@ def item_rows(file: Path, columns: list[str]) -> Iterator[dict | None]:
                 yield from (dict(zip(columns, row, strict=True)) for row in batch)
         return
     opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip():
-                row = parse_line(line)
-                yield row if isinstance(row, dict) else None
+    try:
+        with opener(file, "rt", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.strip():
+                    row = parse_line(line)
+                    yield row if isinstance(row, dict) else None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{file} is broken: {error}; copy or download it again") from None
 
 
 def parse_line(line: str) -> object:

@@ -225,6 +225,16 @@ def test_mistakes_are_named(tmp_path: Path):
     assert not (tmp_path / "datasets" / "Shop").exists()
 
 
+@pytest.mark.parametrize("name", ["Shop.csv.gz", "meta_Shop.jsonl.gz"])
+def test_half_a_download_is_refused(name: str, tmp_path: Path):
+    flags = plain_files(tmp_path, make_reviews())
+    file = tmp_path / "raw" / name
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"GZIP stream|end-of-stream"):
+        run(tmp_path, *flags)
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
 def test_texts_are_cleaned():
     assert clean("A &amp;amp; B<br/>C <i>D</i>\n E") == "A & B C D E"
     assert clean("<style>p {x: y}</style>Lamp <script type='x'>var a = '<b>';</script>2 < 3") == "Lamp 2 < 3"
