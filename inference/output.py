@@ -1,11 +1,12 @@
 """Recommendations in a file: JSON lines, CSV or Parquet, written in shards so that an interruption costs little."""
 
 import json
-import shutil
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
+from data.raw import quoted
 from inference.histories import Request
 from inference.recommend import Recommendations
 from utils.files import atomic_path
@@ -31,26 +32,20 @@ def write_shard(file: Path, requests: list[Request], found: Recommendations, nam
 def combine_shards(shards: list[Path], output: Path) -> None:
     """Make the output of its shards: JSON lines as they are, or a row (user, rank from 1, item, score, source)."""
     with atomic_path(output) as temporary:
-        with open(temporary, "wb") as handle:
-            for shard in shards:
-                with open(shard, "rb") as part:
-                    shutil.copyfileobj(part, handle)
-        if output.suffix != ".jsonl":
-            _flatten(temporary, output.suffix)
+        if output.suffix == ".jsonl":
+            with open(temporary, "wb") as handle:
+                for shard in shards:
+                    handle.write(shard.read_bytes())
+        else:
+            _write_rows(shards, temporary, {".csv": "csv, header", ".parquet": "parquet"}[output.suffix])
 
 
-def _flatten(file: Path, suffix: str) -> None:
-    """Turn JSON lines into a CSV or Parquet file of the same name, in the same order."""
-    import duckdb  # for these two formats only
-
-    kind = {".csv": "csv, header", ".parquet": "parquet"}[suffix]
-    target = file.with_name(f"{file.name}.flat")
+def _write_rows(shards: list[Path], target: Path, kind: str) -> None:
+    """Write a row for each user and rank, in the order of the shards."""
     rows = """
         SELECT "user", unnest(range(1, len(items) + 1)) AS rank, unnest(items) AS item, unnest(scores) AS score, source
         FROM read_json(?, format = 'newline_delimited', columns = {
             user: 'VARCHAR', items: 'VARCHAR[]', scores: 'DOUBLE[]', source: 'VARCHAR'})"""
     with duckdb.connect() as connection:
-        connection.execute(
-            f"COPY ({rows}) TO '{str(target).replace(chr(39), chr(39) * 2)}' (FORMAT {kind})", [str(file)]
-        )
-    target.replace(file)
+        name = quoted(str(target), "'")
+        connection.execute(f"COPY ({rows}) TO {name} (FORMAT {kind})", [list(map(str, shards))])

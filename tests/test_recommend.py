@@ -46,7 +46,10 @@ def test_a_history_with_an_unknown_item_and_an_empty_one(joint_run: Path, capsys
     assert [line.split()[2] for line in lines[2:]] == ["-", "-"]
 
 
-def test_files_of_all_formats_agree(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_files_of_all_formats_agree(
+    joint_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(recommend, "USERS_PER_SHARD", 4)
     for suffix in ("jsonl", "csv", "parquet"):
         recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/recs.{suffix}", "--k=3"])
         assert "3 items for 30 users, 30 of them now" in shown(capsys)

@@ -40,8 +40,8 @@ from utils.runtime import run_command, seed_everything
 
 # Settings that do not change what is trained; all others must be the same for a training to be reused.
 _FREE_SETTINGS = ("data_dir", "dataset", "ckpt_name", "device", "overwrite", "reproducibility", "sent_emb_batch_size")
-# The embeddings' hash stands for how they were made.
-_FREE_SETTINGS += ("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length", "assign")
+_FREE_SETTINGS += ("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length")  # the embeddings' hash stands for these
+_FREE_SETTINGS += ("assign",)
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 
