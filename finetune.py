@@ -24,8 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     if trainer is None:
         return
     num_groups = len(trainer.groups)
-    trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
-    trainer.test()
+    with trainer.resumable():
+        trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
+        trainer.test()
 
 
 def default_run_name(config: FinetuneConfig) -> str:

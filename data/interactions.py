@@ -1,6 +1,8 @@
 """The published dataset folder as flat arrays, and its leave-one-out splits as positions in them."""
 
 import difflib
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,14 @@ class Interactions:
     item_names: list[str]
     items: np.ndarray
     offsets: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Hash of users, items and sequences."""
+        digest = hashlib.sha256(json.dumps([self.user_names, self.item_names]).encode())
+        for array in (self.user_ids, self.items, self.offsets):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     @property
     def num_users(self) -> int:

@@ -52,6 +52,15 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path} is not a whole JSON file in UTF-8: {error}") from None
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`; none may be writing there."""
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it takes the place of `path`, on an error it goes."""

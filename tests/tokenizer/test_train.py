@@ -107,7 +107,9 @@ def test_training_learns_and_keeps_the_best(make_config: MakeConfig):
 
 def test_a_loss_that_is_not_finite_stops(make_config: MakeConfig):
     config = make_config(lr=1e30)
-    with pytest.raises(InputError, match=r"loss became (nan|inf) in epoch \d at learning rate 1e\+30; lower --lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss became (nan|inf) in epoch \d at learning rate 1e\+30; lower --lr"
+    ):
         train_rqvae(config, inputs_of(config))
 
 
