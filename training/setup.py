@@ -187,8 +187,9 @@ def check_resumable(values: dict, config: TrainingConfig, data: Data) -> None:
             f"its global batch was {values['global_batch_size']}, now {batch}, which would change the order of the "
             "data: set --gradient_accumulation_steps so that batch x processes x accumulation stays"
         )
-    if config.epochs < progress["epoch"] and not config.steps:
-        problems.append(f"epochs={config.epochs}, but {progress['epoch']} are trained already")
+    begun = -(-progress["step"] // data.order.steps_per_epoch)
+    if config.epochs < begun and not config.steps:
+        problems.append(f"epochs={config.epochs}, but epoch {begun} has begun")
     if config.epochs > progress["epoch"] and progress["testing"] and not (config.steps or progress["stopped"]):
         problems.append(f"epochs={config.epochs}, but its test after epoch {progress['epoch']} has begun")
     if problems:
