@@ -267,16 +267,16 @@ def resolve_groups(
     groups = []
     for prefix in prefixes:
         full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
-        there = _by_prefix((folder / full).parent.glob(f"*.{suffix}"), suffix)
-        if full not in there:
-            names = " ".join(there) or "none"
-            raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
         tokenizer_folder = (folder / full).parent
         if (tokenizer_folder / TRAINING_FILE).exists() and not (tokenizer_folder / QUALITY_FILE).exists():
             raise InputError(
                 f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
                 "run tokenizer/run.sh again with RESUME=1"
             )
+        there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
+        if full not in there:
+            names = " ".join(there) or "none"
+            raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
         present = there[full]
         numbered = [epoch for epoch in present if epoch is not None]
         chosen = epochs if epochs is not None else numbered[-(last or 0) :] or [None]

@@ -127,15 +127,10 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
         model: Untrained.
         inputs: float [N, input size], all training items.
         seed: For k-means++.
-
-    Raises:
-        InputError: Fewer training items than codes.
     """
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
         size = len(layer.codebook)
-        if len(residual) < size:
-            raise InputError(f"{len(residual)} training items cannot fill {size} codes; lower --codebook_size")
         with threadpool_limits(1, user_api="openmp"):
             kmeans = KMeans(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
         centers = torch.from_numpy(kmeans.cluster_centers_).to(residual)
@@ -333,6 +328,9 @@ def train(config: TokenizerConfig) -> None:
         return
     interactions = load_interactions(folder)
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
+    largest = max(level_sizes(config.n_codebooks, config.codebook_size)[:-1])
+    if len(items) < largest:
+        raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")
     settings = training_settings(config)
     settings |= {"embeddings_sha256": sha256(embeddings), "training_items_sha256": sha256(items)}
     with FileLock(config.tokenizer_folder / LOCK_FILE):
@@ -343,15 +341,20 @@ def train(config: TokenizerConfig) -> None:
 def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray, items: np.ndarray) -> None:
     """Train on `items`, int [training items], of the embeddings, float32 [N, E], and write the tokenizer's folder."""
     folder, device, start = config.tokenizer_folder, choose_device(config.device), time.perf_counter()
-    snapshot = _snapshot_to_resume(folder) if config.resume else None
+    snapshot, whitening = _snapshot_to_resume(folder) if config.resume else None, None
+    if config.sent_emb_pca != -1:
+        whitening = (
+            load_whitening(folder / "pca.safetensors")
+            if snapshot
+            else fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed)
+        )
+        embeddings = whitening.apply(embeddings)
     if snapshot is None:
         write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
         _clear(folder)
         write_text(folder / "config.yaml", dump_config(config))
-    if config.sent_emb_pca != -1:
-        if snapshot is None:
-            fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed).save(folder / "pca.safetensors")
-        embeddings = load_whitening(folder / "pca.safetensors").apply(embeddings)
+        if whitening is not None:
+            whitening.save(folder / "pca.safetensors")
     inputs = torch.from_numpy(embeddings[items - 1]).to(device)
     print(f"{folder}: training on {len(items)} of {len(embeddings)} items, {device}")
     writer = EpochWriter(config, snapshot)

@@ -1,5 +1,6 @@
 """The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class TrainingConfig:
     """Show the traceback of an error instead of one sentence."""
     pretrained_model: str = ""
     """Model to start from: a run folder, a model folder, or a reference-code .pth file. Empty: from scratch."""
+    allow_other_identifiers: bool = False
+    """Start from pretrained_model although it was trained with other semantic IDs: its tokens then mean other items."""
     rand_seed: int = 2024
     """Seed of weights, order, tokenizer draws and dropout."""
     reproducibility: bool = True
@@ -140,10 +143,10 @@ class TrainingConfig:
         ]
         for name in positive:
             value = getattr(self, name, None)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 found.append(f"{name}={value} must be positive")
         for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
         for name in ("val_ratio", "influence_sample_ratio"):
             if not 0 < getattr(self, name, 1.0) <= 1:

@@ -393,11 +393,14 @@ class Trainer:
 
         Raises:
             Stopped: One of the two came.
+            MemoryError: A batch is too large for the device.
         """
         with listening():
             try:
                 yield
             except (Stopped, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    raise MemoryError(self._out_of_memory(str(error))) from None
                 # A process that waits for one that has stopped already gets a RuntimeError.
                 if not isinstance(error, Stopped) and not (stop_requested() and self._frozen):
                     raise
@@ -414,6 +417,14 @@ class Trainer:
         self._frozen = gather_object([process_state(self.loss_sums)])
         yield
         self._frozen = None  # left as it is on an exception, for `resumable`
+
+    def _out_of_memory(self, reason: str) -> str:
+        config = self.config
+        return (
+            f"out of memory: {reason.splitlines()[0]}; in training and influence estimation lower "
+            f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as much, "
+            f"in evaluation lower --eval_batch_size={config.eval_batch_size}"
+        )
 
     def pause(self, gradient_norm: float | torch.Tensor = 0.0) -> None:
         """Save the state where it is time; stop where a signal asked for it. Several processes agree on either.

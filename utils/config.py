@@ -86,7 +86,9 @@ def parse_config(
     try:
         given = parser.parse_args(argv, defaults=False)
         values = parser.parse_args(argv)
-    except ArgumentError as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"the file of --config_file is not UTF-8: {error}") from None
+    except (ArgumentError, RecursionError) as error:
         raise InputError(_explain(str(error), config_class)) from None
     names = {field.name for field in fields(config_class)}
     config = config_class(**{name: values[name] for name in names})

@@ -17,12 +17,15 @@ class FileLock:
         file: Made if it is not there; names the holder while it is held.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or its folder cannot be written to.
     """
 
     def __init__(self, file: Path):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open(file, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock is held)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open(file, "a+", encoding="utf-8")  # noqa: SIM115  (open as long as the lock is held)
+        except OSError as error:
+            raise InputError(f"{file.parent} cannot be written to: {error.strerror}; choose another folder") from None
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,5 @@
 """States that a run can go on from: numbered folders with checksums, each whole or skipped; the newest two are kept."""
 
-import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,10 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, write_json
+from utils.files import atomic_folder, check_checksums, read_json, write_checksums, write_json
 
 KEPT = 2
-_CHECKSUMS = "sha256.json"
 
 
 @dataclass
@@ -57,8 +54,7 @@ def write_snapshot(
         write_json(temporary / "values.json", values)
         if attachment is not None:
             link_folder(attachment, temporary / "attachment")
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        write_json(temporary / _CHECKSUMS, {str(path.relative_to(temporary)): _sha256(path) for path in files})
+        write_checksums(temporary, sorted(path for path in temporary.rglob("*") if path.is_file()))
     for number in sorted(_numbers(folder))[:-KEPT]:
         shutil.rmtree(folder / str(number), ignore_errors=True)
     return target
@@ -74,9 +70,9 @@ def newest_snapshot(folder: Path) -> tuple[Path | None, list[str]]:
     for number in sorted(_numbers(folder), reverse=True):
         path = folder / str(number)
         try:
-            _check(path)
+            check_checksums(path)
             return path, skipped
-        except (OSError, ValueError, AttributeError) as error:  # what broken JSON leads to
+        except (InputError, OSError) as error:
             skipped.append(f"skipped the saved state {path}: {error}")
     if skipped:
         raise InputError(f"no saved state is whole ({'; '.join(skipped)}); start anew with --overwrite")
@@ -90,18 +86,6 @@ def read_snapshot(path: Path) -> Snapshot:
 
 def _numbers(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-
-
-def _check(path: Path) -> None:
-    """Raise an error where a file of the state is not what was written."""
-    for name, expected in json.loads((path / _CHECKSUMS).read_bytes()).items():
-        if _sha256(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def link_folder(source: Path, target: Path) -> None:
