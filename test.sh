@@ -11,6 +11,6 @@ cd "$SETUP_ROOT"
 if [ "${1:-}" = --faults ]; then
   shift
   export FAULTS=long
-  set -- tests/faults "$@"
+  set -- tests/faults tests/test_fuzz.py "$@"
 fi
 exec "$VIRTUAL_ENV/bin/python" -m pytest "$@"

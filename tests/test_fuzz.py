@@ -1,6 +1,7 @@
 """Whatever a file holds, its reader either reads it or raises the project's own error."""
 
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,11 @@ from utils.errors import InputError
 
 NAMES = ["a", "b", "c"]
 fuzzed = settings(
-    max_examples=600, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=600 if os.environ.get("FAULTS") == "long" else 40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 scalars = (
     st.none() | st.booleans() | st.integers(-3, 9) | st.integers() | st.floats() | st.sampled_from(NAMES) | st.text()
