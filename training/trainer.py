@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Data:
     valid_sample: np.ndarray
     test: np.ndarray
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, str]:
         """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ...}."""
         table, interactions = self.tokenization.table, self.tokenization.interactions
@@ -110,9 +111,6 @@ class Trainer:
         data: The examples.
         recommender: The model.
         snapshot: State of an earlier run in the same folder to go on from.
-
-    Raises:
-        InputError: The snapshot does not fit the data or the settings.
     """
 
     def __init__(
@@ -140,9 +138,7 @@ class Trainer:
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
-        self.loss_sums = torch.zeros(
-            2, device=accelerator.device
-        )  # this process's: of the epoch, since the last report
+        self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
         self._saved_at = time.monotonic()
         self._frozen: list[dict[str, torch.Tensor]] | None = None  # every process's state while none of them trains
         if snapshot is not None:
