@@ -197,7 +197,7 @@ def test_sigterm_saves_the_state_of_all_processes(runs):
     launcher = start("pretrain", argv, 2)
     wait_for_a_state(runs.folder / "stopped", launcher)
     launcher.terminate()
-    assert launcher.wait(30) != 0
+    assert launcher.wait(60) != 0
     assert (
         f"the state is saved in {runs.folder / 'stopped' / 'state'}, --resume goes on from it" in launcher.stderr.read()
     )

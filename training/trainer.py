@@ -401,8 +401,7 @@ class Trainer:
                 if not isinstance(error, Stopped) and not (stop_requested() and self._frozen):
                     raise
                 where = self._save_state()
-                for tracker in self.accelerator.trackers:
-                    tracker.finish()
+                self._leave()
                 raise Stopped(f"{error}; the state is saved in {where}, --resume goes on from it") from None
             finally:
                 self.run.unlock()
