@@ -25,10 +25,11 @@ def main(argv: list[str] | None = None) -> None:
     if trainer is None:
         return
     num_groups = len(trainer.groups)
-    trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
-    trainer.test()
-    if trainer.accelerator.is_main_process:
-        export_model(trainer.run.path, trainer.best_folder)
+    with trainer.resumable():
+        trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
+        trainer.test()
+        if trainer.accelerator.is_main_process:
+            export_model(trainer.run.path, trainer.best_folder)
 
 
 def default_run_name(config: FinetuneConfig) -> str:

@@ -7,7 +7,7 @@
 #   FINETUNE=joint bash finetune.sh                                the chosen tokenizers together, as the published script
 #
 # Runs go to <CKPT_DIR>/<DATASET>/<RUN_NAME>_<checkpoint>_<tokenizer>, the choice to <CKPT_DIR>/<DATASET>/<RUN_NAME>.winner.json.
-# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, DRY_RUN (utils/launch.sh). Flags are added to each command and override it.
+# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN (utils/launch.sh). Flags are added to each command and override it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/utils/launch.sh"
 
@@ -45,7 +45,7 @@ accumulation "$@"
 names=()
 while IFS=$'\t' read -r name prefix epochs model; do
   names+=("${RUN_NAME}_$name")
-  launch finetune "${flags[@]}" --reuse \
+  launch finetune "${flags[@]}" --reuse ${RESUME_FLAG:+"$RESUME_FLAG"} \
     "${settings[@]}" --test_num_beams=50 \
     --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION" \
     "$@" \

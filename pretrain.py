@@ -13,7 +13,7 @@ from training.config import PretrainConfig
 from training.curriculum import accumulate_scores, estimate_influence, sampling_probabilities
 from training.schedule import stage_ends
 from training.setup import influence_positions, resolve_config, start_run
-from training.trainer import Trainer
+from training.trainer import Progress, Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
 
@@ -33,35 +33,47 @@ def main(argv: list[str] | None = None) -> None:
     ends, dropped = stage_ends(config.epoch_per_stage, trainer.epochs)
     if dropped:
         run.say(f"the stages {dropped} at the end do not fit into {trainer.epochs} epochs and are dropped")
-    num_groups = len(trainer.groups)
-    probabilities = np.full(num_groups, 1 / num_groups)  # the first stage samples uniformly
-    influences: list[np.ndarray] = []
-    learning_rates: list[float] = []
-    for stage, end in enumerate(ends, start=1):
-        run.say(f"stage {stage}/{len(ends)}: epochs {trainer.progress.epoch + 1}..{end}")
-        trainer.fit(end, probabilities)
-        if trainer.progress.stopped or end == trainer.epochs:
-            break
-        if config.load_best_for_next_stage and trainer.progress.best_epoch:
-            trainer.load_best()
-        if config.curriculum == "influence" and num_groups > 1:
-            clock = time.perf_counter()
-            influences.append(
-                estimate_influence(
-                    trainer.recommender,
-                    trainer.optimizer,
-                    data.tokenization,
-                    influence_positions(config, data.order),
-                    data.valid,
-                    config.train_batch_size,
-                    trainer.accelerator,
-                )
-            )
-            learning_rates.append(trainer.learning_rate)
-            scores = accumulate_scores(np.stack(influences), np.asarray(learning_rates))
-            probabilities = sampling_probabilities(scores, config.tau)
-            report_stage(trainer, stage, influences[-1], probabilities, time.perf_counter() - clock)
-    trainer.test()
+    num_groups, progress = len(trainer.groups), trainer.progress
+    with trainer.resumable():
+        for stage, end in enumerate(ends, start=1):
+            if stage <= progress.stages:  # a resumed run has them behind it
+                continue
+            if progress.epoch < end:
+                run.say(f"stage {stage}/{len(ends)}: epochs {progress.epoch + 1}..{end}")
+            trainer.fit(end, probabilities_of(progress, num_groups, config.tau))
+            if progress.stopped or end == trainer.epochs:
+                break
+            if config.load_best_for_next_stage and progress.best_epoch:
+                trainer.load_best()
+            if config.curriculum == "influence" and num_groups > 1:
+                clock = time.perf_counter()
+                with trainer.frozen_state():
+                    influence = estimate_influence(
+                        trainer.recommender,
+                        trainer.optimizer,
+                        data.tokenization,
+                        influence_positions(config, data.order),
+                        data.valid,
+                        config.train_batch_size,
+                        trainer.accelerator,
+                        progress.influence_parts,
+                        trainer.pause,
+                    )
+                progress.influences.append(influence.tolist())
+                progress.learning_rates.append(trainer.learning_rate)
+                progress.influence_parts = []
+                probabilities = probabilities_of(progress, num_groups, config.tau)
+                report_stage(trainer, stage, influence, probabilities, time.perf_counter() - clock)
+            progress.stages = stage
+        trainer.test()
+
+
+def probabilities_of(progress: Progress, num_groups: int, tau: float) -> np.ndarray:
+    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly."""
+    if not progress.influences:
+        return np.full(num_groups, 1 / num_groups)
+    scores = accumulate_scores(np.array(progress.influences), np.array(progress.learning_rates))
+    return sampling_probabilities(scores, tau)
 
 
 def report_stage(

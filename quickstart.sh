@@ -46,7 +46,7 @@ STEP="installing the requirements"
 say_how_to_continue() {
   local code=$?
   [ "$code" = 0 ] || echo "quickstart.sh stopped at this step: $STEP (exit code $code)." \
-    "Fix it, then run bash quickstart.sh again; finished steps are reused." >&2
+    "Fix it, then run bash quickstart.sh again; finished steps are reused, an interrupted one goes on." >&2
 }
 trap say_how_to_continue EXIT
 
@@ -54,7 +54,7 @@ trap say_how_to_continue EXIT
 READY=$SECONDS
 source "$SETUP_ROOT/utils/launch.sh"
 unset PRETRAINED RUN_NAME FINETUNE  # a shell that uses the scripts may have them
-export DATASET=Sample DATA_DIR CKPT_DIR NUM_GPUS TAU_LIST=1
+export DATASET=Sample DATA_DIR CKPT_DIR NUM_GPUS TAU_LIST=1 RESUME=1  # what was interrupted goes on
 DATASET_DIR="$DATA_DIR/$DATASET" RUNS="$CKPT_DIR/$DATASET"
 PRETRAINING="$RUNS/pretrain_tau1"
 WITH_MTGREC="$RUNS/mtgrec.winner.json" WITHOUT="$RUNS/single.winner.json"  # which run was picked by validation
@@ -96,17 +96,17 @@ bash "$ROOT/tokenizer/run.sh" "${TOKENIZER_FLAGS[@]}"
 
 step "3/6 Multi-identifier pre-training: pretrain.sh"
 reused "$PRETRAINING/results.json" || {
-  run rm -f "$WITH_MTGREC"  # fine-tuned from an earlier pre-training
-  RUN_NAME=pretrain bash "$ROOT/pretrain.sh" --overwrite "${MODEL_FLAGS[@]}" "${PRETRAIN_FLAGS[@]}"
+  run rm -rf "$WITH_MTGREC" "$RUNS"/mtgrec_*  # fine-tuned from an earlier pre-training
+  RUN_NAME=pretrain bash "$ROOT/pretrain.sh" "${MODEL_FLAGS[@]}" "${PRETRAIN_FLAGS[@]}"
 }
 
 step "4/6 Fine-tuning with one tokenizer: finetune.sh"
 reused "$WITH_MTGREC" ||
-  PRETRAINED="$PRETRAINING" RUN_NAME=mtgrec bash "$ROOT/finetune.sh" --overwrite "${FINETUNE_FLAGS[@]}"
+  PRETRAINED="$PRETRAINING" RUN_NAME=mtgrec bash "$ROOT/finetune.sh" "${FINETUNE_FLAGS[@]}"
 
 step "5/6 Baseline, one tokenizer from scratch: PRETRAINED=none finetune.sh"
 reused "$WITHOUT" ||
-  PRETRAINED=none RUN_NAME=single bash "$ROOT/finetune.sh" --overwrite "${MODEL_FLAGS[@]}" "${SINGLE_FLAGS[@]}"
+  PRETRAINED=none RUN_NAME=single bash "$ROOT/finetune.sh" "${MODEL_FLAGS[@]}" "${SINGLE_FLAGS[@]}"
 
 step "6/6 Results"
 run "$PYTHON" "$ROOT/report.py" "$WITH_MTGREC" --baseline="$WITHOUT" --users=3

@@ -28,7 +28,7 @@ from inference.recommend import RecommendationModel, Recommendations
 from model.recommender import find_model_folder
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import sha256
+from utils.files import sha256, sha256_of
 from utils.runtime import join_processes, run_command
 from utils.shards import Shards
 
@@ -168,7 +168,7 @@ def write_output(
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
     settings = {
-        "model": sha256((find_model_folder(config.model) / "model.safetensors").read_bytes()),
+        "model": sha256_of(find_model_folder(config.model) / "model.safetensors"),
         "items": sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()),
         "requests": sha256(repr([(r.user, r.user_id, r.history.tolist()) for r in requests]).encode()),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},

@@ -1,6 +1,8 @@
 """The published dataset folder as flat arrays, and its leave-one-out splits as positions in them."""
 
 import difflib
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,14 @@ class Interactions:
     item_names: list[str]
     items: np.ndarray
     offsets: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Hash of users, items and sequences."""
+        digest = hashlib.sha256(json.dumps([self.user_names, self.item_names]).encode())
+        for array in (self.user_ids, self.items, self.offsets):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     @property
     def num_users(self) -> int:
@@ -128,10 +138,12 @@ def load_interactions(folder: Path) -> Interactions:
     for row, (user, sequence) in enumerate(sequences.items()):
         if user not in user_to_id:
             raise InputError(f"{sequence_file}: user {user!r} is not in user2id of {mapping_file.name}")
+        if not isinstance(sequence, list):
+            raise InputError(f"{sequence_file}: user {user!r} has {sequence!r}, not a list of items")
         try:
             flat.extend([item_to_id[item] for item in sequence])
         except (KeyError, TypeError):
-            unknown = [item for item in sequence if item not in item_to_id] if isinstance(sequence, list) else sequence
+            unknown = [item for item in sequence if not isinstance(item, str) or item not in item_to_id]
             raise InputError(
                 f"{sequence_file}: user {user!r} has {unknown!r}, not in item2id of {mapping_file.name}"
             ) from None

@@ -1,5 +1,6 @@
 """Semantic IDs as tokens: the vocabulary layout, `.sem_ids` files, and every tokenizer's IDs in one tensor."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from utils.files import read_json, write_json
 from utils.prefix_trie import PrefixTrie
 
 TOKENIZER_FOLDER = "rqvae"
+TRAINING_FILE = "training.json"  # in a tokenizer's folder that was trained here, not published
+QUALITY_FILE = "quality.json"  # written when all its semantic IDs are
 
 
 def level_sizes(n_codebooks: int, codebook_size: int | list[int]) -> tuple[int, ...]:
@@ -121,6 +124,11 @@ class TokenTable:
     @property
     def num_groups(self) -> int:
         return len(self.groups)
+
+    @property
+    def sha256(self) -> list[str]:
+        """A hash of each group's semantic IDs, of which item has which."""
+        return [hashlib.sha256(group.cpu().contiguous().numpy()).hexdigest() for group in self.tokens]
 
     @property
     def labels(self) -> list[str]:
@@ -259,7 +267,13 @@ def resolve_groups(
     groups = []
     for prefix in prefixes:
         full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
-        there = _by_prefix((folder / full).parent.glob(f"*.{suffix}"), suffix)
+        tokenizer_folder = (folder / full).parent
+        if (tokenizer_folder / TRAINING_FILE).exists() and not (tokenizer_folder / QUALITY_FILE).exists():
+            raise InputError(
+                f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
+                "run tokenizer/run.sh again with RESUME=1"
+            )
+        there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
         if full not in there:
             names = " ".join(there) or "none"
             raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")

@@ -8,7 +8,7 @@ from data.token_table import Group, Vocabulary
 from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, sha256, write_json
+from utils.files import atomic_folder, read_json, write_checksums, write_json
 from utils.run_folder import CONFIG_FILE, RESULTS_FILE, read_config
 
 ABOUT_FILE = "mtgrec.json"
@@ -51,7 +51,6 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     vocabulary = Vocabulary(architecture.level_sizes, architecture.n_user_tokens)
     if (weights / ABOUT_FILE).is_file():
         about = read_json(weights / ABOUT_FILE)
-        _check_hashes(weights, about["sha256"])
         group = Group(about["tokenizer"]["prefix"], about["tokenizer"]["epoch"], weights / ITEMS_FILE)
         catalogue = Catalogue.load(weights / ITEMS_FILE, group, vocabulary)
         return TrainedModel(recommender, catalogue, read_settings(path, data_dir), about["metrics"])
@@ -108,8 +107,8 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
     """Write a complete model folder, whole or not at all.
 
     It holds config.json and model.safetensors (plain transformers reads them), items.jsonl (the token table: item,
-    semantic ID, popularity and text in item id order), and mtgrec.json (tokenizer, vocabulary layout, training
-    settings, metrics, hashes).
+    semantic ID, popularity and text in item id order), mtgrec.json (tokenizer, vocabulary layout, training settings,
+    metrics) and sha256.json (checksums).
     """
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
@@ -128,17 +127,7 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
             },
             "settings": model.settings,
             "metrics": model.metrics,
-            "sha256": {file.name: sha256(file.read_bytes()) for file in sorted(temporary.iterdir())},
         }
         write_json(temporary / ABOUT_FILE, about)
+        write_checksums(temporary, sorted(temporary.iterdir()))
     return model
-
-
-def _check_hashes(folder: Path, expected: dict[str, str]) -> None:
-    wrong = [
-        name
-        for name, value in expected.items()
-        if not (folder / name).is_file() or sha256((folder / name).read_bytes()) != value
-    ]
-    if wrong:
-        raise InputError(f"{folder}: {', '.join(wrong)} is not what {ABOUT_FILE} says; copy or export the folder again")

@@ -1,5 +1,6 @@
 """The generative recommender: Hugging Face T5 weights, fed without padding."""
 
+import errno
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 from model.dropout import replace_dropout_
 from model.t5 import decode, encode, project
 from utils.errors import InputError
+from utils.files import CHECKSUMS_FILE, check_checksums, write_checksums
+
+WEIGHTS_FILE = "model.safetensors"
 
 disable_progress_bar()  # a bar of its own for each saved file
 
@@ -108,9 +112,26 @@ class Recommender(nn.Module):
         logits = project(self.t5, decode(self.t5, encoded, shifted))
         return logits[torch.argsort(order)]
 
+    @property
+    def identifiers(self) -> list[str]:
+        """Hashes of the semantic IDs that the weights were trained with (TokenTable.sha256); empty where unknown."""
+        return list(getattr(self.t5.config, "semantic_ids_sha256", []))
+
+    @identifiers.setter
+    def identifiers(self, hashes: list[str]) -> None:
+        self.t5.config.semantic_ids_sha256 = list(hashes)
+
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a folder that T5ForConditionalGeneration.from_pretrained reads."""
-        self.t5.save_pretrained(folder)
+        """Write a folder that T5ForConditionalGeneration.from_pretrained reads, with a checksum of the weights.
+
+        Raises:
+            OSError: The disk is full or fails.
+        """
+        try:
+            self.t5.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(folder)) from None
+        write_checksums(Path(folder), [Path(folder) / WEIGHTS_FILE])
 
     def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
         """Copy a state dict into the network.
@@ -134,10 +155,12 @@ class Recommender(nn.Module):
         if dropout_rate is not None:
             config.dropout_rate = dropout_rate
         recommender = cls(T5ForConditionalGeneration(config))
+        if (Path(folder) / CHECKSUMS_FILE).exists():  # not where another program wrote the folder
+            check_checksums(Path(folder))
         try:
-            weights = load_file(Path(folder) / "model.safetensors")
+            weights = load_file(Path(folder) / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder}/model.safetensors is no whole file of weights: {error}") from None
+            raise InputError(f"{folder}/{WEIGHTS_FILE} is no whole file of weights: {error}") from None
         embeddings = recommender.t5.shared.weight.data_ptr()  # written once, under one name
         aliases = [name for name, value in recommender.t5.state_dict().items() if value.data_ptr() == embeddings]
         if "shared.weight" in weights:

@@ -141,7 +141,10 @@ def test_folder_is_refused_reused_or_replaced(world, whole, capsys):
 
     (world.runs / "kept" / "results.json").unlink()
     assert exit_code([*argv, "--reuse"]) == 2
-    assert "holds an unfinished run; remove the folder, or start anew with --overwrite" in capsys.readouterr().err
+    assert (
+        "holds an unfinished run; go on with --resume (RESUME=1), or start anew with --overwrite"
+        in capsys.readouterr().err
+    )
     assert exit_code([*argv, "--overwrite", "--epochs=1", "--epoch_per_stage=[1]"]) == 0
     assert sorted(path.name for path in (world.runs / "kept" / "checkpoints").iterdir()) == ["epoch_1"]
 

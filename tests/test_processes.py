@@ -1,8 +1,11 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,15 +27,24 @@ FINETUNE = SAME | {"train_batch_size": 29, "epochs": 2, "sem_id_epochs": "1:2"}
 
 
 def launch(module: str, argv: list[str]) -> subprocess.CompletedProcess:
-    """Run a module in two processes on the CPU, as utils/launch.sh does; accelerate's --cpu would start only one."""
+    """Run a module in two processes on the CPU."""
+    process = start(module, argv, 2)
+    _, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(argv, process.returncode, stderr=said)
+
+
+def start(module: str, argv: list[str], num_processes: int) -> subprocess.Popen:
+    """Start processes on the CPU, as utils/launch.sh does; accelerate's --cpu would start only one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(port), "--module", module, *argv]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +144,61 @@ def test_a_refused_folder_stops_both_processes_with_one_message(runs):
     result = launch("finetune", runs.again)
     assert result.returncode != 0
     assert result.stderr.count(f"error: {runs.folder / 'finetune2'} holds a finished run") == 1
+
+
+def workers(launcher: subprocess.Popen) -> dict[int, int]:
+    """Return {rank: process id} of the processes that a launcher started."""
+    found = {}
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        found |= {int(line[5:]): int(pid) for line in variables if line.startswith(b"RANK=")}
+    return found
+
+
+def wait_for_a_state(run: Path, launcher: subprocess.Popen) -> None:
+    """Return when the run has saved its state."""
+    until = time.monotonic() + 120
+    while not list(run.glob("state/[0-9]*")):
+        assert launcher.poll() is None, launcher.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def resumed_alone(runs: SimpleNamespace, main: Callable, settings: dict, name: str, accumulation: int) -> None:
+    """Finish an interrupted run in one process, and compare it with one that was never interrupted."""
+    for run in (name, f"{name}_whole"):
+        given = settings | {"run_name": run, "gradient_accumulation_steps": accumulation}
+        main(flags(runs.dataset, runs.folder.parent, **given, resume="true"))
+    interrupted, whole = runs.folder / name, runs.folder / f"{name}_whole"
+    assert "resumed after step" in (interrupted / "log.txt").read_text()
+    losses = [[line["loss"] for line in read_lines(run, "epoch")] for run in (interrupted, whole)]
+    assert len(losses[0]) == len(losses[1]) == settings["epochs"]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    np.testing.assert_allclose(numbers(read_results(interrupted)), numbers(read_results(whole)), rtol=1e-5)
+
+
+def test_a_process_that_dies_takes_the_others_down_and_one_process_goes_on(runs):
+    """Three processes x 2 batches of 29: the last global batch holds 3 examples. Then one process x 6."""
+    settings = SAME | {"train_batch_size": 29, "epochs": 6, "sem_id_epochs": 2, "checkpoint_minutes": 0}
+    argv = flags(runs.dataset, runs.folder.parent, **settings, run_name="killed", gradient_accumulation_steps=2)
+    launcher = start("finetune", argv, 3)
+    wait_for_a_state(runs.folder / "killed", launcher)
+    others = workers(launcher)
+    os.kill(others.pop(2), signal.SIGKILL)
+    assert launcher.wait(60) != 0
+    assert not [pid for pid in others.values() if Path(f"/proc/{pid}").exists()]
+    assert "Signal 9 (SIGKILL) received by PID" in launcher.stderr.read()
+    resumed_alone(runs, finetune.main, settings, "killed", 6)
+
+
+def test_sigterm_saves_the_state_of_all_processes(runs):
+    settings = PRETRAIN | {"checkpoint_minutes": 0.001}
+    argv = flags(runs.dataset, runs.folder.parent, **settings, run_name="stopped", gradient_accumulation_steps=1)
+    launcher = start("pretrain", argv, 2)
+    wait_for_a_state(runs.folder / "stopped", launcher)
+    launcher.terminate()
+    assert launcher.wait(60) != 0
+    assert (
+        f"the state is saved in {runs.folder / 'stopped' / 'state'}, --resume goes on from it" in launcher.stderr.read()
+    )
+    resumed_alone(runs, pretrain.main, settings, "stopped", 2)

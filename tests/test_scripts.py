@@ -165,6 +165,13 @@ def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs
         assert (command.config.epochs, command.config.patience, command.config.test_num_beams) == (100, 10, 50)
 
 
+@pytest.mark.parametrize("script", ["pretrain.sh", "finetune.sh"])
+def test_resume_is_passed_on(world, script):
+    for environment, resume in (({}, False), ({"RESUME": "1"}, True)):
+        command = dry_run(world, script, DATASET="Another", **environment)[0]
+        assert (command.config.resume, command.config.reuse) == (resume, True)
+
+
 def test_joint_fine_tuning(world):
     *commands, selection = dry_run(
         world, "finetune.sh", "--lr=0.5", DATASET="Video_Games", FINETUNE="joint", RUN_NAME="j"
@@ -310,6 +317,9 @@ def test_every_flag_of_the_quickstart_parses(tmp_path):
     assert {config.data_dir for name, config in configs.items() if name != "report"} == {data}
     tokenizer, pretraining = configs["tokenizer.train"], configs["pretrain"]
     assert configs["tokenizer.embed"] == tokenizer == configs["tokenizer.export"]
+    assert all(
+        config.resume for name, config in configs.items() if name.startswith(("tokenizer", "pretrain", "finetune"))
+    )
     kept = list(range(tokenizer.first_kept_epoch, tokenizer.epochs + 1))
     assert expand_epochs(pretraining.sem_id_epochs) == kept == list(range(295, 301))
     assert (pretraining.codebook_size, pretraining.run_name) == (tokenizer.codebook_size, "pretrain_tau1")

@@ -92,7 +92,18 @@ def make_untrained_run(dataset: Path, folder: Path) -> Path:
 
 def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell script of the project from `folder`, with the settings in `environment` only."""
-    ours = ("DATASET", "DATA_DIR", "CKPT_DIR", "NUM_GPUS", "RUN_NAME", "TAU_LIST", "PRETRAINED", "FINETUNE", "CPU")
+    ours = (
+        "DATASET",
+        "DATA_DIR",
+        "CKPT_DIR",
+        "NUM_GPUS",
+        "RUN_NAME",
+        "TAU_LIST",
+        "PRETRAINED",
+        "FINETUNE",
+        "CPU",
+        "RESUME",
+    )
     inherited = {name: value for name, value in os.environ.items() if name not in (*ours, "DRY_RUN")}
     inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if sys.prefix != sys.base_prefix:

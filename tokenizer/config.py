@@ -28,6 +28,13 @@ class TokenizerConfig:
     overwrite: bool = False
     """replace embeddings or a tokenizer that were made with other settings; without it they are refused"""
 
+    resume: bool = False
+    """go on with an unfinished training, exactly where it was; without one, start anew"""
+    checkpoint_minutes: float = 10.0
+    """minutes between two saved states for --resume; 0 saves after every epoch"""
+    debug: bool = False
+    """show the traceback of an error instead of one sentence"""
+
     sent_emb_model: str = "sentence-transformers/sentence-t5-base"
     """text encoder: a sentence-transformers name or local folder, or tfidf (built in, no download); the last part
     of its path names the embedding file"""
@@ -120,7 +127,9 @@ class TokenizerConfig:
             found.append(f"--dropout={self.dropout} must be in [0, 1)")
         if not 0 <= self.rand_seed < 2**32:
             found.append(f"--rand_seed={self.rand_seed} must be at least 0 and below 2**32")
-        for name in ("beta", "weight_decay"):
+        if self.overwrite and self.resume:
+            found.append("--overwrite starts anew and --resume goes on; give one of them")
+        for name in ("beta", "weight_decay", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < float("inf"):
                 found.append(f"--{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.warmup_steps <= self.epochs:

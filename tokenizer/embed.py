@@ -120,7 +120,7 @@ def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
         float32 [N, E], row i = item id i + 1.
 
     Raises:
-        InputError: The file is absent, of another size, or holds NaN or infinity.
+        InputError: The file is absent, of another size, holds NaN or infinity, or the same for every item.
     """
     file = config.embedding_file
     if not file.is_file():
@@ -130,6 +130,8 @@ def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
         raise InputError(f"{file}: {problem}")
     embeddings = np.fromfile(file, dtype="<f4").reshape(num_items, config.sent_emb_dim)
     _check_finite(embeddings, file)
+    if (embeddings == embeddings[0]).all():
+        raise InputError(f"{file}: all items have the same embedding; there is nothing to train on")
     return embeddings
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data.interactions import dataset_folder, load_interactions
-from data.token_table import level_sizes, write_sem_ids
+from data.token_table import QUALITY_FILE, level_sizes, write_sem_ids
 from tokenizer.assign import assign
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
@@ -25,7 +25,8 @@ from tokenizer.quality import collision_groups, drift, format_report, tokenizer_
 from tokenizer.train import load_tokenizer
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import write_json, write_text
+from utils.files import remove_leftovers, write_json, write_text
+from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import run_command, seed_everything
 
 
@@ -99,8 +100,17 @@ def export(config: TokenizerConfig) -> dict[str, object]:
     interactions = load_interactions(folder)
     names, sizes = interactions.item_names[1:], level_sizes(config.n_codebooks, config.codebook_size)
     embeddings = load_embeddings(config, interactions.num_items)
+    with FileLock(config.tokenizer_folder / LOCK_FILE):
+        return _export(config, names, sizes, embeddings)
+
+
+def _export(
+    config: TokenizerConfig, names: list[str], sizes: tuple[int, ...], embeddings: np.ndarray
+) -> dict[str, object]:
     tokenizer = load_tokenizer(config, embeddings)
     inputs = tokenizer.prepare(embeddings)
+    remove_leftovers(config.tokenizer_folder)
+    (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
     qualities, sem_ids = {}, {}
     for epoch in [*range(config.first_kept_epoch, config.epochs + 1), None]:
         codes = tokenizer.codes(inputs, epoch)
@@ -115,8 +125,8 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         "tokenizers": qualities,
         "drift": drift(sem_ids),
     }
-    write_json(config.tokenizer_folder / "quality.json", report)
     write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
+    write_json(config.tokenizer_folder / QUALITY_FILE, report)
     return report
 
 

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from data.token_table import level_sizes
+from data.token_table import TRAINING_FILE, level_sizes
 from tokenizer.config import TokenizerConfig
 from utils.errors import InputError
-
-TRAINING_FILE = "training.json"
 
 
 def sem_ids_prefix(config: TokenizerConfig) -> str:

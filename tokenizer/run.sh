@@ -6,6 +6,7 @@
 #   bash tokenizer/run.sh --epochs=600 --save_last=31           any flag of `python -m tokenizer.train --help`
 #   bash tokenizer/run.sh --ckpt_name=rqvae_tiger --vq_type=vq  a second tokenizer beside the first
 #   DATA_DIR=/data/amazon bash tokenizer/run.sh                 another folder of dataset folders
+#   RESUME=1 bash tokenizer/run.sh                              go on with a training that was interrupted
 #   DRY_RUN=1 bash tokenizer/run.sh                             only print the commands
 #
 # Needs the dataset's metadata.sentence.json, all_item_seqs.json and id_mapping.json. One process; a GPU is used where
@@ -37,7 +38,7 @@ read -r _ SENT_EMB_MODEL SENT_EMB_DIM SENT_EMB_PCA HIDDEN_SIZES EPOCHS SAVE_LAST
 FLAGS=(
   --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_name="$CKPT_NAME"
   --sent_emb_model="$SENT_EMB_MODEL" --sent_emb_dim="$SENT_EMB_DIM" --sent_emb_pca="$SENT_EMB_PCA"
-  --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" --save_last="$SAVE_LAST" "${FLAGS[@]}"
+  --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" --save_last="$SAVE_LAST" ${RESUME_FLAG:+"$RESUME_FLAG"} "${FLAGS[@]}"
 )
 
 for step in embed train export; do

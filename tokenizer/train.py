@@ -11,6 +11,7 @@ best.safetensors, last.safetensors, pca.safetensors, metrics.jsonl, config.yaml 
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -26,22 +27,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions, training_items
-from data.token_table import level_sizes
+from data.token_table import TRAINING_FILE, level_sizes
 from tokenizer.config import TokenizerConfig, choose_device
 from tokenizer.embed import load_embeddings
-from tokenizer.published import TRAINING_FILE, announce_published
+from tokenizer.published import announce_published
 from tokenizer.quality import collision_rate
 from tokenizer.rqvae import RQVAE, encoding_state, load_weights, save_weights
 from tokenizer.whitening import Whitening, fit_whitening, load_whitening
 from utils.config import dump_config, parse_config
 from utils.errors import InputError
-from utils.files import read_json, write_json, write_text
+from utils.files import read_json, remove_leftovers, write_json, write_text
+from utils.interrupts import Stopped, listening, stop_requested
+from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import run_command, seed_everything
+from utils.snapshots import (
+    Snapshot,
+    load_optimizer_,
+    newest_snapshot,
+    optimizer_tensors,
+    read_snapshot,
+    under_prefix,
+    with_prefix,
+    write_snapshot,
+)
 
 # Settings that do not change what is trained; all others must be the same for a training to be reused.
-_FREE_SETTINGS = ("data_dir", "dataset", "ckpt_name", "device", "overwrite", "reproducibility", "sent_emb_batch_size")
-_FREE_SETTINGS += ("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length")  # the embeddings' hash stands for these
-_FREE_SETTINGS += ("assign",)
+_FREE_SETTINGS = (
+    *("data_dir", "dataset", "ckpt_name", "device", "reproducibility", "sent_emb_batch_size", "assign"),
+    *("overwrite", "resume", "checkpoint_minutes", "debug"),
+    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),  # the embeddings' hash stands for these
+)
+_STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finished
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 
@@ -64,6 +80,21 @@ class TrainingState:
     best_loss: float = math.inf
     best_epoch: int = 0
     best_weights: dict[str, Tensor] | None = None
+
+    def save(self, folder: Path, metrics_size: int) -> None:
+        """Write a snapshot into `folder`; `metrics_size` are the bytes of metrics.jsonl so far."""
+        tensors = with_prefix("model", self.model.state_dict()) | with_prefix("best", self.best_weights or {})
+        tensors |= with_prefix("optimizer", optimizer_tensors(self.optimizer))
+        values = {name: getattr(self, name) for name in ("epoch", "best_loss", "best_epoch")}
+        write_snapshot(folder, tensors, values | {"metrics_size": metrics_size})
+
+    def load_(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot that `save` wrote."""
+        self.model.load_state_dict(under_prefix("model", snapshot.tensors))
+        load_optimizer_(self.optimizer, under_prefix("optimizer", snapshot.tensors))
+        self.best_weights = under_prefix("best", snapshot.tensors)
+        for name in ("epoch", "best_loss", "best_epoch"):
+            setattr(self, name, snapshot.values[name])
 
 
 def build_model(config: TokenizerConfig) -> RQVAE:
@@ -97,15 +128,10 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
         model: Untrained.
         inputs: float [N, input size], all training items.
         seed: For k-means++.
-
-    Raises:
-        InputError: Fewer training items than codes.
     """
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
         size = len(layer.codebook)
-        if len(residual) < size:
-            raise InputError(f"{len(residual)} training items cannot fill {size} codes; lower --codebook_size")
         with threadpool_limits(1, user_api="openmp"):
             kmeans = KMeans(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
         centers = torch.from_numpy(kmeans.cluster_centers_).to(residual)
@@ -144,8 +170,9 @@ def train_rqvae(
     config: TokenizerConfig,
     inputs: Tensor,
     on_epoch: Callable[[TrainingState, dict[str, object]], None] = lambda state, metrics: None,
+    snapshot: Snapshot | None = None,
 ) -> TrainingState:
-    """Train from k-means to the last epoch.
+    """Train from k-means, or from a snapshot, to the last epoch.
 
     Source: arXiv 2504.04400, section 2.2.1 and equations 4-5.
 
@@ -153,19 +180,23 @@ def train_rqvae(
         config: Settings; `rand_seed` decides the weights' start, k-means, and the order of the batches.
         inputs: float [N, input size] of the training items, on the device to train on.
         on_epoch: Called after every epoch with the state and the epoch's metrics.
+        snapshot: Of an interrupted training with the same settings and inputs.
 
     Raises:
-        InputError: The loss is not finite.
+        FloatingPointError: The loss is not finite.
     """
     torch.manual_seed(config.rand_seed)
     model = build_model(config).to(inputs.device)
-    initialize_codebooks_(model, inputs, config.rand_seed)
     state = TrainingState(model.train(), build_optimizer(model, config))
+    if snapshot is not None:
+        state.load_(snapshot)
+    else:
+        initialize_codebooks_(model, inputs, config.rand_seed)
     check_every = max(1, config.epochs // _CODE_CHECKS)
     while state.epoch < config.epochs:
         metrics = train_epoch(state, inputs, config)
         if not math.isfinite(metrics["loss"]):
-            raise InputError(
+            raise FloatingPointError(
                 f"the loss became {metrics['loss']} in epoch {state.epoch} at learning rate "
                 f"{state.optimizer.param_groups[0]['lr']:g}; lower --lr or look at the embeddings' scale"
             )
@@ -181,17 +212,28 @@ def train_rqvae(
 
 
 class EpochWriter:
-    """Writes the metrics, the progress bar and the kept epochs; called after every epoch."""
+    """Writes the metrics, the progress bar, the kept epochs and the states to resume from, after every epoch.
 
-    def __init__(self, config: TokenizerConfig):
+    Args:
+        config: Settings.
+        snapshot: What training goes on from; metrics after it are to be written again.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came; the state is saved.
+    """
+
+    def __init__(self, config: TokenizerConfig, snapshot: Snapshot | None = None):
         self.config, self.folder = config, config.tokenizer_folder
-        self.metrics_file = open(self.folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        self.metrics_file = open(self.folder / "metrics.jsonl", "ab")  # noqa: SIM115
+        self.metrics_file.truncate(snapshot.values["metrics_size"] if snapshot else 0)
         interval = 0.5 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=config.epochs, desc="RQ-VAE", unit="epoch", mininterval=interval)
+        done = snapshot.values["epoch"] if snapshot else 0
+        self.bar = tqdm(total=config.epochs, initial=done, desc="RQ-VAE", unit="epoch", mininterval=interval)
         self.codes = ""
+        self.saved_at = time.monotonic()
 
     def __call__(self, state: TrainingState, metrics: dict[str, object]) -> None:
-        self.metrics_file.write(json.dumps(metrics) + "\n")
+        self.metrics_file.write(json.dumps(metrics).encode() + b"\n")
         self.metrics_file.flush()
         if "codes_used" in metrics:
             used = "/".join(map(str, metrics["codes_used"]))
@@ -204,6 +246,13 @@ class EpochWriter:
         self.bar.update()
         if state.epoch >= self.config.first_kept_epoch:
             save_weights(epoch_file(self.config, state.epoch), encoding_state(state.model), epoch=state.epoch)
+        due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        if due or stop_requested():
+            os.fsync(self.metrics_file.fileno())
+            state.save(self.folder / _STATE_FOLDER, self.metrics_file.tell())
+            self.saved_at = time.monotonic()
+        if stop_requested():
+            raise Stopped(f"stopped after epoch {state.epoch}; the state is saved in {self.folder}, --resume goes on")
 
     def close(self) -> None:
         self.metrics_file.close()
@@ -237,7 +286,7 @@ def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
     """Whether the folder holds this very training, finished.
 
     Raises:
-        InputError: A training with other settings is there, and no --overwrite.
+        InputError: A training with other settings, or one to resume, is there, and no --overwrite.
     """
     folder = config.tokenizer_folder
     if not (folder / TRAINING_FILE).exists():
@@ -252,13 +301,21 @@ def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
     if earlier.get("finished") and not differences:
         print(f"{folder}: reused, a finished training with the same settings")
         return True
+    if not differences and (folder / _STATE_FOLDER).exists():
+        if config.resume:
+            return False
+        if not config.overwrite:
+            raise InputError(
+                f"{folder} holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite"
+            )
     print(f"{folder}: trained anew, since {differences or 'the last run did not finish'}")
     return False
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training made: its semantic IDs would not fit the new checkpoints."""
-    shutil.rmtree(folder / "epochs", ignore_errors=True)
+    for name in ("epochs", _STATE_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
     names = ("best.safetensors", "last.safetensors", "pca.safetensors", "metrics.jsonl", "config.yaml", "quality.*")
     for pattern in (*names, "*.sem_ids"):
         for file in folder.glob(pattern):
@@ -272,33 +329,63 @@ def train(config: TokenizerConfig) -> None:
         return
     interactions = load_interactions(folder)
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
+    largest = max(level_sizes(config.n_codebooks, config.codebook_size)[:-1])
+    if len(items) < largest:
+        raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")
     settings = training_settings(config)
     settings |= {"embeddings_sha256": sha256(embeddings), "training_items_sha256": sha256(items)}
-    if _reusable(config, settings):
-        return
-    device, start = choose_device(config.device), time.perf_counter()
-    _clear(config.tokenizer_folder)
-    write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": False, "settings": settings})
-    write_text(config.tokenizer_folder / "config.yaml", dump_config(config))
+    with FileLock(config.tokenizer_folder / LOCK_FILE):
+        if not _reusable(config, settings):
+            _train(config, settings, embeddings, items)
+
+
+def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray, items: np.ndarray) -> None:
+    """Train on `items`, int [training items], of the embeddings, float32 [N, E], and write the tokenizer's folder."""
+    folder, device, start = config.tokenizer_folder, choose_device(config.device), time.perf_counter()
+    snapshot, whitening = _snapshot_to_resume(folder) if config.resume else None, None
     if config.sent_emb_pca != -1:
-        whitening = fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed)
-        whitening.save(config.tokenizer_folder / "pca.safetensors")
+        whitening = (
+            load_whitening(folder / "pca.safetensors")
+            if snapshot
+            else fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed)
+        )
         embeddings = whitening.apply(embeddings)
+    if snapshot is None:
+        write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
+        _clear(folder)
+        write_text(folder / "config.yaml", dump_config(config))
+        if whitening is not None:
+            whitening.save(folder / "pca.safetensors")
     inputs = torch.from_numpy(embeddings[items - 1]).to(device)
-    print(f"{config.tokenizer_folder}: training on {len(items)} of {interactions.num_items} items, {device}")
-    writer = EpochWriter(config)
+    print(f"{folder}: training on {len(items)} of {len(embeddings)} items, {device}")
+    writer = EpochWriter(config, snapshot)
     try:
-        state = train_rqvae(config, inputs, writer)
+        with listening():
+            state = train_rqvae(config, inputs, writer, snapshot)
     finally:
         writer.close()
     save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
-    save_weights(config.tokenizer_folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
+    save_weights(folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
     result = {"best_epoch": state.best_epoch, "best_loss": state.best_loss, "seconds": time.perf_counter() - start}
-    write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings, **result})
+    write_json(folder / TRAINING_FILE, {"finished": True, "settings": settings, **result})
+    shutil.rmtree(folder / _STATE_FOLDER, ignore_errors=True)
     print(
-        f"{config.tokenizer_folder}: epochs {config.first_kept_epoch}..{config.epochs} kept, "
+        f"{folder}: epochs {config.first_kept_epoch}..{config.epochs} kept, "
         f"best epoch {state.best_epoch} with loss {state.best_loss:.4f}, {result['seconds']:.0f} s"
     )
+
+
+def _snapshot_to_resume(folder: Path) -> Snapshot | None:
+    """Return the newest whole state of the folder's training, saying where it goes on; None, saying so, without one."""
+    remove_leftovers(folder)
+    path, notes = newest_snapshot(folder / _STATE_FOLDER)
+    print(*notes, sep="\n", end="\n" if notes else "")
+    if path is None:
+        print(f"{folder} has no saved state to resume: starting anew")
+        return None
+    snapshot = read_snapshot(path)
+    print(f"{folder}: resumed after epoch {snapshot.values['epoch']}, from {path}")
+    return snapshot
 
 
 @dataclass

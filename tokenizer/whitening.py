@@ -55,8 +55,6 @@ def fit_whitening(embeddings: np.ndarray, dimensions: int, seed: int) -> Whiteni
             f"{embeddings.shape[0]} items with {embeddings.shape[1]} dimensions have no {dimensions} principal "
             f"components; lower --sent_emb_pca to at most {min(embeddings.shape)} or switch it off with -1"
         )
-    if (embeddings == embeddings[0]).all():
-        raise InputError("all items have the same embedding; there is nothing to train on")
     pca = PCA(dimensions, random_state=seed).fit(embeddings)
     variance = pca.explained_variance_
     usable = int((variance > variance[0] * 1e-6).sum())

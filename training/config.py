@@ -1,5 +1,6 @@
 """The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +40,16 @@ class TrainingConfig:
     """Start anew in a run folder that is already there, deleting what it holds."""
     reuse: bool = False
     """Do nothing if the run is already finished with the same settings."""
+    resume: bool = False
+    """Go on with the unfinished run in the folder, exactly where it was; without one, start anew."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two saved states for --resume; 0 saves after every step."""
+    debug: bool = False
+    """Show the traceback of an error instead of one sentence."""
     pretrained_model: str = ""
     """Model to start from: a run folder, a model folder, or a reference-code .pth file. Empty: from scratch."""
+    allow_other_identifiers: bool = False
+    """Start from pretrained_model although it was trained with other semantic IDs: its tokens then mean other items."""
     rand_seed: int = 2024
     """Seed of weights, order, tokenizer draws and dropout."""
     reproducibility: bool = True
@@ -134,10 +143,10 @@ class TrainingConfig:
         ]
         for name in positive:
             value = getattr(self, name, None)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 found.append(f"{name}={value} must be positive")
-        for name in ("weight_decay", "warmup_steps", "val_delay"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
+            if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
         for name in ("val_ratio", "influence_sample_ratio"):
             if not 0 < getattr(self, name, 1.0) <= 1:
@@ -146,6 +155,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and (value != Path(value).name or value in ("", ".", "..")):
                 found.append(f"{name}={value} must be the name of a folder, not a path")
+        if self.overwrite and self.resume:
+            found.append("overwrite starts anew and resume goes on; give one of them")
         if not 0 <= self.rand_seed < 2**32:
             found.append(f"rand_seed={self.rand_seed} must be at least 0 and below 2**32")
         if not 0 <= self.dropout_rate < 1:

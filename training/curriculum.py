@@ -3,7 +3,7 @@
 Source: arXiv 2504.04400, section 2.3. Deviations from its text follow the reference code; each is named where it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from data.batching import Batch, Tokenization
 from model.recommender import Recommender
+from utils.interrupts import stop_if_requested
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -29,12 +30,16 @@ def mean_gradient(recommender: Recommender, batches: Iterable[Batch], num_exampl
         recommender: The model; its parameters' own gradients are cleared.
         batches: Batches that hold each example once; with several processes, this process's share.
         num_examples: What the sum over `batches` is divided by: the examples of all processes.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came.
     """
     parameters = list(recommender.parameters())
     was_training = recommender.training
     recommender.eval()
     recommender.zero_grad(set_to_none=True)
     for batch in batches:
+        stop_if_requested()
         (recommender(batch.input_ids, batch.labels, batch.lengths).sum() / num_examples).backward()
     gradient = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     recommender.zero_grad(set_to_none=True)
@@ -76,6 +81,8 @@ def estimate_influence(
     valid_positions: np.ndarray,
     batch_size: int,
     accelerator: Accelerator,
+    scores: list[float] | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Return the influence of each tokenizer's data on the validation loss, <v, Gamma(g_i)> (equation 16 without eta).
 
@@ -89,11 +96,14 @@ def estimate_influence(
         train_positions, valid_positions: int, target positions of the examples; the same on every process.
         batch_size: Examples per backward pass; changes time and memory only.
         accelerator: Sums over processes.
+        scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
+        pause: Called after each group.
 
     Returns:
         float64 [G].
     """
     num_groups = tokenization.table.num_groups
+    scores = [] if scores is None else scores
 
     def gradient(positions: np.ndarray, groups: Iterable[int], num_examples: int) -> Gradient:
         ordered = tokenization.by_length(positions)[accelerator.process_index :: accelerator.num_processes]
@@ -103,11 +113,11 @@ def estimate_influence(
 
     valid = gradient(valid_positions, range(num_groups), num_groups * len(valid_positions))
     first, second = adam_moments(recommender, optimizer)
-    scores = np.zeros(num_groups)
-    for group in range(num_groups):
+    for group in range(len(scores), num_groups):
         train = gradient(train_positions, [group], len(train_positions))
-        scores[group] = inner_product(valid, adam_direction(train, first, second))
-    return scores
+        scores.append(inner_product(valid, adam_direction(train, first, second)))
+        pause()
+    return np.array(scores)
 
 
 def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from data.batching import Tokenization
 from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.files import write_json
+from utils.interrupts import stop_if_requested
 from utils.metrics import mean_metrics, target_ranks
 
 
@@ -62,6 +63,9 @@ def predict(
         batch_size: Users per batch.
         accelerator: Shares the users out and collects the results.
         constrained: Generate real items only.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came.
     """
     table, device = tokenization.table, accelerator.device
     num_levels = table.vocabulary.num_levels
@@ -74,6 +78,7 @@ def predict(
     was_training = recommender.training
     recommender.eval()
     for part, batch in tokenization.batches(mine, group, batch_size):
+        stop_if_requested()
         found, score = beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, k, trie)
         rows = torch.tensor([row_of[int(position)] for position in part], device=device)
         sequences[rows], scores[rows] = found, score

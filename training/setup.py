@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
 from data.interactions import dataset_folder, load_interactions, split_positions
-from data.token_table import Vocabulary, level_sizes, load_token_table, resolve_groups
+from data.token_table import TokenTable, Vocabulary, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
     Architecture,
     Recommender,
@@ -21,14 +21,17 @@ from model.recommender import (
     read_reference_checkpoint,
     sizes_of_weights,
 )
+from training.checkpoint import RESUMABLE_CHANGES, STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
 from training.trainer import Data, Trainer
 from utils.config import expand_epochs
 from utils.errors import InputError
 from utils.run_folder import RunFolder
 from utils.runtime import seed_everything
+from utils.snapshots import newest_snapshot, read_snapshot
 
 ConfigType = TypeVar("ConfigType", bound=TrainingConfig)
+Answer = TypeVar("Answer")
 
 
 def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
@@ -127,24 +130,92 @@ def start_run(config: ConfigType) -> Trainer | None:
         )
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
     run = RunFolder(path, accelerator.is_main_process, log_file)
-    if not on_main_process(lambda: run.check(config), accelerator):
+    if not on_main_process(lambda: run.check(config, RESUMABLE_CHANGES), accelerator):
         accelerator.print(f"{path} is already finished with these settings")
         return None
     seed_everything(config.rand_seed, config.reproducibility)
     data = load_data(config, accelerator)
     recommender = make_recommender(config)
-    run.create(config)
+    table = data.tokenization.table
+    if not config.allow_other_identifiers:
+        check_identifiers(recommender, table, config.pretrained_model)
+    recommender.identifiers = table.sha256
+    state = on_main_process(lambda: claim_folder(run, config, data), accelerator)
+    snapshot = read_snapshot(state) if state else None
     if tracker:
         simple = {
             name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()
         }
-        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", config=simple)
+        # TensorBoard hides what the interrupted run logged after the state that this one goes on from
+        resumed = {"tensorboard": {"purge_step": snapshot.values["progress"]["step"] + 1}} if snapshot else {}
+        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", simple, resumed)
     for line in describe(config, data, recommender, accelerator):
         run.say(line)
-    return Trainer(config, accelerator, run, data, recommender)
+    return Trainer(config, accelerator, run, data, recommender, snapshot)
 
 
-def on_main_process(question: Callable[[], bool], accelerator: Accelerator) -> bool:
+def check_identifiers(recommender: Recommender, table: TokenTable, source: str) -> None:
+    """Refuse a model from `source` that says it was trained with other semantic IDs than the table's.
+
+    Raises:
+        InputError: Names the table's tokenizers that are others.
+    """
+    known = recommender.identifiers
+    others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
+    if known and others:
+        raise InputError(
+            f"the model {source} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
+            "items; choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
+        )
+
+
+def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:
+    """Lock the run's folder and make it ready.
+
+    Returns:
+        The saved state to go on from; None where the run starts anew.
+
+    Raises:
+        InputError: Another process has the folder, or what is there may not be resumed.
+    """
+    run.lock()
+    try:
+        run.check(config, RESUMABLE_CHANGES)  # another run may have had the folder since
+        state, notes = newest_snapshot(run.path / STATE_FOLDER) if config.resume else (None, [])
+        if state:
+            values = read_snapshot(state).values
+            check_resumable(values, config, data)
+            run.reopen(config, values["metrics_size"])
+        else:
+            run.create(config)
+            notes = [f"{run.path} has no saved state to resume: starting anew"] if config.resume else []
+    except BaseException:
+        run.unlock()
+        raise
+    for note in notes:
+        run.say(note)
+    return state
+
+
+def check_resumable(values: dict, config: TrainingConfig, data: Data) -> None:
+    """Raise InputError if a saved state's values do not fit the data or the settings that may have changed."""
+    progress, batch = values["progress"], data.order.global_batch_size
+    problems = [f"{name} changed" for name, there in values["data"].items() if data.fingerprint.get(name) != there]
+    if values["global_batch_size"] != batch:
+        problems.append(
+            f"its global batch was {values['global_batch_size']}, now {batch}, which would change the order of the "
+            "data: set --gradient_accumulation_steps so that batch x processes x accumulation stays"
+        )
+    begun = -(-progress["step"] // data.order.steps_per_epoch)
+    if config.epochs < begun and not config.steps:
+        problems.append(f"epochs={config.epochs}, but epoch {begun} has begun")
+    if config.epochs > progress["epoch"] and progress["testing"] and not (config.steps or progress["stopped"]):
+        problems.append(f"epochs={config.epochs}, but its test after epoch {progress['epoch']} has begun")
+    if problems:
+        raise InputError(f"the run {config.run_name} cannot be resumed: {'; '.join(problems)}")
+
+
+def on_main_process(question: Callable[[], Answer], accelerator: Accelerator) -> Answer:
     """Answer a question about files on the main process and share the answer, or its InputError, with all."""
     answer: list = [None, None]
     if accelerator.is_main_process:

@@ -2,27 +2,35 @@
 
 import gc
 import math
+import shutil
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from data.batching import Tokenization, TrainingOrder
 from data.token_table import Group
 from model.recommender import Recommender
+from training.checkpoint import STATE_FOLDER, load_state_, process_state, state_tensors
 from training.config import TrainingConfig
 from training.evaluation import Predictions, predict, write_results
 from training.schedule import cosine_factor
 from utils.files import atomic_folder, write_json
+from utils.interrupts import Stopped, listening, stop_requested
 from utils.run_folder import RESULTS_FILE, RunFolder, results_folder_of
+from utils.snapshots import Snapshot, link_folder, write_snapshot
 
 LOG_EVERY = 50  # optimizer steps between two readings of the loss
+AGREE_EVERY = 10  # optimizer steps between two agreements of several processes on saving or stopping
 
 
 @dataclass
@@ -43,26 +51,54 @@ class Data:
     valid_sample: np.ndarray
     test: np.ndarray
 
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ...}."""
+        table, interactions = self.tokenization.table, self.tokenization.interactions
+        return {"interactions": interactions.sha256} | {
+            f"semantic IDs of tokenizer {label}": digest
+            for label, digest in zip(table.labels, table.sha256, strict=True)
+        }
+
 
 @dataclass
 class Progress:
-    """How far training is.
+    """How far training is: with the tensors of training.checkpoint, all that a resumed run needs.
 
     Attributes:
-        epoch: Finished epochs.
+        epoch: Epochs trained.
+        closed: Those of them whose evaluation and checkpoint, where due, are done too.
         step: Optimizer steps taken.
+        epoch_seconds: Time spent on the unfinished epoch.
+        window_size: Examples of all processes since the loss was last reported.
         best_epoch: 1-based epoch of the best validation score, 0 before the first evaluation.
         best_score: Its mean over the tokenizers.
         best_valid: Its metrics per tokenizer group.
         stopped: Whether early stopping has ended training.
+        valid_parts, test_parts: Metrics of the tokenizer groups that an unfinished evaluation is done with.
+        testing: Whether the test has begun; the weights are the best ones then.
+        stages: Finished curriculum stages.
+        influences: float [stages][G], influence scores at the ends of the stages.
+        learning_rates: Those at the ends of the stages.
+        influence_parts: Scores of the tokenizer groups that an unfinished estimate is done with.
     """
 
     epoch: int = 0
+    closed: int = 0
     step: int = 0
+    epoch_seconds: float = 0.0
+    window_size: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
     best_valid: list[dict[str, float]] = field(default_factory=list)
     stopped: bool = False
+    valid_parts: list[dict[str, float]] = field(default_factory=list)
+    testing: bool = False
+    test_parts: list[dict[str, float]] = field(default_factory=list)
+    stages: int = 0
+    influences: list[list[float]] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    influence_parts: list[float] = field(default_factory=list)
 
 
 class Trainer:
@@ -74,6 +110,7 @@ class Trainer:
         run: Where log, checkpoints and results go.
         data: The examples.
         recommender: The model.
+        snapshot: State of an earlier run in the same folder to go on from.
     """
 
     def __init__(
@@ -83,6 +120,7 @@ class Trainer:
         run: RunFolder,
         data: Data,
         recommender: Recommender,
+        snapshot: Snapshot | None = None,
     ):
         self.config, self.accelerator, self.run, self.data = config, accelerator, run, data
         self.recommender = recommender
@@ -100,6 +138,11 @@ class Trainer:
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
+        self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
+        self._saved_at = time.monotonic()
+        self._frozen: list[dict[str, torch.Tensor]] | None = None  # every process's state while none of them trains
+        if snapshot is not None:
+            self._resume(snapshot)
 
     @property
     def groups(self) -> list[Group]:
@@ -127,9 +170,11 @@ class Trainer:
             probabilities: float64 [G], sampling probability of each tokenizer group.
         """
         config, progress = self.config, self.progress
-        while progress.epoch < last_epoch and not progress.stopped:
-            self._train_epoch(progress.epoch + 1, probabilities)
-            progress.epoch += 1
+        while progress.closed < last_epoch and not progress.stopped:
+            if progress.epoch == progress.closed:
+                self._train_epoch(progress.epoch + 1, probabilities)
+                progress.epoch += 1
+                self.pause()
             epoch = progress.epoch
             if epoch > config.val_delay and epoch % config.eval_interval == 0:
                 self._validate()
@@ -141,32 +186,39 @@ class Trainer:
             last = epoch == self.epochs or progress.stopped
             if config.save_interval is not None and (last or epoch % config.save_interval == 0):
                 self._save_model(self.run.path / "checkpoints" / f"epoch_{epoch}")
+            progress.closed = epoch
 
     def _train_epoch(self, epoch: int, probabilities: np.ndarray) -> None:
         """Take the optimizer steps of a 1-based epoch."""
         order, progress = self.data.order, self.progress
         positions, groups = order.epoch(epoch, probabilities)
-        started = time.perf_counter()
-        epoch_loss = torch.zeros((), device=self.accelerator.device)
-        window = torch.zeros_like(epoch_loss)
-        window_size = 0
+        started = time.perf_counter() - progress.epoch_seconds
+        first = progress.step - (epoch - 1) * order.steps_per_epoch  # above 0 where an interrupted epoch goes on
         self.model.train()
         bar = tqdm(
-            range(order.steps_per_epoch), desc=f"epoch {epoch}/{self.epochs}", leave=False, disable=not self._show_bars
+            range(first, order.steps_per_epoch),
+            desc=f"epoch {epoch}/{self.epochs}",
+            leave=False,
+            disable=not self._show_bars,
         )
         for step in bar:
             loss, size, gradient_norm = self._train_step(positions, groups, step)
-            epoch_loss += loss
-            window += loss
-            window_size += size
-            if progress.step % LOG_EVERY == 0 or step + 1 == order.steps_per_epoch:
-                mean = float(self.accelerator.reduce(window, "sum")) / window_size
+            self.loss_sums += loss
+            progress.window_size += size
+            last = step + 1 == order.steps_per_epoch
+            if progress.step % LOG_EVERY == 0 or last:
+                mean = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / progress.window_size
                 bar.set_postfix(loss=f"{mean:.4f}")
                 self._log_step(epoch, mean, float(gradient_norm))
-                window.zero_()
-                window_size = 0
+                self.loss_sums[1] = 0
+                progress.window_size = 0
+            if not last:
+                progress.epoch_seconds = time.perf_counter() - started
+                self.pause(gradient_norm)
         seconds = time.perf_counter() - started
-        mean = float(self.accelerator.reduce(epoch_loss, "sum")) / len(positions)
+        mean = float(self.accelerator.reduce(self.loss_sums[0], "sum")) / len(positions)
+        self.loss_sums.zero_()
+        progress.epoch_seconds = 0.0
         speed = len(positions) / seconds
         self.run.say(f"epoch {epoch}/{self.epochs}  loss {mean:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s")
         self.run.record("epoch", epoch=epoch, step=progress.step, loss=mean, seconds=seconds, samples_per_second=speed)
@@ -210,27 +262,36 @@ class Trainer:
             FloatingPointError: The loss is not finite.
         """
         step, learning_rate = self.progress.step, self.optimizer.param_groups[0]["lr"]
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at epoch {epoch}, step {step} (learning rate {learning_rate:.3g}, gradient norm "
-                f"{gradient_norm:.3g}); lower --lr or raise --warmup_steps"
-            )
+        self._check_finite(loss, gradient_norm)
         self.run.record(
             "train", epoch=epoch, step=step, loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm
         )
         values = {"train/loss": loss, "train/learning_rate": learning_rate, "train/gradient_norm": gradient_norm}
         self.accelerator.log(values, step=step)
 
+    def _check_finite(self, loss: float, gradient_norm: float) -> None:
+        """Raise FloatingPointError if training has diverged at the latest step."""
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            return
+        progress, learning_rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        epoch = 1 + (progress.step - 1) // self.data.order.steps_per_epoch
+        raise FloatingPointError(
+            f"the loss is {loss} at epoch {epoch}, step {progress.step} (learning rate {learning_rate:.3g}, gradient "
+            f"norm {gradient_norm:.3g}); lower --lr or raise --warmup_steps"
+        )
+
     def _validate(self) -> None:
         """Evaluate every tokenizer on validation; keep the weights if their mean score is the best so far."""
         started = time.perf_counter()
-        per_group = [
-            self._predict(self.data.valid_sample, group, self.config.num_beams).metrics(self.config.metric_names)
-            for group in range(len(self.groups))
-        ]
+        progress = self.progress
+        with self.frozen_state():
+            for group in range(len(progress.valid_parts), len(self.groups)):
+                predictions = self._predict(self.data.valid_sample, group, self.config.num_beams)
+                progress.valid_parts.append(predictions.metrics(self.config.metric_names))
+                self.pause()
+        per_group, progress.valid_parts = progress.valid_parts, []
         mean = mean_over_groups(per_group)
         score = mean[self.config.val_metric]
-        progress = self.progress
         best = score > progress.best_score
         if best:
             progress.best_epoch, progress.best_score, progress.best_valid = progress.epoch, score, per_group
@@ -277,16 +338,22 @@ class Trainer:
         if not progress.best_epoch:
             self.run.say(f"no epoch was evaluated (val_delay={config.val_delay}): the last one is taken")
             self._validate()
+        progress.testing = True
         self.load_best()
         results_folder = results_folder_of(self.run.path, config.results_dir)
-        per_tokenizer = []
-        for index, (group, label) in enumerate(zip(self.groups, self.data.tokenization.table.labels, strict=True)):
-            predictions = self._predict(self.data.test, index, config.test_num_beams or config.num_beams)
-            metrics = predictions.metrics(config.metric_names)
-            if self.accelerator.is_main_process:
-                write_results(results_folder / f"test_results_{label}.json", predictions, self.data.tokenization)
-            valid = progress.best_valid[index]
-            per_tokenizer.append({"epoch": group.epoch, "prefix": group.prefix, "valid": valid, "test": metrics})
+        labels = self.data.tokenization.table.labels
+        with self.frozen_state():
+            for index in range(len(progress.test_parts), len(self.groups)):
+                predictions = self._predict(self.data.test, index, config.test_num_beams or config.num_beams)
+                if self.accelerator.is_main_process:
+                    file = results_folder / f"test_results_{labels[index]}.json"
+                    write_results(file, predictions, self.data.tokenization)
+                progress.test_parts.append(predictions.metrics(config.metric_names))
+                self.pause()
+        per_tokenizer = [
+            {"epoch": group.epoch, "prefix": group.prefix, "valid": valid, "test": metrics}
+            for group, valid, metrics in zip(self.groups, progress.best_valid, progress.test_parts, strict=True)
+        ]
         results = {
             "valid": mean_over_groups(progress.best_valid),
             "test": mean_over_groups([row["test"] for row in per_tokenizer]),
@@ -299,6 +366,7 @@ class Trainer:
         self._leave()
         if self.accelerator.is_main_process:
             write_json(self.run.path / RESULTS_FILE, results)
+            shutil.rmtree(self.run.path / STATE_FOLDER, ignore_errors=True)  # nothing is left to go on with
         text = "  ".join(f"{name} {value:.4f}" for name, value in results["test"].items())
         self.run.say(f"test of epoch {progress.best_epoch}  {text}")
         self.run.say(f"results: {self.run.path / RESULTS_FILE}")
@@ -314,6 +382,100 @@ class Trainer:
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Save the state before SIGTERM or SIGINT ends what happens inside, and give the folder back at the end.
+
+        Raises:
+            Stopped: One of the two came.
+            MemoryError: A batch is too large for the device.
+        """
+        with listening():
+            try:
+                yield
+            except (Stopped, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    raise MemoryError(self._out_of_memory(str(error))) from None
+                # A process that waits for one that has stopped already gets a RuntimeError.
+                if not isinstance(error, Stopped) and not (stop_requested() and self._frozen):
+                    raise
+                where = self._save_state()
+                self._leave()
+                raise Stopped(f"{error}; the state is saved in {where}, --resume goes on from it") from None
+            finally:
+                self.run.unlock()
+
+    @contextmanager
+    def frozen_state(self) -> Iterator[None]:
+        """Mark a stretch in which no process trains, so that the main one can save the state on its own."""
+        self._frozen = gather_object([process_state(self.loss_sums)])
+        yield
+        self._frozen = None  # left as it is on an exception, for `resumable`
+
+    def _out_of_memory(self, reason: str) -> str:
+        config = self.config
+        return (
+            f"out of memory: {reason.splitlines()[0]}; in training and influence estimation lower "
+            f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as much, "
+            f"in evaluation lower --eval_batch_size={config.eval_batch_size}"
+        )
+
+    def pause(self, gradient_norm: float | torch.Tensor = 0.0) -> None:
+        """Save the state where it is time; stop where a signal asked for it. Several processes agree on either.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came.
+            FloatingPointError: The latest step's gradient was not finite; what it made of the weights is not saved.
+        """
+        accelerator = self.accelerator
+        due = time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes
+        stop = stop_requested()
+        if accelerator.num_processes > 1:
+            if self._frozen is None and self.progress.step % AGREE_EVERY:
+                return
+            flags = torch.tensor([float(due and accelerator.is_main_process), float(stop)], device=accelerator.device)
+            due, stop = (accelerator.reduce(flags, "sum") > 0).tolist()
+        if due or stop:
+            self._check_finite(float(self.loss_sums[0]), float(gradient_norm))
+        if stop:
+            raise Stopped("stopped by SIGTERM or SIGINT")
+        if due:
+            self._save_state()
+
+    def _save_state(self) -> Path:
+        """Write a snapshot; return the folder that holds the run's snapshots."""
+        progress, folder = self.progress, self.run.path / STATE_FOLDER
+        processes = self._frozen or gather_object([process_state(self.loss_sums)])
+        if self.accelerator.is_main_process:
+            values = {
+                "progress": asdict(progress),
+                "metrics_size": self.run.metrics_size(),
+                "global_batch_size": self.data.order.global_batch_size,
+                "data": self.data.fingerprint,
+            }
+            best = self.best_folder if progress.best_epoch else None
+            write_snapshot(folder, state_tensors(self.recommender, self.optimizer, processes), values, best)
+        self._saved_at = time.monotonic()
+        return folder
+
+    def _resume(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot that `start_run` has found to fit."""
+        accelerator = self.accelerator
+        self.progress = progress = Progress(**snapshot.values["progress"])
+        load_state_(
+            snapshot.tensors,
+            self.recommender,
+            self.optimizer,
+            self.loss_sums,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        if accelerator.is_main_process and progress.best_epoch:  # a later epoch may have become the best since
+            shutil.rmtree(self.best_folder, ignore_errors=True)
+            link_folder(snapshot.attachment, self.best_folder)
+        accelerator.wait_for_everyone()
+        self.run.say(f"resumed after step {progress.step:,}, {progress.epoch} epochs done, from {snapshot.path}")
 
     def _save_model(self, folder: Path) -> None:
         if self.accelerator.is_main_process:

@@ -5,7 +5,7 @@ import re
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import asdict, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
@@ -96,8 +96,14 @@ def parse_config(
     try:
         given = parser.parse_args(argv, defaults=False)
         values = parser.parse_args(argv)
-    except ArgumentError as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"the file of --config_file is not UTF-8: {error}") from None
+    except (ArgumentError, RecursionError) as error:
         raise InputError(_explain(str(error), config_class)) from None
+    hints = get_type_hints(config_class)
+    empty = [name for name, hint in hints.items() if values[name] is None and type(None) not in get_args(hint)]
+    if empty:  # the library takes null for any setting
+        raise InputError("; ".join(f"{name} needs a value, not null" for name in empty))
     names = {field.name for field in fields(config_class)}
     config = config_class(**{name: values[name] for name in names})
     problems = config.problems()

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
+
+CHECKSUMS_FILE = "sha256.json"
 
 
 @contextmanager
@@ -46,11 +48,58 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole JSON file in UTF-8: {error}") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of JSON's pairs; where a key comes twice, there is no telling which value is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
+
+
+def write_checksums(folder: Path, files: Iterable[Path]) -> None:
+    """Write what `check_checksums` checks the folder's files against."""
+    write_json(folder / CHECKSUMS_FILE, {str(file.relative_to(folder)): sha256_of(file) for file in files})
+
+
+def check_checksums(folder: Path) -> None:
+    """Compare the folder's files with its checksums.
+
+    Raises:
+        InputError: A file is not what was written, or there are no checksums.
+    """
+    expected = read_json(folder / CHECKSUMS_FILE)
+    if not isinstance(expected, dict) or not expected:
+        raise InputError(f"{folder / CHECKSUMS_FILE} holds no checksums")
+    for name, digest in expected.items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} does not exist")
+        if sha256_of(folder / name) != digest:
+            raise InputError(f"{folder / name} is not what was written: its checksum differs")
+
+
+def sha256_of(file: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`; none may be writing there."""
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 #   DATASET    name of the dataset folder                 DATA_DIR   folder that holds dataset folders (datasets)
 #   NUM_GPUS   processes to start, one per GPU (1)        CKPT_DIR   folder where runs go (ckpt)
 #   DRY_RUN=1  print the commands instead of running them  CPU=1     several processes on the CPU
+#   RESUME=1   go on with what was interrupted, exactly where it was; start anew where there is nothing to resume
 #
 # Paths given by the user are relative to the folder the script is called from; the defaults lie in the project.
 
@@ -25,6 +26,8 @@ fi
 DATA_DIR="${DATA_DIR:-$ROOT/datasets}"
 CKPT_DIR="${CKPT_DIR:-$ROOT/ckpt}"
 NUM_GPUS="${NUM_GPUS:-1}"
+
+if [ "${RESUME:-0}" = 1 ]; then RESUME_FLAG=--resume; else RESUME_FLAG=""; fi
 
 case "$NUM_GPUS" in '' | *[!0-9]* | 0) echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2; exit 2 ;; esac
 

@@ -1,6 +1,7 @@
 """The folder of one run: who may use it, its log, and its metrics line by line."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -10,12 +11,13 @@ import yaml
 
 from utils.config import dump_config
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import remove_leftovers, write_text
+from utils.locks import LOCK_FILE, FileLock
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 # Flags that say what to do with a folder, not what the run is.
-HANDLING_FLAGS = ("overwrite", "reuse")
+HANDLING_FLAGS = ("overwrite", "reuse", "resume", "debug")
 
 
 def is_finished(folder: Path) -> bool:
@@ -31,14 +33,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
 
 
-def differing_settings(folder: Path, config: Any) -> list[str]:
-    """Return "flag=here (there: value)" for each setting in which the run in the folder differs from `config`."""
+def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:
+    """Return "flag=here (there: value)" for each setting, but some, in which the run in the folder differs."""
     there = read_config(folder)
     here = yaml.safe_load(dump_config(config))
     return [
         f"{name}={here.get(name)} (there: {there.get(name)})"
         for name in {**here, **there}
-        if name not in HANDLING_FLAGS and here.get(name) != there.get(name)
+        if name not in (*HANDLING_FLAGS, *but) and here.get(name) != there.get(name)
     ]
 
 
@@ -60,21 +62,43 @@ class RunFolder:
         self.path = path
         self.is_main = is_main
         self.log_file = log_file
+        self._lock: FileLock | None = None
 
-    def check(self, config: Any) -> bool:
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def check(self, config: Any, may_change: tuple[str, ...] = ()) -> bool:
         """Decide whether the run may start here.
 
+        Args:
+            config: The run's settings.
+            may_change: Names of those that may be others when an unfinished run is resumed.
+
         Returns:
-            False if the run is already finished with the same settings and `config.reuse` is set.
+            False if the run is already finished with the same settings and `config.reuse` or `config.resume` is set.
 
         Raises:
             InputError: Something else is there and `config.overwrite` is not set.
         """
-        if config.overwrite or not self.path.exists() or not any(self.path.iterdir()):
+        if config.overwrite or not self.path.exists():
+            return True
+        if all(file.name.startswith(".") for file in self.path.iterdir()):  # killed before it had settings
             return True
         if not is_finished(self.path):
-            raise InputError(f"{self.path} holds an unfinished run; remove the folder, or start anew with --overwrite")
-        if config.reuse:
+            if not config.resume:
+                raise InputError(
+                    f"{self.path} holds an unfinished run; go on with --resume (RESUME=1), or start anew with "
+                    "--overwrite"
+                )
+            different = differing_settings(self.path, config, may_change)
+            if different:
+                raise InputError(
+                    f"{self.path} holds an unfinished run with other settings: {'; '.join(different)}; "
+                    "resume it with its own, or start anew with --overwrite"
+                )
+            return True
+        if config.reuse or config.resume:
             different = differing_settings(self.path, config)
             if not different:
                 return False
@@ -86,13 +110,48 @@ class RunFolder:
             f"{self.path} holds a finished run; set another RUN_NAME (--run_name), or start anew with --overwrite"
         )
 
+    def lock(self) -> None:
+        """Keep other processes out until `unlock`, or until this process ends, however it ends.
+
+        Raises:
+            InputError: Another process has the folder.
+        """
+        self._lock = FileLock(self.path / LOCK_FILE)
+
+    def unlock(self) -> None:
+        """Let others use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
     def create(self, config: Any) -> None:
         """Make the folder, empty but for config.yaml, which --config_file takes back."""
         if not self.is_main:
             return
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+        self._write_config(config)
+
+    def reopen(self, config: Any, metrics_size: int) -> None:
+        """Take back an unfinished run: its metrics after the first `metrics_size` bytes are to be made again."""
+        if not self.is_main:
+            return
+        remove_leftovers(self.path)
+        with open(self.metrics_file, "ab") as file:
+            file.truncate(min(metrics_size, file.tell()))
+        self._write_config(config)
+
+    def metrics_size(self) -> int:
+        """Return how many bytes of metrics there are, all of them on the disk."""
+        with open(self.metrics_file, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def _write_config(self, config: Any) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path / CONFIG_FILE, dump_config(config, without=HANDLING_FLAGS))
 
@@ -106,5 +165,5 @@ class RunFolder:
     def record(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl: the event, Unix time in seconds, and the values."""
         if self.is_main:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")

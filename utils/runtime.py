@@ -1,5 +1,6 @@
 """Process-wide matters: exit codes, seeds, the Accelerator."""
 
+import errno
 import os
 import random
 import sys
@@ -10,19 +11,38 @@ import numpy as np
 import torch
 
 from utils.errors import InputError
+from utils.interrupts import Stopped
+
+STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume goes on
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; an InputError becomes one sentence and exit code 2, numbers that are not finite exit code 1."""
+    """Run a command; what a user can mend or has asked for becomes one sentence and an exit code.
+
+    InputError 2; numbers that are not finite and failures of disk or memory 1; SIGTERM and SIGINT with a saved state
+    75, SIGINT without one 130. `--debug` on the command line shows the traceback of an error instead.
+    """
     try:
         main()
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:
+        if "--debug" in sys.argv and not isinstance(error, Stopped):
+            raise
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+            print(_sentence(error), file=sys.stderr)
+        sys.exit({InputError: 2, Stopped: STOPPED_CODE, KeyboardInterrupt: 130}.get(type(error), 1))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return f"error: writing failed: {error}; what was written before is whole: make room and go on with --resume"
+    return f"error: {error}"
 
 
 def seed_everything(seed: int, reproducible: bool = True) -> None:

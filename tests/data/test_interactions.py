@@ -117,7 +117,7 @@ def test_ids_come_from_the_mapping_and_users_from_the_sequences(tmp_path: Path):
             lambda s: s["user4"].append("nothing"),
             r"user 'user4' has \['nothing'\], not in item2id",
         ),
-        ("all_item_seqs.json", lambda s: s.update(user4=7), "user 'user4' has 7, not in item2id"),
+        ("all_item_seqs.json", lambda s: s.update(user4=7), "user 'user4' has 7, not a list of items"),
         ("all_item_seqs.json", lambda s: s.clear(), "holds no users"),
     ],
 )

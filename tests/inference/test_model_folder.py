@@ -63,7 +63,7 @@ def test_a_changed_file_is_refused(joint_run: Path, tmp_path: Path):
     export_model(joint_run, tmp_path / "out")
     items = tmp_path / "out" / "items.jsonl"
     items.write_text(items.read_text().replace("text of item3", "text of item4"))
-    with pytest.raises(InputError, match=r"items\.jsonl is not what mtgrec\.json says"):
+    with pytest.raises(InputError, match=r"items\.jsonl is not what was written: its checksum differs"):
         load_trained_model(tmp_path / "out")
 
 

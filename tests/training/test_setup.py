@@ -214,7 +214,9 @@ def test_list_valued_codebook_sizes(tmp_path):
 def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
     run = start_run(resolve()).run
     assert run.path == tmp_path / "runs" / "Tiny" / "run"
-    with pytest.raises(InputError, match="holds an unfinished run; remove the folder, or start anew with --overwrite"):
+    with pytest.raises(
+        InputError, match=r"holds an unfinished run; go on with --resume \(RESUME=1\), or start anew with --overwrite"
+    ):
         start_run(resolve(reuse=True))
     (run.path / "results.json").write_text("{}")
     with pytest.raises(
@@ -227,8 +229,12 @@ def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
         start_run(resolve(reuse=True, lr=0.5, epochs=9))
     assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another RUN_NAME" in str(caught.value)
     (run.path / "old").write_text("")
+    with pytest.raises(InputError, match=rf"{run.path} is in use by process {os.getpid()} on .*; wait for it"):
+        start_run(resolve(overwrite=True, lr=0.5))
+    assert (run.path / "old").exists()
+    run.unlock()
     assert start_run(resolve(overwrite=True, lr=0.5)) is not None
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "log.txt"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml", "log.txt"]
 
 
 def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):

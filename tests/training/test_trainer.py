@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_runs import flags, read_lines, read_results, read_weights
 from transformers import get_cosine_schedule_with_warmup
 
@@ -15,6 +16,8 @@ from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.setup import make_recommender, resolve_config, start_run
 from training.trainer import Trainer, mean_over_groups
 from utils.config import parse_config
+from utils.runtime import run_command
+from utils.snapshots import newest_snapshot, read_snapshot
 
 UNIFORM = np.full(3, 1 / 3)
 
@@ -238,6 +241,56 @@ def test_loss_that_is_not_finite_stops_with_step_and_remedy(make_trainer):
     assert not trainer.best_folder.exists()
     assert not (trainer.run.path / "checkpoints").exists()
     assert not (trainer.run.path / "metrics.jsonl").exists()
+
+
+def test_a_state_is_never_saved_after_training_diverged(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=2, checkpoint_minutes=0)
+    forward = trainer.model.forward
+
+    def diverge_at_step_5(*batch: torch.Tensor) -> torch.Tensor:
+        return forward(*batch) * (float("inf") if trainer.progress.step == 4 else 1.0)
+
+    monkeypatch.setattr(trainer.model, "forward", diverge_at_step_5)
+    message = r"the loss is inf at epoch 1, step 5 \(learning rate 0.01, gradient norm nan\); lower --lr"
+    with pytest.raises(FloatingPointError, match=message), trainer.resumable():
+        trainer.fit(2, UNIFORM)
+    state, skipped = newest_snapshot(trainer.run.path / "state")
+    snapshot = read_snapshot(state)
+    assert (snapshot.values["progress"]["step"], skipped) == (4, [])
+    assert all(tensor.isfinite().all() for tensor in snapshot.tensors.values())
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_names_the_flags_to_lower(make_trainer, monkeypatch, capsys, error):
+    trainer = make_trainer(epochs=1)
+
+    def run() -> None:
+        with trainer.resumable():
+            trainer.fit(1, UNIFORM)
+
+    monkeypatch.setattr(trainer.model, "forward", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit) as exit_:
+        run_command(run)
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: out of memory: {error}; in training and influence estimation lower --train_batch_size=16 and raise "
+        "--gradient_accumulation_steps as much, in evaluation lower --eval_batch_size=16\n"
+    )
+
+
+def test_tensorboard_hides_what_the_resumed_run_logs_again(dataset, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config, kwargs: kept.append(kwargs))
+    argv = flags(dataset, tmp_path / "runs", run_name="run", checkpoint_minutes=0, log_with="tensorboard")
+    for more in ([], ["--resume"]):
+        trainer = start_run(resolve_config(*parse_config(FinetuneConfig, [*argv, *more], "test", "")))
+        if not more:
+            trainer.fit(1, UNIFORM)
+            trainer.run.unlock()
+    assert kept == [{}, {"tensorboard": {"purge_step": 23}}]
+    assert trainer.progress.step == 22
 
 
 def test_loss_on_record_is_the_mean_over_examples(make_trainer, monkeypatch):

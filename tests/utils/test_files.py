@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.files import atomic_folder, atomic_path, read_json, write_json, write_text
+from utils.files import (
+    atomic_folder,
+    atomic_path,
+    check_checksums,
+    read_json,
+    remove_leftovers,
+    write_checksums,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -77,3 +86,42 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path):
         fail_halfway()
     assert names(target) == ["whole"]
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1, "a": 2}', b'{"b": [{"a": 1, "a": 1}]}'])
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="the key 'a' comes twice"):
+        read_json(tmp_path / "a.json")
+
+
+def test_checksums_notice_every_change(tmp_path: Path):
+    (tmp_path / "deep").mkdir()
+    files = [tmp_path / "a", tmp_path / "deep" / "b"]
+    for file in files:
+        file.write_text("content")
+    write_checksums(tmp_path, files)
+    check_checksums(tmp_path)
+    files[1].write_text("Content")
+    with pytest.raises(InputError, match="deep/b is not what was written: its checksum differs"):
+        check_checksums(tmp_path)
+    files[1].unlink()
+    with pytest.raises(InputError, match="deep/b does not exist"):
+        check_checksums(tmp_path)
+    for content in ("{}", "[]"):
+        (tmp_path / "sha256.json").write_text(content)
+        with pytest.raises(InputError, match="holds no checksums"):
+            check_checksums(tmp_path)
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path):
+    for name in (".model.7.old", ".model.7.tmp", "model"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / "model" / ".a.json.7.tmp").write_text("half")
+    (tmp_path / "run" / "model" / "a.json").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "run",
+        "run/model",
+        "run/model/a.json",
+    ]

@@ -17,6 +17,7 @@ class Settings:
     layers: int = 2
     overwrite: bool = False
     reuse: bool = False
+    resume: bool = False
 
     def problems(self) -> list[str]:
         """Nothing can be wrong."""
@@ -56,7 +57,8 @@ def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
     run.create(Settings())
     for config in (Settings(), Settings(reuse=True)):
         with pytest.raises(
-            InputError, match="holds an unfinished run; remove the folder, or start anew with --overwrite"
+            InputError,
+            match=r"holds an unfinished run; go on with --resume \(RESUME=1\), or start anew with --overwrite",
         ):
             run.check(config)
     assert run.check(Settings(overwrite=True))

@@ -1,3 +1,4 @@
+import errno
 import random
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 import torch
 
 from utils.errors import InputError
+from utils.interrupts import Stopped
 from utils.runtime import run_command, seed_everything
 
 
-def raising(error: Exception):
+def raising(error: BaseException):
     def main() -> None:
         raise error
 
@@ -36,6 +38,30 @@ def test_errors_become_one_sentence_of_rank_0(
             run_command(raising(error))
         assert caught.value.code == code
         assert capsys.readouterr() == ("", said)
+
+
+def test_failures_of_the_disk_say_what_to_do(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        run_command(raising(OSError(errno.ENOSPC, "No space left on device", "a/file")))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: writing failed: [Errno 28] No space left on device: 'a/file'; what was written before is whole: "
+        "make room and go on with --resume\n"
+    )
+
+
+@pytest.mark.parametrize(("error", "code"), [(Stopped("saved"), 75), (KeyboardInterrupt(), 130), (MemoryError("m"), 1)])
+def test_stops_have_codes_of_their_own(error: BaseException, code: int, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        run_command(raising(error))
+    assert caught.value.code == code
+    assert capsys.readouterr().err in ("saved\n", "error: interrupted\n", "error: m\n")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "--debug"])
+    with pytest.raises(InputError, match="mend it"):
+        run_command(raising(InputError("mend it")))
 
 
 def test_mistakes_in_the_program_keep_their_traceback(capsys: pytest.CaptureFixture):
