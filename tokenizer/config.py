@@ -79,6 +79,8 @@ class TokenizerConfig:
     """items per training step; the last, smaller batch is kept"""
     epochs: int = 10000
     """epochs of RQ-VAE training"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """precision of the encoder and the decoder in training: no (float32) or bf16; quantisation is always float32"""
     save_last: int = 51
     """how many of the last epochs are kept, each one a tokenizer"""
 

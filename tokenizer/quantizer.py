@@ -114,20 +114,23 @@ class ResidualQuantizer(nn.Module):
         kind = {"ema": EMACodebook, "vq": GradientCodebook}[vq_type]
         self.quantization_layers = nn.ModuleList(kind(size, dim) for size in codebook_sizes)
 
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise; in training mode the moving averages are updated after the old codes have been used.
+        """Quantise in float32; in training mode the moving averages are updated after the old codes have been used.
 
         No gradient flows through a residual: the latent receives the reconstruction's gradient unchanged
         (straight-through) and level 0's commitment term, the deeper commitment terms only count in the loss.
 
         Args:
-            latent: float [B, D].
+            latent: float [B, D], cast to float32.
 
         Returns:
-            quantized: float [B, D], the sum of the chosen codes.
+            quantized: float32 [B, D], the sum of the chosen codes.
             codes: int64 [B, H], 0-based.
             loss: Scalar, the mean over the levels.
         """
+        latent = latent.float()
         residual, total, codes, losses = latent, torch.zeros_like(latent), [], []
         for layer in self.quantization_layers:
             chosen = nearest_codes(residual.detach(), layer.codebook.detach())

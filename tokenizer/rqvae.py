@@ -79,7 +79,7 @@ class RQVAE(nn.Module):
     def forward(self, embeddings: Tensor) -> RQVAEOutput:
         """Encode, quantise and decode float [B, input size]; the loss is reconstruction MSE + quantisation loss."""
         quantized, codes, quantization_loss = self.quantization_layer(self.encoder(embeddings))
-        reconstruction = self.decoder(quantized)
+        reconstruction = self.decoder(quantized).float()
         reconstruction_loss = F.mse_loss(reconstruction, embeddings)
         loss = reconstruction_loss + quantization_loss
         return RQVAEOutput(loss, reconstruction_loss, quantization_loss, reconstruction, codes)

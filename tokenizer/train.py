@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,8 @@ def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -
     for step, rows in enumerate(order.split(config.batch_size), start=state.epoch * steps):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
-        output = state.model(inputs[rows])
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            output = state.model(inputs[rows])
         state.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         state.optimizer.step()
@@ -278,7 +279,8 @@ def sha256(values: np.ndarray) -> str:
 
 
 def _differences(before: dict[str, object], now: dict[str, object]) -> str:
-    """Name the settings of `now` that were something else before."""
+    """Name the settings of `now` that were something else before; a setting that was not known had its default."""
+    before = {field.name: field.default for field in fields(TokenizerConfig)} | before
     return "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if now[key] != before.get(key))
 
 

@@ -1,0 +1,1 @@
+"""Measurements: speed beside a plain reference way, growth with the data, how well a sample estimates influence."""

@@ -1,0 +1,85 @@
+"""What a measurement needs to know of the machine: its matrix-multiply rate, memory peaks, a steady clock."""
+
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Return how long a call takes, the device's work included."""
+    synchronize(device)
+    started = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def with_peak_memory(function: Callable[[], Result], device: torch.device) -> tuple[Result, float | None]:
+    """Call the function; return its result and by how many MB memory rose at most: the GPU's there, else the process's.
+
+    None where the system does not tell (it is Linux's /proc).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = function()
+        return result, (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not os.access(_CLEAR, os.W_OK):
+        return function(), None
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR.write_text("5")  # the peak counts from here
+    before = _status_mb("VmRSS")
+    result = function()
+    return result, _status_mb("VmHWM") - before
+
+
+def resident_mb() -> float | None:
+    """Return the process's memory in MB, after giving back what is free; None where the system does not tell."""
+    gc.collect()
+    if not _STATUS.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status_mb("VmRSS")
+
+
+def _status_mb(key: str) -> float:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Return the floating-point operations per second of a square matrix product, the median of 9."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = [seconds(lambda: left @ right, device) for _ in range(10)][1:]
+    return 2 * size**3 / statistics.median(times)
+
+
+def describe(device: torch.device) -> dict[str, object]:
+    """Return the machine as the results name it."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,178 @@
+"""Measure every costly stage beside the plain reference way, interleaved in one process on the same data.
+
+    python -m benchmarks.speed                                   the table of record (about 40 minutes on 2 cores)
+    python -m benchmarks.speed --quick                           small batches, a twentieth of the data (3 minutes)
+    python -m benchmarks.speed --stages=train_step,load          some stages; others that the JSON file holds stay
+    python -m benchmarks.speed --dataset=datasets/MyData --device=cuda
+
+What both ways compute is compared before anything is timed. Writes benchmarks/results/<date>-<machine>.json.
+"""
+
+import datetime
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.generated import write_dataset
+from benchmarks.machine import describe, matmul_rate, seconds, with_peak_memory
+from benchmarks.stages import STAGES, Sizes, Stage, World
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.runtime import run_command
+
+FULL = Sizes()
+QUICK = Sizes(shrink=20, train_batch=64, eval_batch_20=16, eval_batch_50=8, rounds=3)
+SLOW = 30  # seconds of a reference round from which on 3 rounds are enough
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class SpeedConfig:
+    """What is measured and where the numbers go."""
+
+    quick: bool = False
+    """small batches and a twentieth of the data"""
+    stages: str = ",".join(STAGES)
+    """stages to measure, separated by commas"""
+    dataset: str | None = None
+    """dataset folder with .sem_ids; by default one of Musical_Instruments' shape is generated"""
+    output: str | None = None
+    """JSON file; rows of other stages that it holds are kept. By default benchmarks/results/<date>-<machine>.json"""
+    device: str = "cpu"
+    """cpu or cuda"""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        unknown = [name for name in self.stages.split(",") if name not in STAGES]
+        found = [f"--stages has {', '.join(unknown)}; there are {','.join(STAGES)}"] if unknown else []
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            found.append(f"--device={self.device} must be cpu or cuda")
+        return found
+
+
+def measure(stage: Stage, rounds: int, device: torch.device, rates: dict[str, float]) -> list[dict[str, object]]:
+    """Compare, then time a stage: one row for each precision.
+
+    Args:
+        stage: What to call.
+        rounds: Rounds of every way in turn; at most 3 where one of the reference way takes over 30 s.
+        device: Where it runs.
+        rates: Floating-point operations per second of a matrix product, by precision.
+    """
+    ways: dict[str, Callable[[], object]] = {"reference": stage.reference, **stage.project}
+    equal = {precision: stage.equal(precision) for precision in stage.project}
+    memory = {way: with_peak_memory(function, device)[1] for way, function in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    while len(times["reference"]) < rounds:
+        for way, function in ways.items():
+            times[way].append(seconds(function, device))
+        if statistics.median(times["reference"]) > SLOW:
+            rounds = min(rounds, 3)
+    rows = []
+    for precision in stage.project:
+        ratios = [plain / ours for plain, ours in zip(times["reference"], times[precision], strict=True)]
+        figure = {way: statistics.median(times[way]) for way in ("reference", precision)}
+        rate = {way: stage.samples / value if stage.samples else value for way, value in figure.items()}
+        rows.append({
+            "stage": stage.name,
+            "precision": precision,
+            "reference": rate["reference"],
+            "project": rate[precision],
+            "unit": "samples/s" if stage.samples else "s",
+            "ratio": figure["reference"] / figure[precision],
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "fraction_of_matmul": stage.flops / figure[precision] / rates[precision] if stage.flops else None,
+            "peak_memory_mb": memory[precision],
+            "reference_peak_memory_mb": memory["reference"],
+            "equal": equal[precision],
+            "rounds": len(ratios),
+        })  # fmt: skip
+    return rows
+
+
+def run(
+    sizes: Sizes, stages: list[str], dataset: Path | None, device: torch.device
+) -> Iterator[tuple[list[dict[str, object]], dict[str, object]]]:
+    """Measure stage by stage; yield each one's rows, and what is known of the machine."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = dataset
+        if folder is None:
+            folder = Path(name) / "generated"
+            write_dataset(folder, sizes.shrink, sizes.tokenizers)
+        world = World(folder, Path(name), sizes, device)
+        for stage in stages:
+            rates = {
+                "float32": matmul_rate(device, torch.float32),
+                "bf16": matmul_rate(device, torch.bfloat16),
+            }
+            machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
+            with STAGES[stage](world) as ready:
+                yield measure(ready, sizes.rounds, device, rates), machine
+
+
+def format_table(rows: list[dict[str, object]]) -> str:
+    """Return the rows as a Markdown table."""
+
+    def memory(value: float | None) -> str:
+        return "-" if value is None else f"{value:,.0f}"
+
+    lines = [
+        "| stage | precision | reference | project | ratio (min to max) | of matmul | peak MB, reference | equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share = row["fraction_of_matmul"]
+        figures = [
+            row["stage"], row["precision"], f"{row['reference']:.3g} {row['unit']}",
+            f"{row['project']:.3g} {row['unit']}",
+            f"**{row['ratio']:.1f}x** ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})",
+            "-" if share is None else f"{share:.0%}",
+            f"{memory(row['peak_memory_mb'])}, {memory(row['reference_peak_memory_mb'])}",
+            "yes" if row["equal"] else "NO",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def default_output(quick: bool, machine: dict[str, object]) -> Path:
+    """Return benchmarks/results/<date>-<machine>[-quick].json."""
+    where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{where} {machine['threads']} threads".lower()).strip("-")
+    return RESULTS / f"{datetime.date.today()}-{slug}{'-quick' if quick else ''}.json"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, write the JSON file after every stage; exit with 1 if anything was not equal."""
+    config, _ = parse_config(SpeedConfig, argv, "python -m benchmarks.speed", __doc__)
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--device=cuda: this machine shows no GPU")
+        torch.set_float32_matmul_precision("high")  # TF32
+    sizes, wanted = QUICK if config.quick else FULL, config.stages.split(",")
+    dataset = Path(config.dataset) if config.dataset else None
+    for rows, machine in run(sizes, wanted, dataset, device):
+        output = Path(config.output) if config.output else default_output(config.quick, machine)
+        kept = read_json(output)["rows"] if output.exists() else []
+        names = {row["stage"] for row in rows}
+        order = list(STAGES)
+        kept = sorted(
+            [*(row for row in kept if row["stage"] not in names), *rows], key=lambda r: order.index(r["stage"])
+        )
+        write_json(output, {"rows": kept, "machine": machine})
+        print(format_table(rows), flush=True)
+    print(f"\n{output}\n{format_table(kept)}")
+    if not all(row["equal"] for row in kept):
+        sys.exit("error: the two ways do not agree")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,437 @@
+"""The stages that benchmarks.speed measures: what each way calls, what must be equal, how much work it is."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import reference
+from data.batching import Tokenization
+from data.interactions import load_interactions, split_positions, training_items
+from data.token_table import TokenTable, Vocabulary, load_token_table, resolve_groups
+from model.beam_search import beam_search
+from model.recommender import Architecture, Recommender
+from tokenizer.config import TokenizerConfig
+from tokenizer.export import export
+from tokenizer.published import TRAINING_FILE
+from tokenizer.rqvae import RQVAE, encoding_state, save_weights
+from tokenizer.train import (
+    TrainingState,
+    build_model,
+    build_optimizer,
+    epoch_file,
+    sha256,
+    train_epoch,
+    training_settings,
+)
+from tokenizer.whitening import Whitening
+from training.curriculum import mean_gradient
+from utils.files import write_json
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, another order of summation
+CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; the defaults are the paper's model on Musical_Instruments.
+
+    Attributes:
+        shrink: Of the generated dataset, one user and one item in so many.
+        rounds: At least 3.
+        kept_epochs: Epochs that are exported, besides the best.
+    """
+
+    shrink: int = 1
+    rounds: int = 5
+    tokenizers: int = 25
+    train_batch: int = 256
+    eval_batch_20: int = 256
+    eval_batch_50: int = 128
+    num_layers: int = 6
+    d_model: int = 128
+    d_ff: int = 512
+    hidden_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    kept_epochs: int = 51
+
+
+@dataclass
+class Stage:
+    """One thing to measure.
+
+    Attributes:
+        name: As in the results.
+        reference: The reference way, float32.
+        project: This project's way by precision.
+        equal: Whether a precision computes what the reference way computes.
+        samples: Of one call; None where the call's seconds are the figure.
+        flops: Useful floating-point operations of one call, None where they do not matter.
+    """
+
+    name: str
+    reference: Callable[[], object]
+    project: dict[str, Callable[[], object]]
+    equal: Callable[[str], bool]
+    samples: int | None = None
+    flops: float | None = None
+
+
+@dataclass
+class World:
+    """The data and the model that all stages share.
+
+    Attributes:
+        folder: Dataset folder.
+        scratch: Empty folder for files of stages.
+    """
+
+    folder: Path
+    scratch: Path
+    sizes: Sizes
+    device: torch.device
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    @cached_property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Codes per level, as the .sem_ids files' names say."""
+        return tuple(map(int, self.groups[0].prefix.rsplit("_", 1)[1].split(",")))
+
+    @cached_property
+    def groups(self) -> list:
+        return resolve_groups(self.folder)
+
+    def load(self) -> tuple[Tokenization, dict[str, np.ndarray]]:
+        """Load the dataset this project's way, as training.setup does."""
+        interactions = load_interactions(self.folder)
+        table = load_token_table(self.groups, interactions.item_names[1:], Vocabulary(self.level_sizes))
+        splits = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
+        return Tokenization(interactions, table.to(self.device)), splits
+
+    def load_reference(self) -> reference.LoadedDataset:
+        return reference.load(self.folder, [group.file for group in self.groups], self.level_sizes)
+
+    @cached_property
+    def loaded(self) -> tuple[Tokenization, dict[str, np.ndarray]]:
+        return self.load()
+
+    @cached_property
+    def loaded_reference(self) -> reference.LoadedDataset:
+        return self.load_reference()
+
+    @property
+    def table(self) -> TokenTable:
+        return self.loaded[0].table
+
+    def examples(self, split: str, count: int) -> tuple[np.ndarray, list[reference.Example]]:
+        """Draw examples of a split, for both ways: positions and Example objects."""
+        positions = self.loaded[1][split]
+        rows = np.random.default_rng(1).permutation(len(positions))[:count]
+        return positions[rows], [self.loaded_reference.splits[split][row] for row in rows]
+
+    def recommender(self) -> Recommender:
+        """Return the same freshly initialised network every time, its embeddings spread out so that beams differ."""
+        torch.manual_seed(0)
+        sizes = self.sizes
+        architecture = Architecture(
+            self.level_sizes,
+            num_layers=sizes.num_layers,
+            num_decoder_layers=sizes.num_layers,
+            d_model=sizes.d_model,
+            d_ff=sizes.d_ff,
+        )
+        return Recommender.from_architecture(architecture).to(self.device)
+
+    def autocast(self, precision: str) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def forward_flops(recommender: Recommender, lengths: Tensor, steps: list[int]) -> float:
+    """Count the floating-point operations of encoding histories and decoding, without padding.
+
+    Args:
+        recommender: The network.
+        lengths: int64 [B], tokens per history.
+        steps: Decoder tokens that each row feeds at each call of the decoder: [5] in training, [1, M, M, M] in search.
+    """
+    config = recommender.t5.config
+    inner, d, d_ff, vocab = config.num_heads * config.d_kv, config.d_model, config.d_ff, config.vocab_size
+    tokens, squares, rows = float(lengths.sum()), float((lengths.double() ** 2).sum()), len(lengths)
+    encoder = config.num_layers * (tokens * (4 * d * inner + 2 * d * d_ff) + 2 * squares * inner)
+    queries = sum(steps)
+    per_query = 6 * d * inner + 2 * d * d_ff
+    self_attention = 2 * inner * sum(n * (i + 1) for i, n in enumerate(steps)) if len(steps) > 1 else 2 * inner * 15
+    decoder = config.num_decoder_layers * (
+        rows * (queries * per_query + self_attention) + tokens * 2 * d * inner + 2 * queries * tokens * inner
+    )
+    return 2 * (encoder + decoder + rows * queries * d * vocab)
+
+
+@contextmanager
+def train_step(world: World) -> Iterator[Stage]:
+    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
+    positions, examples = world.examples("train", world.sizes.train_batch)
+    groups = world.rng.integers(world.table.num_groups, size=len(positions))
+    tokenization, dataset = world.loaded[0], world.loaded_reference
+    recommender = world.recommender().train()
+    t5 = reference.make_t5(recommender.t5).train()
+    optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, t5))
+
+    def step(precision: str) -> float:
+        batch = tokenization.batch(positions, groups)
+        with world.autocast(precision):
+            loss = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(recommender.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def plain_step() -> float:
+        return reference.train_step(t5, plain_optimizer, reference.make_batch(examples, dataset, groups))
+
+    def equal(precision: str) -> bool:
+        ours, plain = world.recommender().eval(), reference.make_t5(world.recommender().t5).eval()
+        batch = tokenization.batch(positions, groups)
+        plain_loss, plain_logits = reference.forward(plain, reference.make_batch(examples, dataset, groups))
+        with torch.no_grad(), world.autocast(precision):
+            loss = ours(batch.input_ids, batch.labels, batch.lengths).mean()
+            logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
+        if precision == "bf16":
+            return torch.allclose(loss, plain_loss, **CLOSE_BF16)
+        return torch.allclose(loss, plain_loss, **CLOSE) and torch.allclose(logits, plain_logits, rtol=1e-3, atol=1e-3)
+
+    lengths = tokenization.batch(positions, groups).lengths
+    flops = 3 * forward_flops(recommender, lengths, [5])
+    project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
+    yield Stage("train_step", plain_step, project, equal, len(positions), flops)
+
+
+@contextmanager
+def _evaluation(world: World, name: str, batch_size: int, num_beams: int) -> Iterator[Stage]:
+    positions, examples = world.examples("test", batch_size)
+    tokenization, dataset = world.loaded[0], world.loaded_reference
+    recommender = world.recommender().eval()
+    t5 = reference.make_t5(recommender.t5).eval()
+    num_levels, num_return = len(world.level_sizes), min(10, num_beams)
+
+    def search(count: int = batch_size) -> tuple[Tensor, Tensor]:
+        batch = tokenization.batch(positions[:count], 0)
+        return beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, num_return)
+
+    def plain_search(count: int = batch_size) -> tuple[Tensor, Tensor]:
+        batch = reference.make_batch(examples[:count], dataset, [0] * len(examples[:count]))
+        return reference.beam_search(t5, batch, num_levels, num_beams, num_return)
+
+    def equal(precision: str) -> bool:
+        (ours, scores), (plain, plain_scores) = search(16), plain_search(16)
+        return torch.equal(ours, plain) and torch.allclose(scores, plain_scores, **CLOSE)
+
+    lengths = tokenization.batch(positions, 0).lengths
+    flops = forward_flops(recommender, lengths, [1] + [num_beams] * (num_levels - 1))
+    yield Stage(name, plain_search, {"float32": search}, equal, len(positions), flops)
+
+
+def eval_beam20(world: World) -> AbstractContextManager[Stage]:
+    """Beam search as in validation."""
+    return _evaluation(world, "eval_beam20", world.sizes.eval_batch_20, 20)
+
+
+def eval_beam50(world: World) -> AbstractContextManager[Stage]:
+    """Beam search as in the test."""
+    return _evaluation(world, "eval_beam50", world.sizes.eval_batch_50, 50)
+
+
+@contextmanager
+def influence(world: World) -> Iterator[Stage]:
+    """The mean gradient of two batches of one tokenizer's examples."""
+    positions, examples = world.examples("train", 2 * world.sizes.train_batch)
+    tokenization, dataset, size = world.loaded[0], world.loaded_reference, world.sizes.train_batch
+    recommender = world.recommender()
+    t5 = reference.make_t5(recommender.t5)
+
+    def gradient(precision: str) -> list[Tensor]:
+        batches = (batch for _, batch in tokenization.batches(tokenization.by_length(positions), 0, size))
+        with world.autocast(precision):
+            return mean_gradient(recommender, batches, len(positions))
+
+    def plain_gradient() -> list[Tensor]:
+        return reference.influence_gradient(t5, examples, dataset, 0, size)
+
+    def equal(precision: str) -> bool:
+        ours, plain = (torch.cat([part.flatten() for part in way]) for way in (gradient(precision), plain_gradient()))
+        error = float((ours - plain).norm() / plain.norm())
+        return error < (0.05 if precision == "bf16" else 1e-4)
+
+    flops = 3 * forward_flops(recommender, tokenization.batch(positions, 0).lengths, [5])
+    project = {precision: lambda precision=precision: gradient(precision) for precision in ("float32", "bf16")}
+    yield Stage("influence", plain_gradient, project, equal, len(positions), flops)
+
+
+def tokenizer_config(world: World) -> TokenizerConfig:
+    sizes = world.sizes
+    return TokenizerConfig(
+        dataset=world.folder.name,
+        data_dir=str(world.folder.parent),
+        hidden_sizes=list(sizes.hidden_sizes),
+        codebook_size=list(world.level_sizes),
+        epochs=sizes.kept_epochs,
+        save_last=sizes.kept_epochs,
+        device=str(world.device),
+    )
+
+
+def make_rqvae(config: TokenizerConfig, inputs: Tensor) -> RQVAE:
+    """Return a fresh RQ-VAE whose codes are encoded items: k-means would take longer than what is measured."""
+    torch.manual_seed(0)
+    model = build_model(config).to(inputs.device)
+    residual = model.latents(inputs)
+    for layer in model.quantization_layer.quantization_layers:
+        rows = torch.randperm(len(residual), device=residual.device)[: len(layer.codebook)]
+        layer.initialize_(residual[rows].repeat(-(-len(layer.codebook) // len(rows)), 1)[: len(layer.codebook)])
+        residual = residual - layer.codebook[layer_codes(residual, layer.codebook)]
+    return model
+
+
+def layer_codes(residual: Tensor, codebook: Tensor) -> Tensor:
+    return torch.cdist(residual, codebook).argmin(1)
+
+
+@contextmanager
+def rqvae_epoch(world: World) -> Iterator[Stage]:
+    """An epoch of RQ-VAE training on all training items."""
+    config = tokenizer_config(world)
+    count = len(training_items(world.loaded[0].interactions))
+    inputs = torch.randn(count, config.input_size, generator=torch.Generator().manual_seed(0)).to(world.device)
+
+    def fresh(precision: str) -> tuple[TrainingState, TokenizerConfig]:
+        model = make_rqvae(config, inputs).train()
+        settings = replace(config, mixed_precision={"float32": "no", "bf16": "bf16"}[precision])
+        return TrainingState(model, build_optimizer(model, config)), settings
+
+    def order() -> list[int]:
+        torch.manual_seed(config.rand_seed * 1_000_003 % 2**63)  # epoch 0's, as train_epoch draws it
+        return torch.randperm(count, device=world.device).tolist()
+
+    states = {precision: fresh(precision) for precision in ("float32", "bf16")}
+    plain = fresh("float32")[0]
+
+    def plain_epoch(state: TrainingState = plain) -> float:
+        return reference.rqvae_epoch(state.model, state.optimizer, inputs, order(), config.batch_size)
+
+    def equal(precision: str) -> bool:
+        ours, settings = fresh(precision)
+        other = fresh("float32")[0]
+        loss, plain_loss = train_epoch(ours, inputs, settings)["loss"], plain_epoch(other)
+        if precision == "bf16":
+            return abs(loss - plain_loss) < CLOSE_BF16["rtol"] * plain_loss
+        return abs(loss - plain_loss) < 1e-5 * plain_loss and torch.equal(
+            ours.model.encode(inputs), other.model.encode(inputs)
+        )
+
+    weights = sum(p.numel() for name, p in plain.model.named_parameters() if name.endswith("weight"))
+    flops = count * 6 * weights + 3 * 4 * count * sum(world.level_sizes[:-1]) * config.hidden_sizes[-1]
+    project = {
+        precision: lambda precision=precision: train_epoch(states[precision][0], inputs, states[precision][1])
+        for precision in states
+    }
+    yield Stage("rqvae_epoch", plain_epoch, project, equal, None, flops)
+
+
+@contextmanager
+def export_tokenizers(world: World) -> Iterator[Stage]:
+    """The semantic IDs of all kept epochs. Three different checkpoints stand for all; the others are links to them."""
+    config = replace(tokenizer_config(world), ckpt_name="exported", data_dir=str(world.scratch), dataset="export")
+    interactions = world.loaded[0].interactions
+    config.folder.mkdir()
+    for name in ("all_item_seqs.json", "id_mapping.json"):
+        os.link(world.folder / name, config.folder / name) if world.folder.is_relative_to(world.scratch) else (
+            config.folder / name
+        ).symlink_to((world.folder / name).resolve())
+    rng = np.random.default_rng(0)
+    embeddings = rng.standard_normal((interactions.num_items, config.sent_emb_dim)).astype(np.float32)
+    embeddings.tofile(config.embedding_file)
+    components = np.linalg.qr(rng.standard_normal((config.sent_emb_dim, config.sent_emb_pca)))[0].T
+    whitening = Whitening(
+        embeddings.mean(0), components.astype(np.float32), np.ones(config.sent_emb_pca, dtype=np.float32)
+    )
+    whitening.save(config.tokenizer_folder / "pca.safetensors")
+    inputs = torch.from_numpy(whitening.apply(embeddings)).to(world.device)
+    model = make_rqvae(config, inputs)
+    optimizer = build_optimizer(model, config)
+    checkpoints = []
+    for epoch in range(1, config.epochs + 1):
+        file, plain_file = epoch_file(config, epoch), world.scratch / f"{epoch}.pth"
+        if epoch <= 3:
+            with torch.no_grad():
+                for parameter in model.encoder.parameters():
+                    parameter.mul_(1.001)
+            save_weights(file, encoding_state(model), epoch=epoch)
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, plain_file)
+        else:
+            os.link(epoch_file(config, 1 + epoch % 3), file)
+            os.link(world.scratch / f"{1 + epoch % 3}.pth", plain_file)
+        checkpoints.append(plain_file)
+    os.link(epoch_file(config, 1), epoch_file(config, None))
+    settings = training_settings(config) | {"embeddings_sha256": sha256(embeddings)}
+    write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings})
+    names, plain_model = interactions.item_names[1:], build_model(config).to(world.device)
+
+    def plain_export() -> list[Path]:
+        return reference.export(plain_model, checkpoints, inputs, names, world.scratch)
+
+    def equal(precision: str) -> bool:
+        export(config)
+        files = [
+            next(config.tokenizer_folder.glob(f"*_{epoch}.sem_ids")) for epoch in range(1, min(3, config.epochs) + 1)
+        ]
+        plain = reference.export(plain_model, checkpoints[:3], inputs, names, world.scratch)
+        return all(
+            json.loads(ours.read_text()) == json.loads(theirs.read_text())
+            for ours, theirs in zip(files, plain, strict=True)
+        )
+
+    encoder = sum(p.numel() for name, p in model.encoder.named_parameters() if name.endswith("weight"))
+    codebooks = sum(world.level_sizes[:-1]) * config.hidden_sizes[-1]
+    flops = 2.0 * interactions.num_items * (config.epochs + 1) * (encoder + codebooks)
+    yield Stage("export", plain_export, {"float32": lambda: export(config)}, equal, None, flops)
+
+
+@contextmanager
+def load(world: World) -> Iterator[Stage]:
+    """From files to everything that training reads, all tokenizers."""
+
+    def equal(precision: str) -> bool:
+        (tokenization, splits), plain = world.loaded, world.loaded_reference
+        interactions, names = tokenization.interactions, tokenization.interactions.item_names
+        for split, positions in splits.items():
+            if len(positions) != len(plain.splits[split]):
+                return False
+            for row in np.random.default_rng(2).integers(len(positions), size=1000):
+                example, position = plain.splits[split][row], int(positions[row])
+                history = [names[item] for item in interactions.history(position)]
+                if (example.history, example.target) != (history, names[interactions.items[position]]):
+                    return False
+        tokens = tokenization.table.tokens.cpu().numpy()
+        return all(
+            np.array_equal(tokens[group, 1:], [table[name] for name in names[1:]])
+            for group, table in enumerate(plain.tokens)
+        )
+
+    yield Stage("load", world.load_reference, {"float32": world.load}, equal)
+
+
+STAGES: dict[str, Callable[[World], AbstractContextManager[Stage]]] = {
+    "train_step": train_step,
+    "eval_beam20": eval_beam20,
+    "eval_beam50": eval_beam50,
+    "influence": influence,
+    "rqvae_epoch": rqvae_epoch,
+    "export": export_tokenizers,
+    "load": load,
+}
