@@ -176,7 +176,7 @@ def export(
         model.eval()
         rows: list[list[int]] = []
         for (batch,) in DataLoader(TensorDataset(inputs), batch_size=2048):
-            rows.extend(model(batch).codes.tolist())
+            rows.extend(model.quantization_layer(model.encoder(batch))[1].tolist())
         seen: dict[str, int] = {}
         semantic_ids = {}
         for item, row in zip(item_names, rows, strict=True):

@@ -279,7 +279,7 @@ def tokenizer_config(world: World) -> TokenizerConfig:
         dataset=world.folder.name,
         data_dir=str(world.folder.parent),
         hidden_sizes=list(sizes.hidden_sizes),
-        codebook_size=list(world.level_sizes),
+        codebook_size=[*world.level_sizes[:-1], world.table.tokens.shape[1]],  # an untrained network collides often
         epochs=sizes.kept_epochs,
         save_last=sizes.kept_epochs,
         device=str(world.device),

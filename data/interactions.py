@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -133,28 +134,31 @@ def load_interactions(folder: Path) -> Interactions:
     item_to_id = _ids(mapping, "item2id", mapping_file)
     item_names = [PADDING, *sorted(item_to_id, key=item_to_id.get)]
 
-    lengths = np.zeros(len(sequences), dtype=np.int64)
-    flat: list[int] = []
-    for row, (user, sequence) in enumerate(sequences.items()):
+    try:
+        lengths = np.fromiter(map(len, sequences.values()), dtype=np.int64, count=len(sequences))
+        items = chain.from_iterable(sequences.values())
+        return Interactions(
+            user_names=list(sequences),
+            user_ids=np.fromiter(map(user_to_id.__getitem__, sequences), dtype=np.int64, count=len(sequences)),
+            item_names=item_names,
+            items=np.fromiter(map(item_to_id.__getitem__, items), dtype=np.int32, count=lengths.sum()),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        )
+    except (KeyError, TypeError):
+        raise InputError(f"{sequence_file}: {_stranger(sequences, user_to_id, item_to_id, mapping_file)}") from None
+
+
+def _stranger(sequences: dict, user_to_id: dict[str, int], item_to_id: dict[str, int], mapping_file: Path) -> str:
+    """Name the first user or items that the id mapping does not know."""
+    for user, sequence in sequences.items():
         if user not in user_to_id:
-            raise InputError(f"{sequence_file}: user {user!r} is not in user2id of {mapping_file.name}")
+            return f"user {user!r} is not in user2id of {mapping_file.name}"
         if not isinstance(sequence, list):
-            raise InputError(f"{sequence_file}: user {user!r} has {sequence!r}, not a list of items")
-        try:
-            flat.extend([item_to_id[item] for item in sequence])
-        except (KeyError, TypeError):
-            unknown = [item for item in sequence if not isinstance(item, str) or item not in item_to_id]
-            raise InputError(
-                f"{sequence_file}: user {user!r} has {unknown!r}, not in item2id of {mapping_file.name}"
-            ) from None
-        lengths[row] = len(sequence)
-    return Interactions(
-        user_names=list(sequences),
-        user_ids=np.fromiter((user_to_id[user] for user in sequences), dtype=np.int64, count=len(sequences)),
-        item_names=item_names,
-        items=np.asarray(flat, dtype=np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-    )
+            return f"user {user!r} has {sequence!r}, not a list of items"
+        unknown = [item for item in sequence if not isinstance(item, str) or item not in item_to_id]
+        if unknown:
+            return f"user {user!r} has {unknown!r}, not in item2id of {mapping_file.name}"
+    raise AssertionError("called without a stranger")
 
 
 def _ids(mapping: dict, key: str, file: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -179,27 +180,28 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     table = read_json(file)
     if not isinstance(table, dict):
         raise InputError(f"{file} is not a dictionary {{item: [codes]}}")
-    missing = [name for name in item_names if name not in table]
-    if missing:
+    rows = list(map(table.get, item_names))
+    if None in rows:
+        missing = [name for name in item_names if table.get(name) is None]
         raise InputError(f"{file}: {len(missing)} of {len(item_names)} items have no semantic ID, first {missing[0]!r}")
     if len(table) > len(item_names):
         unknown = sorted(set(table) - set(item_names))
         raise InputError(f"{file}: {len(unknown)} items are not in the dataset, the first is {unknown[0]!r}")
-    rows = [table[name] for name in item_names]
-    wrong = [
-        name
-        for name, row in zip(item_names, rows, strict=True)
-        if not isinstance(row, list) or len(row) != len(sizes) or not all(type(code) is int for code in row)
-    ]
-    if wrong:
+    if set(map(type, rows)) != {list} or set(map(len, rows)) != {len(sizes)} or set(map(type, chain.from_iterable(rows))) != {int}:
+        wrong = [
+            name
+            for name, row in zip(item_names, rows, strict=True)
+            if not isinstance(row, list) or len(row) != len(sizes) or not all(type(code) is int for code in row)
+        ]
         raise InputError(
             f"{file}: {len(wrong)} items have no list of {len(sizes)} integer codes, the first is {wrong[0]!r}: "
             f"{table[wrong[0]]}; check --n_codebooks"
         )
     try:
-        codes = np.asarray(rows, dtype=np.int32)
+        codes = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=len(rows) * len(sizes))
     except OverflowError:
         raise InputError(f"{file}: a code does not fit in 32 bits") from None
+    codes = codes.reshape(len(rows), len(sizes))
     lowest = np.asarray([0] * (len(sizes) - 1) + [1])  # the disambiguation code counts from 1
     bad = np.flatnonzero(((codes < lowest) | (codes >= np.asarray(sizes))).any(axis=1))
     if len(bad):
@@ -208,12 +210,13 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
             f"{codes[bad[0]].tolist()} for level sizes {list(sizes)} (the last level counts from 1); "
             "check --codebook_size"
         )
-    _, first, counts = np.unique(codes, axis=0, return_index=True, return_counts=True)
-    if (counts > 1).any():
-        shared = codes[first[np.argmax(counts > 1)]]
+    ordered = codes[np.lexsort(codes.T[::-1])]
+    again = (ordered[1:] == ordered[:-1]).all(axis=1)  # the row before has the same semantic ID
+    if again.any():
+        shared = ordered[again.argmax()]
         twins = [item_names[i] for i in np.flatnonzero((codes == shared).all(axis=1))]
         raise InputError(
-            f"{file}: {int((counts - 1).sum())} items share another's semantic ID, "
+            f"{file}: {int(again.sum())} items share another's semantic ID, "
             f"for example {twins[0]!r} and {twins[1]!r}: {shared.tolist()}"
         )
     return codes

@@ -85,7 +85,7 @@ class RQVAE(nn.Module):
         return RQVAEOutput(loss, reconstruction_loss, quantization_loss, reconstruction, codes)
 
     @torch.no_grad()
-    def latents(self, embeddings: Tensor, chunk_size: int = 8192) -> Tensor:
+    def latents(self, embeddings: Tensor, chunk_size: int = 2048) -> Tensor:
         """Return the encoder's output for float [N, input size] in eval mode, chunk by chunk: float [N, D]."""
         was_training = self.training
         self.eval()
@@ -94,7 +94,7 @@ class RQVAE(nn.Module):
         return latents
 
     @torch.no_grad()
-    def encode(self, embeddings: Tensor, chunk_size: int = 8192) -> Tensor:
+    def encode(self, embeddings: Tensor, chunk_size: int = 2048) -> Tensor:
         """Return the codes of float [N, input size] in eval mode, chunk by chunk: int64 [N, H], 0-based."""
         latents = self.latents(embeddings, chunk_size)
         return torch.cat([self.quantization_layer.encode(chunk) for chunk in latents.split(chunk_size)])

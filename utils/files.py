@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under a temporary name beside the target, then renamed."""
 
+import gc
 import hashlib
 import json
 import os
@@ -48,7 +49,8 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repeats)
+        with _no_cycle_collection():
+            return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
@@ -100,6 +102,18 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_cycle_collection() -> Iterator[None]:
+    """Pause the search for cycles, which JSON values cannot have: it is half of the time of parsing many lists."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
