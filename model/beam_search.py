@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
-from model.t5 import cross_attention, cross_keys_values, encode, position_bias, project
+from model.t5 import cross_attention, cross_keys_values, encode, feed_forward, position_bias, project
 from utils.prefix_trie import PrefixTrie
 
 
@@ -70,7 +70,8 @@ def beam_search(
             nodes = trie.step(nodes.gather(1, beams), tokens, level)
             nodes = nodes.masked_fill(scores == float("-inf"), -1)
         if level + 1 < num_levels:
-            caches = [_reorder(cache, beams) for cache in caches]
+            for index, cache in enumerate(caches):  # one at a time: two copies of all would be the peak of memory
+                caches[index] = _reorder(cache, beams)
 
     scores, sequences = scores[:, :num_return] / num_levels, sequences[:, :num_return]
     sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), t5.config.pad_token_id)
@@ -104,7 +105,7 @@ def _step(
     for index, block in enumerate(stack.block):
         hidden, caches[index] = _self_attention(block.layer[0], hidden, caches[index], bias)
         hidden = cross_attention(block.layer[1], hidden, shared[index])
-        hidden = block.layer[2](hidden)
+        hidden = feed_forward(block.layer[2], hidden)
     return project(t5, stack.final_layer_norm(hidden))
 
 

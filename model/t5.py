@@ -84,7 +84,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
             out = attend(query, key, value, bias[:, :length, :length], attention)
             mixed.append(out.transpose(1, 2).reshape(rows_ * length, -1))
         hidden = hidden + layer.dropout(attention.o(torch.cat(mixed)))
-        hidden = block.layer[1](hidden)
+        hidden = feed_forward(block.layer[1], hidden)
     return Encoded(stack.dropout(stack.final_layer_norm(hidden)), groups)
 
 
@@ -115,7 +115,7 @@ def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: 
         out = attend(query, key, value, bias, attention).transpose(1, 2).reshape(num_rows, steps, -1)
         hidden = hidden + layer.dropout(attention.o(out))
         hidden = cross_attention(block.layer[1], hidden, cross_keys_values(block.layer[1], encoded))
-        hidden = block.layer[2](hidden)
+        hidden = feed_forward(block.layer[2], hidden)
     return stack.dropout(stack.final_layer_norm(hidden))
 
 
@@ -147,12 +147,19 @@ def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[tuple[Te
     return hidden + layer.dropout(attention.o(out))
 
 
+def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """T5LayerFF without its cast to the weights' type, which autocast would undo at once: [..., d_model] to the same."""
+    dense, normed = layer.DenseReluDense, layer.layer_norm(hidden)
+    inner = dense.act(dense.wi(normed)) if hasattr(dense, "wi") else dense.act(dense.wi_0(normed)) * dense.wi_1(normed)
+    return hidden + layer.dropout(dense.wo(dense.dropout(inner)))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attention: nn.Module) -> Tensor:
     """T5 attention, unscaled, with dropout on the weights: [..., Q, d], [..., K, d], [..., K, d] to [..., Q, d]."""
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
-        scores = scores + bias
-    weights = torch.softmax(scores.float(), dim=-1).to(scores.dtype)
+        scores = scores + bias.to(scores.dtype)
+    weights = torch.softmax(scores, dim=-1).to(scores.dtype)  # computed in float32, whatever the type
     if attention.training and attention.dropout > 0:
         weights = dropout(weights, attention.dropout)
     return weights @ value
