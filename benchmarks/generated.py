@@ -1,12 +1,13 @@
 """A generated dataset of Musical_Instruments' shape: 57,439 users, 24,587 items, mean length 8.9, 25 tokenizers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from data.interactions import Interactions
 from data.token_table import write_sem_ids
-from utils.files import write_json
+from utils.files import atomic_path, write_json
 
 NUM_USERS, NUM_ITEMS, NUM_TOKENIZERS = 57_439, 24_587, 25
 PREFIX = "rqvae/generated_256,256,256,256"
@@ -49,14 +50,12 @@ def make_semantic_ids(num_items: int, num_tokenizers: int, seed: int = 0) -> np.
 
 def write_interactions(folder: Path, interactions: Interactions) -> None:
     """Write the two JSON files of a dataset folder that hold users, items and sequences."""
-    names = np.asarray(interactions.item_names, dtype=object)
-    sequences = {
-        user: names[interactions.items[start:end]].tolist()
-        for user, start, end in zip(
-            interactions.user_names, interactions.offsets[:-1], interactions.offsets[1:], strict=True
-        )
-    }
-    write_json(folder / "all_item_seqs.json", sequences, indent=None)
+    names, offsets = np.asarray(interactions.item_names, dtype=object), interactions.offsets.tolist()
+    with atomic_path(folder / "all_item_seqs.json") as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row, user in enumerate(interactions.user_names):  # one by one: the text of all may not fit into memory
+            sequence = names[interactions.items[offsets[row] : offsets[row + 1]]].tolist()
+            file.write(f"{',' if row else '{'}{json.dumps(user)}: {json.dumps(sequence)}")
+        file.write("}\n")
     mapping = {
         "user2id": dict(zip(interactions.user_names, interactions.user_ids.tolist(), strict=True)),
         "item2id": {name: number for number, name in enumerate(interactions.item_names) if number},

@@ -15,6 +15,8 @@ from torch import Tensor
 from data.interactions import Interactions
 from data.token_table import TokenTable
 
+DRAWS_AT_ONCE = 2**20  # float64 numbers in memory while an epoch's tokenizers are drawn
+
 
 class Stream(IntEnum):
     """Independent random streams of one seed."""
@@ -159,13 +161,17 @@ class TrainingOrder:
             probabilities: float64 [G], sampling probability of each tokenizer group.
 
         Returns:
-            positions int [N] in visiting order, and groups int64 [N], one drawn per example at each visit.
+            positions int [N] in visiting order, and groups [N] of the smallest unsigned type, one drawn per example at
+            each visit.
         """
-        order = random_stream(self.seed, Stream.ORDER, epoch).permutation(len(self.positions))
-        draws = random_stream(self.seed, Stream.GROUPS, epoch).random(len(self.positions))
+        positions = random_stream(self.seed, Stream.ORDER, epoch).permutation(self.positions)
+        rng = random_stream(self.seed, Stream.GROUPS, epoch)
         edges = np.cumsum(probabilities)
-        groups = np.searchsorted(edges / edges[-1], draws, side="right")
-        return self.positions[order], groups
+        groups = np.empty(len(positions), dtype=np.min_scalar_type(len(edges)))
+        for start in range(0, len(groups), DRAWS_AT_ONCE):
+            part = groups[start : start + DRAWS_AT_ONCE]
+            part[:] = np.searchsorted(edges / edges[-1], rng.random(len(part)), side="right")
+        return positions, groups
 
     def micro_batches(self, step: int) -> tuple[list[slice], int]:
         """Return this process's slices of the epoch's order at a 0-based step, and the global batch's size.

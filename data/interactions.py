@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,10 +11,44 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json
+from utils.files import read_json, read_json_pieces
 
 PADDING = "[PAD]"
 SPLITS = ("train", "valid", "test")
+
+
+class Names(Sequence[str]):
+    """Strings in one block of UTF-8, so that millions of users are not millions of Python objects.
+
+    Args:
+        text: All strings, one after another.
+        ends: int64 [N], where each one ends in `text`.
+    """
+
+    def __init__(self, text: bytes, ends: np.ndarray):
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Names":
+        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
+        return cls(b"".join(encoded), np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64)))
+
+    @classmethod
+    def joined(cls, parts: list["Names"]) -> "Names":
+        """Return the names of all parts, one after another."""
+        starts = np.cumsum([0, *(len(part.text) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
+        return cls(b"".join(part.text for part in parts), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        return self.text[self.ends[index - 1] if index else 0 : self.ends[index]].decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 @dataclass(frozen=True)
@@ -28,7 +63,7 @@ class Interactions:
         offsets: int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]].
     """
 
-    user_names: list[str]
+    user_names: Sequence[str]
     user_ids: np.ndarray
     item_names: list[str]
     items: np.ndarray
@@ -37,7 +72,7 @@ class Interactions:
     @property
     def sha256(self) -> str:
         """Hash of users, items and sequences."""
-        digest = hashlib.sha256(json.dumps([self.user_names, self.item_names]).encode())
+        digest = hashlib.sha256(json.dumps([list(self.user_names), self.item_names]).encode())
         for array in (self.user_ids, self.items, self.offsets):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
@@ -127,25 +162,33 @@ def load_interactions(folder: Path) -> Interactions:
         InputError: A file is absent or broken, ids are not 1..N, or a sequence names an unknown user or item.
     """
     mapping_file, sequence_file = folder / "id_mapping.json", folder / "all_item_seqs.json"
-    mapping, sequences = read_json(mapping_file), read_json(sequence_file)
-    if not isinstance(sequences, dict) or not sequences:
-        raise InputError(f"{sequence_file} holds no users; expected {{user: [item, ...]}}")
+    mapping = read_json(mapping_file)
     user_to_id = _ids(mapping, "user2id", mapping_file)
     item_to_id = _ids(mapping, "item2id", mapping_file)
-    item_names = [PADDING, *sorted(item_to_id, key=item_to_id.get)]
-
-    try:
-        lengths = np.fromiter(map(len, sequences.values()), dtype=np.int64, count=len(sequences))
-        items = chain.from_iterable(sequences.values())
-        return Interactions(
-            user_names=list(sequences),
-            user_ids=np.fromiter(map(user_to_id.__getitem__, sequences), dtype=np.int64, count=len(sequences)),
-            item_names=item_names,
-            items=np.fromiter(map(item_to_id.__getitem__, items), dtype=np.int32, count=lengths.sum()),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        )
-    except (KeyError, TypeError):
-        raise InputError(f"{sequence_file}: {_stranger(sequences, user_to_id, item_to_id, mapping_file)}") from None
+    names, user_ids, lengths, items = [], [], [], []  # of each piece
+    for sequences in read_json_pieces(sequence_file):
+        if not isinstance(sequences, dict) or not sequences:
+            raise InputError(f"{sequence_file} holds no users; expected {{user: [item, ...]}}")
+        try:
+            user_ids.append(np.fromiter(map(user_to_id.__getitem__, sequences), dtype=np.int64))
+            if set(map(type, sequences.values())) != {list}:
+                raise TypeError
+            lengths.append(np.fromiter(map(len, sequences.values()), dtype=np.int64))
+            one_by_one = chain.from_iterable(sequences.values())
+            items.append(np.fromiter(map(item_to_id.__getitem__, one_by_one), dtype=np.int32, count=lengths[-1].sum()))
+        except (KeyError, TypeError):
+            raise InputError(f"{sequence_file}: {_stranger(sequences, user_to_id, item_to_id, mapping_file)}") from None
+        names.append(Names.of(sequences))
+    interactions = Interactions(
+        user_names=Names.joined(names),
+        user_ids=np.concatenate(user_ids),
+        item_names=[PADDING, *sorted(item_to_id, key=item_to_id.get)],
+        items=np.concatenate(items),
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+    )
+    if len(np.unique(interactions.user_ids)) < interactions.num_users:
+        raise InputError(f"{sequence_file} has a user twice")
+    return interactions
 
 
 def _stranger(sequences: dict, user_to_id: dict[str, int], item_to_id: dict[str, int], mapping_file: Path) -> str:

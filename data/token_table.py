@@ -187,7 +187,11 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     if len(table) > len(item_names):
         unknown = sorted(set(table) - set(item_names))
         raise InputError(f"{file}: {len(unknown)} items are not in the dataset, the first is {unknown[0]!r}")
-    if set(map(type, rows)) != {list} or set(map(len, rows)) != {len(sizes)} or set(map(type, chain.from_iterable(rows))) != {int}:
+    if (
+        set(map(type, rows)) != {list}
+        or set(map(len, rows)) != {len(sizes)}
+        or set(map(type, chain.from_iterable(rows))) != {int}
+    ):
         wrong = [
             name
             for name, row in zip(item_names, rows, strict=True)

@@ -148,7 +148,7 @@ def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[tuple[Te
 
 
 def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """T5LayerFF without its cast to the weights' type, which autocast would undo at once: [..., d_model] to the same."""
+    """Apply T5LayerFF to [..., d_model], without its cast to the weights' type, which autocast would undo at once."""
     dense, normed = layer.DenseReluDense, layer.layer_norm(hidden)
     inner = dense.act(dense.wi(normed)) if hasattr(dense, "wi") else dense.act(dense.wi_0(normed)) * dense.wi_1(normed)
     return hidden + layer.dropout(dense.wo(dense.dropout(inner)))

@@ -17,11 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
@@ -58,6 +59,7 @@ _FREE_SETTINGS = (
     *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),  # the embeddings' hash stands for these
 )
 _STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finished
+_MANY_ITEMS = 200_000  # from here on k-means looks at samples: all items at every step would take hours
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 
@@ -133,7 +135,8 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
     for layer in model.quantization_layer.quantization_layers:
         size = len(layer.codebook)
         with threadpool_limits(1, user_api="openmp"):
-            kmeans = KMeans(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
+            kind = KMeans if len(residual) <= _MANY_ITEMS else partial(MiniBatchKMeans, batch_size=2**14)
+            kmeans = kind(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
         centers = torch.from_numpy(kmeans.cluster_centers_).to(residual)
         layer.initialize_(centers)
         residual = residual - centers[torch.from_numpy(kmeans.labels_).to(residual.device).long()]

@@ -70,7 +70,7 @@ def predict(
     table, device = tokenization.table, accelerator.device
     num_levels = table.vocabulary.num_levels
     trie = table.trie(group) if constrained else None
-    row_of = {int(position): row for row, position in enumerate(positions)}
+    by_position = np.argsort(positions)
     sequences = torch.zeros(len(positions), k, num_levels, dtype=torch.int64, device=device)
     scores = torch.zeros(len(positions), k, device=device)
     mine = tokenization.by_length(positions)[accelerator.process_index :: accelerator.num_processes]
@@ -80,7 +80,7 @@ def predict(
     for part, batch in tokenization.batches(mine, group, batch_size):
         stop_if_requested()
         found, score = beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, k, trie)
-        rows = torch.tensor([row_of[int(position)] for position in part], device=device)
+        rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
         sequences[rows], scores[rows] = found, score
     recommender.train(was_training)
 

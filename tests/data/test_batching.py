@@ -176,3 +176,14 @@ def test_random_share():
     assert np.array_equal(share, random_share(positions, 0.3, random_stream(0, Stream.INFLUENCE_SAMPLE)))
     assert len(random_share(positions, 0.001, random_stream(0, Stream.ORDER))) == 1
     assert np.array_equal(random_share(positions, 1.0, random_stream(0, Stream.ORDER)), positions)
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch):
+    order = TrainingOrder(np.arange(100, dtype=np.int32), 8, seed=3)
+    probabilities = np.asarray([0.2, 0.5, 0.3])
+    positions, groups = order.epoch(2, probabilities)
+    monkeypatch.setattr("data.batching.DRAWS_AT_ONCE", 7)
+    assert np.array_equal(order.epoch(2, probabilities)[1], groups)
+    assert (positions.dtype, groups.dtype) == (np.int32, np.uint8)
+    plain = random_stream(3, Stream.ORDER, 2).permutation(100)
+    assert np.array_equal(positions, plain)

@@ -1,10 +1,12 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.interactions import (
+    Names,
     dataset_folder,
     item_texts,
     load_interactions,
@@ -13,6 +15,7 @@ from data.interactions import (
     training_items,
 )
 from utils.errors import InputError
+from utils.files import read_json_pieces
 
 
 def offsets_of(lengths: list[int]) -> np.ndarray:
@@ -154,3 +157,27 @@ def test_item_texts(dataset: Path):
     (dataset / "metadata.sentence.json").write_text("[]")
     with pytest.raises(InputError, match="is not a dictionary"):
         item_texts(dataset, names)
+
+
+def test_names_in_one_block():
+    words = ["a", "", "Zoë", "\ud800", "日本"]
+    names = Names.joined([Names.of(words[:2]), Names.of([]), Names.of(words[2:])])
+    assert names == words
+    assert names != words[:-1]
+    assert [names[index] for index in (0, 2, -1)] == ["a", "Zoë", "日本"]
+    assert names.index("Zoë") == 2
+    with pytest.raises(IndexError):
+        names[5]
+
+
+def test_a_large_file_is_read_in_pieces(dataset: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = load_interactions(dataset)
+    monkeypatch.setattr("data.interactions.read_json_pieces", partial(read_json_pieces, piece_size=64))
+    in_pieces = load_interactions(dataset)
+    assert in_pieces.user_names == whole.user_names
+    for name in ("user_ids", "items", "offsets"):
+        assert np.array_equal(getattr(in_pieces, name), getattr(whole, name)), name
+    text = (dataset / "all_item_seqs.json").read_text()
+    (dataset / "all_item_seqs.json").write_text(text.strip()[:-1] + ', "user1": ["item1"]}')
+    with pytest.raises(InputError, match="has a user twice"):
+        load_interactions(dataset)

@@ -13,6 +13,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.train import (
     TrainingState,
+    _differences,
     build_model,
     build_optimizer,
     initialize_codebooks_,
@@ -21,6 +22,7 @@ from tokenizer.train import (
     train,
     train_epoch,
     train_rqvae,
+    training_settings,
 )
 from utils.config import parse_config
 from utils.errors import InputError
@@ -214,3 +216,35 @@ def test_an_unfinished_training_is_made_anew(make_config: MakeConfig, capsys: py
     train(config)
     assert "the last run did not finish" in capsys.readouterr().out
     assert json.loads(file.read_text())["finished"]
+
+
+def test_many_items_start_from_mini_batches(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
+    """Three clear clusters: the centres are their means, also when k-means sees samples."""
+    monkeypatch.setattr("tokenizer.train._MANY_ITEMS", 100)
+    config = make_config(codebook_size=3, n_codebooks=1)
+    torch.manual_seed(0)
+    model = build_model(config)
+    kinds = torch.eye(config.input_size)[:3].repeat(100, 1)
+    initialize_codebooks_(model, kinds + 1e-4 * torch.randn(kinds.shape), seed=0)
+    found = model.quantization_layer.quantization_layers[0].codebook
+    expected = model.latents(kinds[:3])
+    assert torch.cdist(found, expected).min(dim=0).values.max() < 1e-3
+
+
+def test_bf16_trains_like_float32(make_config: MakeConfig):
+    """Encoder and decoder in bf16, codebooks and losses in float32."""
+    losses = {}
+    for precision in ("no", "bf16"):
+        config = make_config(mixed_precision=precision, epochs=3)
+        state = train_rqvae(config, inputs_of(config))
+        losses[precision] = train_epoch(state, inputs_of(config), config)["loss"]
+        assert {value.dtype for value in state.model.state_dict().values()} == {torch.float32}
+    assert losses["bf16"] != losses["no"]
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+
+
+def test_settings_that_an_old_training_does_not_know_had_their_defaults(make_config: MakeConfig):
+    now = training_settings(make_config())
+    before = {name: value for name, value in now.items() if name != "mixed_precision"}
+    assert _differences(before, now) == ""
+    assert _differences(before, now | {"mixed_precision": "bf16"}) == "mixed_precision was 'no', now 'bf16'"

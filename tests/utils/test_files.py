@@ -1,4 +1,6 @@
+import gc
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from utils.files import (
     atomic_path,
     check_checksums,
     read_json,
+    read_json_pieces,
     remove_leftovers,
     write_checksums,
     write_json,
@@ -125,3 +128,46 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path):
         "run/model",
         "run/model/a.json",
     ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_in_pieces(tmp_path: Path, indent: int | None):
+    """Cuts may fall into strings that look like the end of a list, and into nested lists."""
+    value = {f"k{n}": ["]," * 3, '"],', [["a"], ["b"]], n, "{}"] for n in range(50)}
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(value, indent=indent))
+    for size in (1, 7, 100, 1000):
+        pieces = list(read_json_pieces(file, size))
+        assert len(pieces) > 1
+        assert list(chain.from_iterable(piece.items() for piece in pieces)) == list(value.items())
+    assert list(read_json_pieces(file)) == [value]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": [1], "b": [2]', '{"a": [1], "b": [2]} x', 'x {"a": [1], "b": [2]}', '{"a": [1], "b"]}']
+)
+def test_broken_json_is_not_read_in_pieces(tmp_path: Path, text: str):
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"a\.json is not a whole JSON file"):
+        list(read_json_pieces(file, 4))
+
+
+def test_other_json_is_one_piece(tmp_path: Path):
+    file = tmp_path / "a.json"
+    file.write_text('["a", "b", "c"]')
+    assert list(read_json_pieces(file, 4)) == [["a", "b", "c"]]
+    with pytest.raises(InputError, match="does not exist"):
+        list(read_json_pieces(tmp_path / "b.json"))
+
+
+def test_reading_leaves_the_cycle_collector_as_it_was(tmp_path: Path):
+    (tmp_path / "a.json").write_text("{}")
+    gc.disable()
+    try:
+        read_json(tmp_path / "a.json")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    read_json(tmp_path / "a.json")
+    assert gc.isenabled()
