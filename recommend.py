@@ -5,8 +5,9 @@
     python recommend.py --model=ckpt/Sample/mtgrec_best_300 --all_users --output=recs.parquet
     accelerate launch --multi_gpu --num_processes=4 recommend.py --model=DIR --all_users --output=recs.jsonl
 
-Only real items are recommended, k different ones for everybody, without those of the history. Whoever has no history
-gets the most popular items. An interrupted --output goes on where it stopped when the same command is run again.
+Only real items are recommended, k different ones for everybody, without those of the history; a score is the mean
+log-probability per level of the item's semantic ID. Whoever has no history gets the most popular items, without scores.
+An interrupted --output goes on where it stopped when the same command is run again.
 """
 
 import shutil
