@@ -29,7 +29,7 @@ from data.interactions import (
     training_interactions,
 )
 from data.token_table import Vocabulary, load_token_table, resolve_groups
-from inference.model_folder import read_settings
+from inference.model_folder import named_folder, read_settings
 from inference.results import (
     Results,
     check_same_examples,
@@ -52,7 +52,7 @@ class EvaluateConfig:
     """Settings of an evaluation; exactly one of model, ensemble and compare says what is done."""
 
     model: str | list[str] | None = None
-    """Run folder, checkpoint in one, or exported model folder; or a list of them."""
+    """Run folder, checkpoint in one, exported model folder, or <name>.winner.json; or a list of them."""
     ensemble: list[str] = field(default_factory=list)
     """Result files per user of the same users, to be joined into one ranking."""
     compare: list[str] = field(default_factory=list)
@@ -268,12 +268,15 @@ def main(argv: list[str] | None = None) -> None:
     processes, device = join_processes(config.device)
     if config.model:
         outcome: object = [
-            row for path in as_list(config.model) for row in evaluate_model(Path(path), config, processes, device)
+            row
+            for path in as_list(config.model)
+            for row in evaluate_model(named_folder(path), config, processes, device)
         ]
     elif processes.is_main_process:
         outcome = join(config) if config.ensemble else compare(config)
     if processes.is_main_process:
         write_json(Path(config.output) / "evaluation.json", outcome)
+    processes.end_training()
 
 
 if __name__ == "__main__":

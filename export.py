@@ -9,7 +9,7 @@ the vocabulary layout, the training settings, metrics and hashes. Fine-tuning le
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.model_folder import export_model
+from inference.model_folder import export_model, named_folder
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
@@ -20,7 +20,7 @@ class ExportConfig:
     """Settings of the export."""
 
     run: str = ""
-    """Run folder, or a checkpoint in it; the tokenizer is the run's best on validation."""
+    """Run folder, a checkpoint in it, or a <name>.winner.json; the tokenizer is the run's best on validation."""
     output: str = ""
     """Folder to write."""
     data_dir: str | None = None
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(config.output)
     if output.exists() and not config.overwrite:
         raise InputError(f"{output} is there already; --overwrite replaces it")
-    model = export_model(config.run, output, config.data_dir)
+    model = export_model(named_folder(config.run), output, config.data_dir)
     group = model.catalogue.table.groups[0]
     print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")
 

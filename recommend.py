@@ -1,12 +1,13 @@
 """Recommend items to users, or for any history: a table on the terminal, or a file for many users.
 
-    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --users=U00001,U00002
+    python recommend.py --model=ckpt/Sample/mtgrec.winner.json --users=U00001,U00002
     python recommend.py --model=ckpt/Sample/mtgrec_best_300 --history=I0012,I0345          newest last
     python recommend.py --model=ckpt/Sample/mtgrec_best_300 --all_users --output=recs.parquet
     accelerate launch --multi_gpu --num_processes=4 recommend.py --model=DIR --all_users --output=recs.jsonl
 
-Only real items are recommended, k different ones for everybody, without those of the history. Whoever has no history
-gets the most popular items. An interrupted --output goes on where it stopped when the same command is run again.
+Only real items are recommended, k different ones for everybody, without those of the history; a score is the mean
+log-probability per level of the item's semantic ID. Whoever has no history gets the most popular items, without scores.
+An interrupted --output goes on where it stopped when the same command is run again.
 """
 
 import shutil
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
 from inference.histories import Request, known_items, read_users_file, requests_of_users, unknown_items_note
-from inference.model_folder import load_trained_model
+from inference.model_folder import load_trained_model, named_folder
 from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
 from model.recommender import find_model_folder
@@ -40,7 +41,8 @@ class RecommendConfig:
     """Settings of recommending; exactly one of users, history, users_file and all_users says for whom."""
 
     model: str = ""
-    """Run folder (its tokenizer that is best on validation), a checkpoint in one, or a folder made by export.py."""
+    """Run folder (its tokenizer that is best on validation), a checkpoint in one, a folder made by export.py, or the
+    <name>.winner.json of finetune.sh."""
     users: str = ""
     """Users of the dataset, separated by commas."""
     history: str = ""
@@ -208,6 +210,7 @@ def write_output(
 def main(argv: list[str] | None = None) -> None:
     """Recommend; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(RecommendConfig, argv, "recommend.py", __doc__)
+    config.model = str(named_folder(config.model))
     processes, device = join_processes(config.device)
     trained = load_trained_model(config.model, config.data_dir)
     if config.new_items:
@@ -220,6 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     elif processes.is_main_process:
         found = recommend(config, model, requests)
         print("\n\n".join(table(request, found, row, model) for row, request in enumerate(requests)))
+    processes.end_training()
 
 
 if __name__ == "__main__":

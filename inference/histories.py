@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def known_items(history: list[str], catalogue: Catalogue) -> tuple[np.ndarray, list[str]]:
+def known_items(history: Sequence[str], catalogue: Catalogue) -> tuple[np.ndarray, list[str]]:
     """Return the ids of a history's items and the names that the catalogue lacks."""
     known = [catalogue.ids[name] for name in history if name in catalogue.ids]
     return np.asarray(known, dtype=np.int64), [name for name in history if name not in catalogue.ids]

@@ -32,6 +32,12 @@ class TrainedModel:
     metrics: dict[str, dict[str, float]]
 
 
+def named_folder(path: Path | str) -> Path:
+    """Return the folder itself, or the winning run's of a <name>.winner.json that finetune.sh wrote."""
+    path = Path(path)
+    return Path(read_json(path)["winner"]["run"]) if path.name.endswith(".winner.json") else path
+
+
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
     """Read a model from a run folder, one of its checkpoints, or an exported model folder.
 

@@ -9,6 +9,7 @@ import torch
 
 from data.batching import Tokenization
 from data.interactions import Interactions
+from inference.histories import known_items
 from inference.model_folder import TrainedModel, load_trained_model
 from model.beam_search import beam_search
 
@@ -56,13 +57,9 @@ class RecommendationModel:
             Item names and scores, best first; a score is the mean log-probability per level, NaN where the history is
             empty and the most popular items are recommended.
         """
-        ids = [self.known(history) for history in histories]
+        ids = [known_items(history, self.catalogue)[0] for history in histories]
         found = self.recommend_ids(ids, None, k, num_beams, exclude_seen)
         return [[self.catalogue.names[item] for item in row] for row in found.items], found.scores.tolist()
-
-    def known(self, history: Sequence[str]) -> np.ndarray:
-        """Return the ids of the items that the catalogue has, int64."""
-        return np.asarray([self.catalogue.ids[name] for name in history if name in self.catalogue.ids], dtype=np.int64)
 
     def unseen(self, history: np.ndarray) -> int:
         """Return how many items a history leaves to recommend."""

@@ -35,6 +35,15 @@ def test_a_table_per_user(joint_run: Path, capsys: pytest.CaptureFixture):
     assert [line.split() for line in tables[0][5:]] == expected
 
 
+def test_the_winner_that_finetune_sh_names(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    winner = tmp_path / "finetune.winner.json"
+    winner.write_text(json.dumps({"winner": {"run": str(joint_run)}}))
+    recommend.main([f"--model={winner}", "--users=user5"])
+    by_winner = shown(capsys)
+    recommend.main([f"--model={joint_run}", "--users=user5"])
+    assert by_winner == shown(capsys)
+
+
 def test_a_history_with_an_unknown_item_and_an_empty_one(joint_run: Path, capsys: pytest.CaptureFixture):
     recommend.main([f"--model={joint_run}", "--history=item1,itme12,item2", "--k=2"])
     output = capsys.readouterr()
