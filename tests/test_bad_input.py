@@ -245,6 +245,13 @@ def test_settings_files_run_nothing(world, capsys, content):
     assert not (world / "ran").exists()
 
 
+def test_a_settings_file_that_stands_for_gigabytes_is_refused(world, capsys):
+    lines = ["a: &a0 [x, x]", *(f"b{n}: &a{n + 1} [*a{n}, *a{n}]" for n in range(40)), "lr: *a40"]
+    (world / "settings.yaml").write_text("\n".join(lines))
+    argv = [f"--config_file={world / 'settings.yaml'}", *flags(world / "data" / "Tiny", world / "runs", run_name="r")]
+    check(world, finetune.main, argv, nothing, ["aliases are not allowed"], capsys)
+
+
 def rows(change: Callable[[np.ndarray], object]) -> Spoil:
     """Return a change of the embeddings, float32 [20, 6]."""
 

@@ -14,7 +14,13 @@ from utils.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates and base-60 integers, so that 7:10 stays the range that it is."""
+    """YAML without dates and base-60 integers, so that 7:10 stays the range that it is, and without aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Refuse aliases: settings need none, and a few lines of them stand for gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {

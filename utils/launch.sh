@@ -29,6 +29,8 @@ NUM_GPUS="${NUM_GPUS:-1}"
 
 if [ "${RESUME:-0}" = 1 ]; then RESUME_FLAG=--resume; else RESUME_FLAG=""; fi
 
+trap : TERM  # the running command saves its state and ends with code 75, and then so does the script
+
 case "$NUM_GPUS" in '' | *[!0-9]* | 0) echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2; exit 2 ;; esac
 
 # Print a command under DRY_RUN=1, else run it.

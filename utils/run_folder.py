@@ -28,9 +28,12 @@ def is_finished(folder: Path) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the settings that a run was made with."""
     try:
-        return yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder} has no settings in its {CONFIG_FILE}")
+    return config
 
 
 def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:

@@ -97,6 +97,9 @@ def test_broken_configuration_is_refused(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match=r"has no readable config\.yaml"):
             read_config(folder)
+    (tmp_path / "config.yaml").write_text("[a]")
+    with pytest.raises(InputError, match=r"has no settings in its config\.yaml"):
+        read_config(tmp_path)
 
 
 def test_log_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):
