@@ -155,12 +155,12 @@ class Recommender(nn.Module):
         if dropout_rate is not None:
             config.dropout_rate = dropout_rate
         recommender = cls(T5ForConditionalGeneration(config))
-        if (Path(folder) / CHECKSUMS_FILE).exists():  # not where another program wrote the folder
-            check_checksums(Path(folder))
         try:
             weights = load_file(Path(folder) / WEIGHTS_FILE)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder}/{WEIGHTS_FILE} is no whole file of weights: {error}") from None
+        if (Path(folder) / CHECKSUMS_FILE).exists():  # not where another program wrote the folder
+            check_checksums(Path(folder))
         embeddings = recommender.t5.shared.weight.data_ptr()  # written once, under one name
         aliases = [name for name, value in recommender.t5.state_dict().items() if value.data_ptr() == embeddings]
         if "shared.weight" in weights:

@@ -195,8 +195,8 @@ WEIGHTS = "model/model.safetensors"
 MODELS = [
     ("other identifiers", nothing, ["trained with other semantic IDs", "_2.sem_ids", "--allow_other_identifiers"]),
     ("one bit flipped", write(WEIGHTS, flip), ["model.safetensors is not what was written: its checksum differs"]),
-    ("weights truncated", write(WEIGHTS, lambda c: c[:999]), ["model.safetensors is not what was written"]),
-    ("weights missing", lambda w: (w / WEIGHTS).unlink(), ["model.safetensors does not exist"]),
+    ("weights truncated", write(WEIGHTS, lambda c: c[:999]), ["model.safetensors is no whole file of weights"]),
+    ("weights missing", lambda w: (w / WEIGHTS).unlink(), ["model.safetensors is no whole file of weights"]),
     ("configuration broken", write("model/config.json", b"{"), ["config.json is no T5 configuration"]),
     ("configuration of another program", write("model/config.json", b"{}"), ["has no level_sizes"]),
 ]
