@@ -85,7 +85,7 @@ class EvaluateConfig:
     rand_seed: int = 2024
     """Seed of the bootstrap."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:1."""
+    """auto (a GPU where there is one) or cpu."""
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
@@ -98,6 +98,8 @@ class EvaluateConfig:
             found.append("--ensemble takes two files or more")
         if self.split not in ("test", "valid"):
             found.append(f"split={self.split} must be test or valid")
+        if self.device not in ("auto", "cpu"):
+            found.append(f"device={self.device} must be auto or cpu (CUDA_VISIBLE_DEVICES chooses among GPUs)")
         if not self.topk or min(self.topk) < 1:
             found.append(f"topk={self.topk} must be cut-offs from 1")
         elif self.model and max(self.topk) > min(as_list(self.num_beams), default=0):

@@ -1,6 +1,7 @@
 """Raw review data as it is published: which columns hold what, how files are read, how texts are cleaned."""
 
 import ast
+import csv
 import gzip
 import html
 import json
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import duckdb
 
@@ -69,17 +71,20 @@ def scan(file: Path, columns: list[str], connection: duckdb.DuckDBPyConnection) 
     if kind == "json":
         fields = ", ".join(f"{quoted(column)}: 'VARCHAR'" for column in dict.fromkeys(columns))
         return f"read_json({path}, format = 'newline_delimited', ignore_errors = true, columns = {{{fields}}})"
-    if kind == "parquet":
-        expression = f"read_parquet({path})"
-    else:
-        delimiter = "\t" if kind == "tsv" else ","
-        expression = (
-            f"read_csv({path}, header = true, all_varchar = true, delim = '{delimiter}', quote = '\"', escape = '\"', "
-            "store_rejects = true, strict_mode = true)"
-        )
     try:
-        present = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {expression}").fetchall()]
-    except duckdb.Error as error:
+        if kind == "parquet":
+            expression = f"read_parquet({path})"
+            present = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {expression}").fetchall()]
+        else:  # nothing is guessed from rows: a broken one at the top would mislead
+            delimiter = "\t" if kind == "tsv" else ","
+            with opened(file) as lines:
+                present = next(csv.reader(lines, delimiter=delimiter), [])
+            fields = ", ".join(quoted(column, "'") + ": 'VARCHAR'" for column in present)
+            expression = (
+                f"read_csv({path}, header = true, auto_detect = false, columns = {{{fields}}}, delim = '{delimiter}', "
+                "quote = '\"', escape = '\"', store_rejects = true, strict_mode = true)"
+            )
+    except (duckdb.Error, OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
     missing = [column for column in columns if column not in present]
     if missing:
@@ -90,6 +95,12 @@ def scan(file: Path, columns: list[str], connection: duckdb.DuckDBPyConnection) 
 def quoted(name: str, quote: str = '"') -> str:
     """Return an SQL name, or a string with quote "'"."""
     return quote + name.replace(quote, 2 * quote) + quote
+
+
+def opened(file: Path) -> TextIO:
+    """Open a text file, compressed or not, with broken characters replaced."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    return opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="")
 
 
 def item_rows(file: Path, columns: list[str]) -> Iterator[dict | None]:
@@ -107,9 +118,8 @@ def item_rows(file: Path, columns: list[str]) -> Iterator[dict | None]:
             while batch := rows.fetchmany(10_000):
                 yield from (dict(zip(columns, row, strict=True)) for row in batch)
         return
-    opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rt", encoding="utf-8", errors="replace") as lines:
+        with opened(file) as lines:
             for line in lines:
                 if line.strip():
                     row = parse_line(line)

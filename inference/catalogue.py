@@ -57,8 +57,8 @@ class Catalogue:
     @classmethod
     def load(cls, file: Path, group: Group, vocabulary: Vocabulary) -> "Catalogue":
         """Read what `save` wrote."""
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return cls.of_rows(rows, group, vocabulary)
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut texts at U+2028
+        return cls.of_rows(map(json.loads, lines), group, vocabulary)
 
     @classmethod
     def of_rows(cls, rows: Iterable[dict], group: Group, vocabulary: Vocabulary) -> "Catalogue":

@@ -77,7 +77,7 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
         InputError: A line is neither, names a user twice, or the file has none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--users_file={file} cannot be read: {error}") from None
     rows: dict[str, list[str] | None] = {}

@@ -51,11 +51,11 @@ def embed(config: TokenizerConfig) -> Path:
     if config.embedding_file.exists():
         differences = _differences(config, settings)
         if not differences:
-            print(f"{config.embedding_file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
+            processes.print(f"{config.embedding_file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
             return config.embedding_file
         if not config.overwrite:
             raise InputError(f"{config.embedding_file} does not fit: {'; '.join(differences)}; --overwrite replaces it")
-        print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
+        processes.print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
     processes.wait_for_everyone()  # nobody writes before everybody has looked
     if config.sent_emb_model != tfidf.NAME:
         _encode_shards(config, texts, settings, processes, device)

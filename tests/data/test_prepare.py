@@ -138,6 +138,17 @@ def test_any_table_with_ratings_and_dates(kind: str, tmp_path: Path):
     assert item_texts(folder, load_interactions(folder).item_names)[0] == "Name 0. A, B C."
 
 
+def test_broken_rows_at_the_top_of_a_csv_with_windows_line_ends(tmp_path: Path):
+    rows = [f"U{user},B{item},{START + item}" for user in range(2) for item in range(2)]
+    table = tmp_path / "orders.csv"
+    table.write_bytes("\r\n".join(["\ufeffwho,what,when", "U0", "U0,B0,1,2,3", "", *rows, ""]).encode())
+    items = write_table(tmp_path, "csv", [{"what": f"B{item}", "name": f"Thing {item}"} for item in range(2)], "items")
+    flags = [f"--interactions={table}", f"--items={items}", "--user_col=who", "--item_col=what", "--time_col=when"]
+    folder = run(tmp_path, *flags, "--text_cols=name", "--k_core=2")
+    assert sequences(folder) == {"U0": ["B0", "B1"], "U1": ["B0", "B1"]}
+    assert stats(folder)["dropped"]["unreadable row"] == 2  # an empty line is no row
+
+
 def plain_files(tmp_path: Path, reviews: list[Review], name: str = "raw") -> list[str]:
     """Write the 2023 edition's files and return the flags that name them."""
     folder = tmp_path / name

@@ -32,7 +32,10 @@ def test_a_run_is_read_with_its_tokenizer_that_is_best_on_validation(joint_run: 
 
 
 def test_an_exported_folder_needs_nothing_else(joint_run: Path, dataset: Path, tmp_path: Path):
+    metadata = dataset / "metadata.sentence.json"
+    metadata.write_text(metadata.read_text().replace("text of item3", "text\\u2028of item3"))
     expected = load_trained_model(joint_run)
+    assert expected.catalogue.texts[3] == "text\u2028of item3"
     export_model(joint_run, tmp_path / "out")
     moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     shutil.rmtree(dataset)

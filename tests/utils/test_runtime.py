@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import InputError
 from utils.interrupts import Stopped
-from utils.runtime import run_command, seed_everything
+from utils.runtime import join_processes, run_command, seed_everything
 
 
 def raising(error: BaseException):
@@ -87,3 +87,13 @@ def test_reproducibility_chooses_deterministic_kernels():
         assert torch.backends.cudnn.deterministic is reproducible
         assert torch.backends.cudnn.benchmark is not reproducible
     assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch):
+    processes, device = join_processes("cpu")
+    assert (processes.num_processes, processes.is_main_process, device.type) == (1, True, "cpu")
+    with pytest.raises(InputError, match=r"--device=nonsense: .*; use auto, cpu or cuda"):
+        join_processes("nonsense")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were started but each runs alone"):
+        join_processes("cpu")
