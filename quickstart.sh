@@ -120,5 +120,8 @@ Where the files lie
   MTGRec                $WITH_MTGREC
   one tokenizer only    $WITHOUT
 
+More recommendations
+  $PYTHON $ROOT/recommend.py --model=$WITH_MTGREC --users=U00001,U00002
+
 Done in $((SECONDS - STARTED)) s, $((SECONDS - READY)) s of it after installation.
 END
