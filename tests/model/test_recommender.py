@@ -129,7 +129,8 @@ def test_broken_folders_are_refused(recommender: Recommender, make: Callable[...
     with pytest.raises(InputError, match="is no whole file of weights"):
         Recommender.from_pretrained(tmp_path)
     make(level_sizes=(5, 4, 9)).save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "sha256.json"):
+        (tmp_path / "other" / name).rename(tmp_path / name)
     with pytest.raises(InputError, match=r"do not fit the model: .*size mismatch"):
         Recommender.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
