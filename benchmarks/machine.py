@@ -74,7 +74,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> f
 def describe(device: torch.device) -> dict[str, object]:
     """Return the machine as the results name it."""
     info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
