@@ -14,7 +14,9 @@ from training.curriculum import accumulate_scores, estimate_influence, sampling_
 from training.schedule import stage_ends
 from training.setup import influence_positions, resolve_config, start_run
 from training.trainer import Progress, Trainer
+from utils.advice import curriculum_advice
 from utils.config import parse_config
+from utils.progress import duration
 from utils.runtime import run_command
 
 
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                 trainer.load_best()
             if config.curriculum == "influence" and num_groups > 1:
                 clock = time.perf_counter()
-                with trainer.frozen_state():
+                with trainer.frozen_state(), trainer.live.influence(stage) as advance:
                     influence = estimate_influence(
                         trainer.recommender,
                         trainer.optimizer,
@@ -58,12 +60,14 @@ def main(argv: list[str] | None = None) -> None:
                         trainer.accelerator,
                         progress.influence_parts,
                         trainer.pause,
+                        advance,
                     )
                 progress.influences.append(influence.tolist())
                 progress.learning_rates.append(trainer.learning_rate)
                 progress.influence_parts = []
                 probabilities = probabilities_of(progress, num_groups, config.tau)
                 report_stage(trainer, stage, influence, probabilities, time.perf_counter() - clock)
+                trainer.live.warn("curriculum", curriculum_advice(probabilities, config.tau))
             progress.stages = stage
         trainer.test()
 
@@ -81,10 +85,14 @@ def report_stage(
 ) -> None:
     """Say, record and track a stage's influence scores [G] and the sampling probabilities [G] that follow from them."""
     names = trainer.data.tokenization.table.labels
-    trainer.run.say(
-        f"stage {stage}  influence in {seconds:.1f} s  sampling probabilities {probabilities.min():.4f} "
-        f"({names[probabilities.argmin()]}) to {probabilities.max():.4f} ({names[probabilities.argmax()]})"
-    )
+    low, high, entropy = probabilities.argmin(), probabilities.argmax(), float(-(probabilities @ np.log(probabilities)))
+    for line in (
+        f"stage {stage} is over after epoch {trainer.progress.epoch}; influence estimated in {duration(seconds)}",
+        f"  the next stage's sampling probabilities: lowest {probabilities[low]:.4f} (tokenizer {names[low]}), "
+        f"highest {probabilities[high]:.4f} (tokenizer {names[high]}), uniform {1 / len(names):.4f}",
+        f"  their entropy: {entropy:.4f}, uniform {np.log(len(names)):.4f}",
+    ):
+        trainer.run.say(line)
     trainer.run.record(
         "influence",
         stage=stage,

@@ -79,6 +79,18 @@ def test_evaluations_stages_and_checkpoints(whole):
     assert [f"stage {n}/3: epochs {span}" in log for n, span in ((1, "1..1"), (2, "2..3"), (3, "4..4"))] == [True] * 3
 
 
+def test_log_tells_stage_ends_and_time_left(whole):
+    log = [line[20:] for line in (whole / "log.txt").read_text().splitlines()]
+    assert [line for line in log if line.startswith("stage 2/3  epoch 2/4  loss ") and "left in the run" in line]
+    for line in read_lines(whole, "influence"):
+        start = next(i for i, said in enumerate(log) if said.startswith(f"stage {line['stage']} is over after epoch"))
+        probabilities = np.array(list(line["probabilities"].values()))
+        assert f"lowest {probabilities.min():.4f} (tokenizer " in log[start + 1]
+        assert f"highest {probabilities.max():.4f} (tokenizer " in log[start + 1]
+        entropy = -(probabilities * np.log(probabilities)).sum()
+        assert log[start + 2] == f"  their entropy: {entropy:.4f}, uniform {np.log(len(probabilities)):.4f}"
+
+
 def test_probabilities_follow_from_the_influence_so_far(whole):
     lines = read_lines(whole, "influence")
     influences = np.array([list(line["influence"].values()) for line in lines])

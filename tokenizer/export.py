@@ -23,6 +23,7 @@ from tokenizer.embed import load_embeddings
 from tokenizer.published import announce_published, sem_ids_file, sem_ids_prefix
 from tokenizer.quality import collision_groups, drift, format_report, tokenizer_quality
 from tokenizer.train import load_tokenizer
+from utils.advice import tokenizer_advice
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_json, write_text
@@ -130,6 +131,12 @@ def _export(
     return report
 
 
+def judge(report: dict[str, object]) -> list[str]:
+    """Return what looks wrong with the best-loss tokenizer, which the others resemble."""
+    best = report["tokenizers"]["best"]
+    return tokenizer_advice(best["codes_used"], report["codebook_sizes"], best["collision_rate"])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, export and print the report."""
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
@@ -140,6 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     report = export(config)
     if report:
         print(format_report(report))
+        for line in judge(report):
+            print(f"warning: {line}")
         print(f"{config.tokenizer_folder}: {len(report['tokenizers'])} files {sem_ids_prefix(config)}*.sem_ids")
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +24,6 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions, training_items
 from data.token_table import TRAINING_FILE, level_sizes
@@ -40,6 +38,7 @@ from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, write_json, write_text
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.locks import LOCK_FILE, FileLock
+from utils.progress import ProgressLine, duration
 from utils.runtime import run_command, seed_everything
 from utils.snapshots import (
     Snapshot,
@@ -216,7 +215,7 @@ def train_rqvae(
 
 
 class EpochWriter:
-    """Writes the metrics, the progress bar, the kept epochs and the states to resume from, after every epoch.
+    """Writes the metrics, the progress line, the kept epochs and the states to resume from, after every epoch.
 
     Args:
         config: Settings.
@@ -230,9 +229,7 @@ class EpochWriter:
         self.config, self.folder = config, config.tokenizer_folder
         self.metrics_file = open(self.folder / "metrics.jsonl", "ab")  # noqa: SIM115
         self.metrics_file.truncate(snapshot.values["metrics_size"] if snapshot else 0)
-        interval = 0.5 if sys.stderr.isatty() else 30
-        done = snapshot.values["epoch"] if snapshot else 0
-        self.bar = tqdm(total=config.epochs, initial=done, desc="RQ-VAE", unit="epoch", mininterval=interval)
+        self.line = ProgressLine("RQ-VAE", config.epochs - (snapshot.values["epoch"] if snapshot else 0))
         self.codes = ""
         self.saved_at = time.monotonic()
 
@@ -242,12 +239,12 @@ class EpochWriter:
         if "codes_used" in metrics:
             used = "/".join(map(str, metrics["codes_used"]))
             self.codes = f", codes {used}, collisions {metrics['collision_rate']:.1%}"
-        self.bar.set_postfix_str(
-            f"loss {metrics['loss']:.4f}, reconstruction {metrics['reconstruction']:.4f}, "
-            f"quantisation {metrics['quantization']:.4f}{self.codes}",
-            refresh=False,
+        self.line.advance(1)
+        left = self.line.seconds / self.line.done * (self.line.total - self.line.done)
+        self.line.show(
+            f"{duration(left)} left, epoch {state.epoch}/{self.config.epochs}, loss {metrics['loss']:.4f}, "
+            f"reconstruction {metrics['reconstruction']:.4f}, quantisation {metrics['quantization']:.4f}{self.codes}"
         )
-        self.bar.update()
         if state.epoch >= self.config.first_kept_epoch:
             save_weights(epoch_file(self.config, state.epoch), encoding_state(state.model), epoch=state.epoch)
         due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
@@ -260,7 +257,7 @@ class EpochWriter:
 
     def close(self) -> None:
         self.metrics_file.close()
-        self.bar.close()
+        self.line.close()
 
 
 def epoch_file(config: TokenizerConfig, epoch: int | None) -> Path:

@@ -83,6 +83,7 @@ def estimate_influence(
     accelerator: Accelerator,
     scores: list[float] | None = None,
     pause: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda examples: None,
 ) -> np.ndarray:
     """Return the influence of each tokenizer's data on the validation loss, <v, Gamma(g_i)> (equation 16 without eta).
 
@@ -98,6 +99,7 @@ def estimate_influence(
         accelerator: Sums over processes.
         scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
         pause: Called after each group.
+        advance: Called with the number of examples that all processes have done since the last call.
 
     Returns:
         float64 [G].
@@ -107,9 +109,14 @@ def estimate_influence(
 
     def gradient(positions: np.ndarray, groups: Iterable[int], num_examples: int) -> Gradient:
         ordered = tokenization.by_length(positions)[accelerator.process_index :: accelerator.num_processes]
-        batches = (batch for group in groups for _, batch in tokenization.batches(ordered, group, batch_size))
+        batches = (batch for group in groups for batch in counted(tokenization.batches(ordered, group, batch_size)))
         summed = mean_gradient(recommender, batches, num_examples)
         return [accelerator.reduce(part, "sum") for part in summed]
+
+    def counted(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterable[Batch]:
+        for positions, batch in batches:
+            yield batch
+            advance(len(positions) * accelerator.num_processes)
 
     valid = gradient(valid_positions, range(num_groups), num_groups * len(valid_positions))
     first, second = adam_moments(recommender, optimizer)

@@ -1,5 +1,6 @@
 """Evaluation at item level: beam search for every user of a split, and its result files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def predict(
     batch_size: int,
     accelerator: Accelerator,
     constrained: bool = False,
+    advance: Callable[[int], None] = lambda users: None,
 ) -> Predictions:
     """Recommend k items for every target position; each process takes its share, all get the whole result.
 
@@ -63,6 +65,7 @@ def predict(
         batch_size: Users per batch.
         accelerator: Shares the users out and collects the results.
         constrained: Generate real items only.
+        advance: Called with the number of users that all processes have done since the last call.
 
     Raises:
         Stopped: SIGTERM or SIGINT came.
@@ -82,6 +85,7 @@ def predict(
         found, score = beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, k, trie)
         rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
         sequences[rows], scores[rows] = found, score
+        advance(len(part) * accelerator.num_processes)
     recommender.train(was_training)
 
     sequences, scores = accelerator.reduce(sequences, "sum"), accelerator.reduce(scores, "sum")

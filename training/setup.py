@@ -23,10 +23,14 @@ from model.recommender import (
 )
 from training.checkpoint import RESUMABLE_CHANGES, STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
+from training.progress import plain_settings
 from training.trainer import Data, Trainer
+from utils.advice import tokenizer_advice
 from utils.config import expand_epochs
+from utils.environment import describe_environment
 from utils.errors import InputError
-from utils.run_folder import RunFolder
+from utils.files import write_json
+from utils.run_folder import ENVIRONMENT_FILE, RunFolder
 from utils.runtime import seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot
 
@@ -142,15 +146,18 @@ def start_run(config: ConfigType) -> Trainer | None:
     recommender.identifiers = table.sha256
     state = on_main_process(lambda: claim_folder(run, config, data), accelerator)
     snapshot = read_snapshot(state) if state else None
+    if accelerator.is_main_process and not snapshot:
+        write_json(path / ENVIRONMENT_FILE, describe_environment(accelerator.device, accelerator.num_processes))
     if tracker:
-        simple = {
-            name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()
-        }
+        # TensorBoard takes the settings with the final metrics
+        settings = None if tracker == "tensorboard" else plain_settings(config)
         # TensorBoard hides what the interrupted run logged after the state that this one goes on from
         resumed = {"tensorboard": {"purge_step": snapshot.values["progress"]["step"] + 1}} if snapshot else {}
-        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", simple, resumed)
+        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", settings, resumed)
     for line in describe(config, data, recommender, accelerator):
         run.say(line)
+    for line in judge_tokenizer(table):
+        run.say(f"warning: {line}")
     return Trainer(config, accelerator, run, data, recommender, snapshot)
 
 
@@ -276,6 +283,14 @@ def make_recommender(config: TrainingConfig) -> Recommender:
         recommender.load_weights(read_reference_checkpoint(path), str(path))
         return recommender
     return Recommender.from_pretrained(find_model_folder(path), dropout_rate=config.dropout_rate)
+
+
+def judge_tokenizer(table: TokenTable) -> list[str]:
+    """Return what looks wrong with the last tokenizer, which the others resemble."""
+    codes = table.tokens[-1, 1:, :-1].cpu().numpy()
+    _, shared = np.unique(codes, axis=0, return_counts=True)
+    used = [len(np.unique(level)) for level in codes.T]
+    return tokenizer_advice(used, table.vocabulary.sizes[:-1], float(shared[shared > 1].sum() / len(codes)))
 
 
 def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:

@@ -3,19 +3,17 @@
 import gc
 import math
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from data.batching import Tokenization, TrainingOrder
 from data.token_table import Group
@@ -23,7 +21,10 @@ from model.recommender import Recommender
 from training.checkpoint import STATE_FOLDER, load_state_, process_state, state_tensors
 from training.config import TrainingConfig
 from training.evaluation import Predictions, predict, write_results
+from training.progress import Live, log_hyperparameters
 from training.schedule import cosine_factor
+from utils.advice import validation_advice
+from utils.environment import peak_memory_mb
 from utils.files import atomic_folder, write_json
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.run_folder import RESULTS_FILE, RunFolder, results_folder_of
@@ -139,6 +140,10 @@ class Trainer:
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
         self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
+        splits = {"train": order.positions, "valid": data.valid, "valid_sample": data.valid_sample, "test": data.test}
+        sizes = {split: len(positions) for split, positions in splits.items()}
+        self.live = Live(config, self.epochs, sizes, len(self.groups), run.say, accelerator.is_main_process)
+        self._scores: list[float] = []  # of the evaluations since this process began
         self._saved_at = time.monotonic()
         self._frozen: list[dict[str, torch.Tensor]] | None = None  # every process's state while none of them trains
         if snapshot is not None:
@@ -195,32 +200,33 @@ class Trainer:
         started = time.perf_counter() - progress.epoch_seconds
         first = progress.step - (epoch - 1) * order.steps_per_epoch  # above 0 where an interrupted epoch goes on
         self.model.train()
-        bar = tqdm(
-            range(first, order.steps_per_epoch),
-            desc=f"epoch {epoch}/{self.epochs}",
-            leave=False,
-            disable=not self._show_bars,
-        )
-        for step in bar:
-            loss, size, gradient_norm = self._train_step(positions, groups, step)
-            self.loss_sums += loss
-            progress.window_size += size
-            last = step + 1 == order.steps_per_epoch
-            if progress.step % LOG_EVERY == 0 or last:
-                mean = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / progress.window_size
-                bar.set_postfix(loss=f"{mean:.4f}")
-                self._log_step(epoch, mean, float(gradient_norm))
-                self.loss_sums[1] = 0
-                progress.window_size = 0
-            if not last:
-                progress.epoch_seconds = time.perf_counter() - started
-                self.pause(gradient_norm)
+        text = ""
+        with self.live.training(epoch, first * order.global_batch_size) as advance:
+            for step in range(first, order.steps_per_epoch):
+                loss, size, gradient_norm = self._train_step(positions, groups, step)
+                self.loss_sums += loss
+                progress.window_size += size
+                last = step + 1 == order.steps_per_epoch
+                if progress.step % LOG_EVERY == 0 or last:
+                    mean = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / progress.window_size
+                    speed = (step + 1) * order.global_batch_size / (time.perf_counter() - started)
+                    text = f"loss {mean:.4f}, {speed:,.0f} samples/s"
+                    self._log_step(epoch, mean, float(gradient_norm))
+                    self.loss_sums[1] = 0
+                    progress.window_size = 0
+                advance(size, text)
+                if not last:
+                    progress.epoch_seconds = time.perf_counter() - started
+                    self.pause(gradient_norm)
         seconds = time.perf_counter() - started
         mean = float(self.accelerator.reduce(self.loss_sums[0], "sum")) / len(positions)
         self.loss_sums.zero_()
         progress.epoch_seconds = 0.0
         speed = len(positions) / seconds
-        self.run.say(f"epoch {epoch}/{self.epochs}  loss {mean:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s")
+        self.run.say(
+            f"{self.live.epoch_name(epoch)}  loss {mean:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s, "
+            f"{self.live.left_in_run()}"
+        )
         self.run.record("epoch", epoch=epoch, step=progress.step, loss=mean, seconds=seconds, samples_per_second=speed)
         self.accelerator.log({"train/epoch_loss": mean, "train/samples_per_second": speed}, step=progress.step)
 
@@ -285,8 +291,10 @@ class Trainer:
         started = time.perf_counter()
         progress = self.progress
         with self.frozen_state():
-            for group in range(len(progress.valid_parts), len(self.groups)):
-                predictions = self._predict(self.data.valid_sample, group, self.config.num_beams)
+            predicted = self._predict_all(
+                "validation", self.data.valid_sample, self.config.num_beams, len(progress.valid_parts)
+            )
+            for _, predictions in predicted:
                 progress.valid_parts.append(predictions.metrics(self.config.metric_names))
                 self.pause()
         per_group, progress.valid_parts = progress.valid_parts, []
@@ -299,6 +307,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         text = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
         self.run.say(f"epoch {progress.epoch}  validation  {text}  {seconds:.1f} s{'  (best)' if best else ''}")
+        self._scores.append(score)
+        self.live.warn("validation", validation_advice(self.config.val_metric, self._scores))
         named = dict(zip(self.data.tokenization.table.labels, per_group, strict=True))
         self.run.record(
             "valid", epoch=progress.epoch, step=progress.step, seconds=seconds, mean=mean, per_tokenizer=named
@@ -309,7 +319,19 @@ class Trainer:
                 values |= {f"valid_per_tokenizer/{name}/{tokenizer}": value for name, value in metrics.items()}
         self.accelerator.log(values, step=progress.step)
 
-    def _predict(self, positions: np.ndarray, group: int, num_beams: int) -> Predictions:
+    def _predict_all(
+        self, name: str, positions: np.ndarray, num_beams: int, first: int
+    ) -> Iterator[tuple[int, Predictions]]:
+        """Recommend with one tokenizer group after the other, from the 0-based `first` on, showing how far it is."""
+        count = len(self.groups)
+        with self.live.phase("evaluation", name, (count - first) * len(positions) * num_beams) as advance:
+            for group in range(first, count):
+                done = partial(_advance_users, advance, num_beams, f"tokenizer {group + 1} of {count}")
+                yield group, self._predict(positions, group, num_beams, done)
+
+    def _predict(
+        self, positions: np.ndarray, group: int, num_beams: int, advance: Callable[[int], None]
+    ) -> Predictions:
         config = self.config
         return predict(
             self.recommender,
@@ -321,6 +343,7 @@ class Trainer:
             batch_size=config.eval_batch_size,
             accelerator=self.accelerator,
             constrained=config.constrained,
+            advance=advance,
         )
 
     def load_best(self) -> None:
@@ -340,11 +363,12 @@ class Trainer:
             self._validate()
         progress.testing = True
         self.load_best()
+        started = time.perf_counter()
         results_folder = results_folder_of(self.run.path, config.results_dir)
         labels = self.data.tokenization.table.labels
         with self.frozen_state():
-            for index in range(len(progress.test_parts), len(self.groups)):
-                predictions = self._predict(self.data.test, index, config.test_num_beams or config.num_beams)
+            num_beams, done = config.test_num_beams or config.num_beams, len(progress.test_parts)
+            for index, predictions in self._predict_all("test", self.data.test, num_beams, done):
                 if self.accelerator.is_main_process:
                     file = results_folder / f"test_results_{labels[index]}.json"
                     write_results(file, predictions, self.data.tokenization)
@@ -361,8 +385,10 @@ class Trainer:
             "best_epoch": progress.best_epoch,
             "num_users": len(self.data.test),
         }
-        self.run.record("test", epoch=progress.best_epoch, mean=results["test"])
+        seconds, peak = time.perf_counter() - started, peak_memory_mb(self.accelerator.device)
+        self.run.record("test", epoch=progress.best_epoch, mean=results["test"], seconds=seconds, peak_memory_mb=peak)
         self.accelerator.log({f"test/{name}": value for name, value in results["test"].items()}, step=progress.step)
+        log_hyperparameters(self.accelerator, config, results)
         self._leave()
         if self.accelerator.is_main_process:
             write_json(self.run.path / RESULTS_FILE, results)
@@ -475,6 +501,7 @@ class Trainer:
             shutil.rmtree(self.best_folder, ignore_errors=True)
             link_folder(snapshot.attachment, self.best_folder)
         accelerator.wait_for_everyone()
+        self.live.skip(progress.epoch, len(progress.influences))
         self.run.say(f"resumed after step {progress.step:,}, {progress.epoch} epochs done, from {snapshot.path}")
 
     def _save_model(self, folder: Path) -> None:
@@ -483,10 +510,10 @@ class Trainer:
                 self.recommender.save_pretrained(temporary)
         self.accelerator.wait_for_everyone()
 
-    @property
-    def _show_bars(self) -> bool:
-        """Progress bars are for the main process on a terminal; a log file gets lines."""
-        return self.accelerator.is_main_process and sys.stderr.isatty()
+
+def _advance_users(advance: Callable[[float, str], None], num_beams: int, text: str, users: int) -> None:
+    """Count `users` that are evaluated with `num_beams`."""
+    advance(users * num_beams, text)
 
 
 def mean_over_groups(per_group: list[dict[str, float]]) -> dict[str, float]:

@@ -16,6 +16,8 @@ from utils.locks import LOCK_FILE, FileLock
 
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+ENVIRONMENT_FILE = "environment.json"
 # Flags that say what to do with a folder, not what the run is.
 HANDLING_FLAGS = ("overwrite", "reuse", "resume", "debug")
 
@@ -69,7 +71,7 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def check(self, config: Any, may_change: tuple[str, ...] = ()) -> bool:
         """Decide whether the run may start here.

@@ -12,10 +12,19 @@ from accelerate import Accelerator
 from tiny_dataset import make_dataset
 from tiny_runs import MODEL, ROOT, flags, sizes_of_files
 
-from data.token_table import level_sizes
+from data.token_table import TokenTable, Vocabulary, level_sizes
 from model.recommender import Architecture, Recommender
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
-from training.setup import describe, influence_positions, load_data, make_recommender, resolve_config, start_run
+from training.setup import (
+    describe,
+    influence_positions,
+    judge_tokenizer,
+    load_data,
+    make_recommender,
+    resolve_config,
+    start_run,
+)
+from utils.advice import tokenizer_advice
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -234,7 +243,7 @@ def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
     assert (run.path / "old").exists()
     run.unlock()
     assert start_run(resolve(overwrite=True, lr=0.5)) is not None
-    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml", "log.txt"]
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml", "environment.json", "log.txt"]
 
 
 def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):
@@ -275,3 +284,11 @@ def test_processes_that_each_run_alone_are_refused(dataset, tmp_path):
         "CPU=1 for processes on the CPU\n"
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_last_tokenizer_is_judged():
+    tokens = torch.zeros(2, 5, 3, dtype=torch.int32)
+    tokens[1, 1:] = torch.tensor([[1, 6, 9], [1, 6, 10], [2, 7, 9], [2, 8, 9]])  # levels of 4 codes
+    found = judge_tokenizer(TokenTable(tokens, [], Vocabulary((4, 4, 4))))
+    assert found == tokenizer_advice([2, 3], [4, 4], 0.5)  # two of four items share both codes
+    assert len(found) == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import flags, read_lines, read_results, read_weights
 from transformers import get_cosine_schedule_with_warmup
 
@@ -45,7 +46,7 @@ def script_scores(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, scores: lis
         for parameter in trainer.recommender.parameters():
             parameter.data.fill_(epoch)
 
-    def predict(positions: np.ndarray, group: int, num_beams: int) -> SimpleNamespace:
+    def predict(positions: np.ndarray, group: int, *_: object) -> SimpleNamespace:
         is_test = positions is trainer.data.test
         score = trainer.recommender.t5.shared.weight[0, 0].item() if is_test else scores[trainer.progress.epoch - 1]
         return SimpleNamespace(metrics=lambda names: {name: score + group for name in names})
@@ -352,3 +353,23 @@ def test_results_folder_can_lie_elsewhere(make_trainer, tmp_path):
     assert file == tmp_path / "results" / "Tiny" / trainer.run.path.name / "test_results_2.json"
     assert len(json.loads(file.read_text())["users"]) == 28
     assert not list(trainer.run.path.glob("test_results_*"))
+
+
+def test_tensorboard_has_tidy_groups_and_the_runs_table(make_trainer):
+    trainer = make_trainer(FinetuneConfig, epochs=1, log_with="tensorboard", sem_id_epochs=2)
+    trainer.fit(1, np.ones(1))
+    results = trainer.test()
+    board = EventAccumulator(str(trainer.run.path / "tensorboard")).Reload()
+    assert {tag.split("/")[0] for tag in board.Tags()["scalars"]} == {"train", "valid", "test", "final"}
+    assert board.Scalars("final/test_ndcg@10")[0].value == pytest.approx(results["test"]["ndcg@10"])
+    assert "_hparams_/session_start_info" in board.PluginTagToContent("hparams")
+    assert not [path for path in (trainer.run.path / "tensorboard").iterdir() if path.is_dir()]
+
+
+def test_warnings_of_a_run_are_said_once(make_trainer, monkeypatch):
+    trainer = make_trainer(epochs=6, patience="null")
+    script_scores(monkeypatch, trainer, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    trainer.fit(6, UNIFORM)
+    log = trainer.run.log_file.read_text()
+    assert log.count("warning: validation ndcg@10 has fallen 3 times in a row, from 1.6000 to 1.3000") == 1
+    assert log.count("warning: validation") == 1

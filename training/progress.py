@@ -1,0 +1,139 @@
+"""What a person wants to know while a run goes on: how far it is, what is left of it, and what looks wrong."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+
+from training.config import PretrainConfig, TrainingConfig
+from training.schedule import stage_ends
+from utils.progress import ProgressLine, duration
+
+# Time of one user and beam in evaluation, in training examples; until an evaluation has been timed.
+EVALUATION_COST = 0.08
+KINDS = ("training", "influence", "evaluation")
+
+
+class Live:
+    """Shows one line for the phase that is going on, with the time left in it and in the whole run.
+
+    Args:
+        config: Settings of either stage.
+        epochs: Epochs in all.
+        sizes: Examples of an epoch, of validation for influence, users in an evaluation and in the test:
+            {"train", "valid", "valid_sample", "test"}.
+        num_groups: Tokenizer groups.
+        say: Prints and logs a line.
+        shown: Whether this process shows anything.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        epochs: int,
+        sizes: dict[str, int],
+        num_groups: int,
+        say: Callable[[str], None],
+        shown: bool,
+    ):
+        self.say, self.shown, self.sizes, self.num_groups, self.epochs = say, shown, sizes, num_groups, epochs
+        self.ends = [epochs]
+        influences = 0
+        if isinstance(config, PretrainConfig):
+            self.ends = stage_ends(config.epoch_per_stage, epochs)[0]
+            influences = len(self.ends) - 1 if config.curriculum == "influence" and num_groups > 1 else 0
+        share = getattr(config, "influence_sample_ratio", 1.0)
+        self.influence_units = num_groups * (sizes["train"] * share + sizes["valid"])
+        self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
+        self.evaluation_units = num_groups * sizes["valid_sample"] * config.num_beams
+        test_units = num_groups * sizes["test"] * (config.test_num_beams or config.num_beams)
+        self.left = {
+            "training": float(sizes["train"] * epochs),
+            "influence": influences * self.influence_units,
+            "evaluation": float(max(1, len(self.evaluated)) * self.evaluation_units + test_units),
+        }
+        self.seconds_per_unit: dict[str, float] = {}
+        self.warned: set[str] = set()
+
+    def skip(self, epochs: int, influences: int) -> None:
+        """Take what an interrupted run has done out of what is left: its finished epochs and influence estimates."""
+        self.left["training"] -= self.sizes["train"] * epochs
+        self.left["influence"] -= self.influence_units * influences
+        self.left["evaluation"] -= self.evaluation_units * sum(epoch <= epochs for epoch in self.evaluated)
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds that the rest of the run takes, None before anything has been timed.
+
+        Kinds of work that have not been timed yet are taken at the training's speed, evaluation at EVALUATION_COST.
+        """
+        training = self.seconds_per_unit.get("training")
+        if training is None:
+            return None
+        guess = {"training": training, "influence": training, "evaluation": EVALUATION_COST * training}
+        return sum(self.seconds_per_unit.get(kind, guess[kind]) * max(0.0, self.left[kind]) for kind in KINDS)
+
+    def left_in_run(self) -> str:
+        """Return the time left in words, empty before anything has been timed."""
+        seconds = self.seconds_left()
+        return "" if seconds is None else f"{duration(seconds)} left in the run"
+
+    def epoch_name(self, epoch: int) -> str:
+        """Return stage and 1-based epoch, such as "stage 2/7  epoch 65/200"; the stage only where there are several."""
+        stage = next((number for number, end in enumerate(self.ends, start=1) if epoch <= end), len(self.ends))
+        return (f"stage {stage}/{len(self.ends)}  " if len(self.ends) > 1 else "") + f"epoch {epoch}/{self.epochs}"
+
+    def training(self, epoch: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
+        """Show a 1-based epoch, `done` of its examples behind it already; the phase is the rest of its stage."""
+        self.left["training"] -= done
+        end = next((end for end in self.ends if epoch <= end), self.epochs)
+        later = (end - epoch) * self.sizes["train"]
+        return self.phase("training", self.epoch_name(epoch), self.sizes["train"] - done, later)
+
+    def influence(self, stage: int) -> AbstractContextManager[Callable[..., None]]:
+        """Show the estimation of influence after a stage."""
+        return self.phase("influence", f"influence after stage {stage}/{len(self.ends)}", self.influence_units)
+
+    @contextmanager
+    def phase(self, kind: str, name: str, units: float, later: float = 0.0) -> Iterator[Callable[..., None]]:
+        """Show a phase.
+
+        Args:
+            kind: training, influence or evaluation.
+            name: What is going on.
+            units: Examples of training or influence, users x beams of evaluation.
+            later: Units of the same phase that come in another line.
+
+        Yields:
+            A function to call with the units that are done and a text on how things stand.
+        """
+        with ProgressLine(name, max(1.0, units), self.say, self.shown) as line:
+
+            def advance(done: float, text: str = "") -> None:
+                self.left[kind] -= done
+                line.advance(done)
+                self.seconds_per_unit[kind] = line.seconds / line.done
+                rest = (line.total - line.done + later) * self.seconds_per_unit[kind]
+                in_run = duration(self.seconds_left() or rest)
+                line.show(", ".join(part for part in (f"{duration(rest)} left (run: {in_run})", text) if part))
+
+            yield advance
+
+    def warn(self, kind: str, text: str | None) -> None:
+        """Say a warning of some kind, once in a run; None is nothing to say."""
+        if text and kind not in self.warned:
+            self.warned.add(kind)
+            self.say(f"warning: {text}")
+
+
+def plain_settings(config: TrainingConfig) -> dict[str, int | float | str]:
+    """Return the settings as trackers take them: numbers and strings."""
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()}
+
+
+def log_hyperparameters(accelerator: Accelerator, config: TrainingConfig, results: dict[str, Any]) -> None:
+    """Write the settings and the final metrics for TensorBoard's table of runs (HPARAMS)."""
+    final = {f"final/{split}_{name}": value for split in ("valid", "test") for name, value in results[split].items()}
+    for tracker in accelerator.trackers if accelerator.is_main_process else ():
+        if tracker.name == "tensorboard":
+            tracker.writer.add_hparams(plain_settings(config), final, run_name=".")
