@@ -1,23 +1,24 @@
-"""Show what a run came to: its test metrics beside baselines, and some users' recommendations in words.
+"""Show what a run came to: metrics beside baselines and recommendations in words, and all of it in report.html.
 
 python report.py ckpt/Sample/mtgrec.winner.json --baseline=ckpt/Sample/single.winner.json --users=3
 python report.py ckpt/Sample/finetune_best_300
+python report.py --compare ckpt/Sample/pretrain_tau1 'ckpt/Sample/finetune_*'
 """
 
-import shutil
+import json
 import sys
-import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 
-from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
-from data.popularity import popularity_recommendations
-from data.token_table import group_labels
+from reporting.compare import compare_runs
+from reporting.headline import popularity_row
+from reporting.report import write_report
+from reporting.run import load_material, load_run, single_identifier_run
+from reporting.terminal import metrics_table, recommendations
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import read_json
-from utils.metrics import mean_metrics, parse_metric, target_ranks
-from utils.run_folder import RESULTS_FILE, read_config, results_folder_of
+from utils.run_folder import RESULTS_FILE
 from utils.runtime import run_command
 
 
@@ -28,114 +29,81 @@ class ReportConfig:
     run: str = ""
     """Run folder, or a <name>.winner.json that finetune.sh wrote."""
     baseline: str = ""
-    """The same of the run to compare with, usually one tokenizer without pre-training."""
+    """The same of the run to compare with; by default the best run beside it with one tokenizer and no pre-training."""
     users: int = 3
-    """Users whose recommendations are shown."""
+    """Users whose recommendations are printed."""
+    compare: list[str] = field(default_factory=list)
+    """Compare these runs instead: run folders, .winner.json files, or patterns such as 'ckpt/Sample/*'."""
+    output: str = ""
+    """HTML file; by default report.html in the run's folder, or compare.html beside the first of the compared runs."""
+    reuse: bool = False
+    """Leave a report.html alone that is newer than the run's results."""
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        found = [] if self.run else ["name a run folder: python report.py ckpt/<dataset>/<run>"]
+        found = []
+        if bool(self.run) == bool(self.compare):
+            found.append("name a run folder: python report.py ckpt/<dataset>/<run>, or several with --compare")
+        if self.output and Path(self.output).suffix != ".html":
+            found.append(f"output={self.output} must end in .html")
         return found + ([f"users={self.users} must not be negative"] if self.users < 0 else [])
 
 
-@dataclass
-class Outcome:
-    """A run's test results with its tokenizer that is best on validation.
-
-    Attributes:
-        folder: The run's folder.
-        settings: What it was made with.
-        test: {metric: mean over users}.
-        file: Its result file per user.
-    """
-
-    folder: Path
-    settings: dict
-    test: dict[str, float]
-    file: Path
-
-
-def load_outcome(path: Path) -> Outcome:
-    """Read a run folder, or the winner that a `.winner.json` names.
-
-    Raises:
-        InputError: It holds no results.
-    """
-    folder = Path(read_json(path)["winner"]["run"]) if path.is_file() else path
-    if not (folder / RESULTS_FILE).is_file():
-        raise InputError(f"{folder} holds no finished run ({RESULTS_FILE} is not there)")
-    settings, rows = read_config(folder), read_json(folder / RESULTS_FILE)["per_tokenizer"]
-    labels = group_labels([(row["prefix"], row["epoch"]) for row in rows])
-    best = max(range(len(rows)), key=lambda index: rows[index]["valid"][settings["val_metric"]])
-    file = results_folder_of(folder, settings["results_dir"]) / f"test_results_{labels[best]}.json"
-    return Outcome(folder, settings, rows[best]["test"], file)
-
-
-def metrics_table(rows: list[tuple[str, dict[str, float]]]) -> str:
-    """Return named rows of metrics as an aligned table, recall before NDCG."""
-    names = sorted(rows[-1][1], key=lambda name: (parse_metric(name)[0] != "recall", parse_metric(name)[1]))
-    titles = [name.replace("recall", "Recall").replace("ndcg", "NDCG") for name in names]
-    width = max(len(label) for label, _ in rows)
-    lines = [f"{'test':{width}}  " + "  ".join(f"{title:>9}" for title in titles)]
-    lines += [f"{label:{width}}  " + "  ".join(f"{metrics[name]:9.4f}" for name in names) for label, metrics in rows]
-    return "\n".join(lines)
-
-
-def recommendations(outcome: Outcome, interactions: Interactions, texts: dict[str, str], count: int) -> str:
-    """Return `count` users, spread over all of them: history, the item that came next, and what was recommended."""
-    results = read_json(outcome.file)
-    step = max(1, len(results["users"]) // max(1, count))
-    rows = list(range(step // 2, len(results["users"]), step))[:count]
-    row_of_user = {user: row for row, user in enumerate(interactions.user_names)}
-    columns = min(120, shutil.get_terminal_size((100, 20)).columns)
-
-    def line(mark: str, item: str) -> str:
-        return textwrap.shorten(f"{mark} {texts[item]}", columns - 4, placeholder=" ...")
-
-    blocks = []
-    for row in rows:
-        user, target = results["users"][row], results["label_ids"][row]
-        end = int(interactions.offsets[row_of_user[user] + 1]) - 1
-        history = [interactions.item_names[item] for item in interactions.history(end, 5)]
-        length = end - int(interactions.offsets[row_of_user[user]])
-        items = list(dict.fromkeys(item for item in results["pred_ids"][row] if item != "None"))[:5]
-        hit = results["pred_ids"][row].index(target) + 1 if target in results["pred_ids"][row] else None
-        blocks.append(
-            "\n".join(
-                [
-                    f"User {user}: {length} items, the last {len(history)}, newest last",
-                    *(f"    {line('-', item)}" for item in history),
-                    "  came next" + (f" (recommended at rank {hit})" if hit else " (not among the recommended)"),
-                    f"    {line('-', target)}",
-                    f"  recommended, best first, the first {len(items)} real items",
-                    *(f"    {line('*' if item == target else '-', item)}" for item in items),
-                ]
-            )
-        )
-    return "\n\n".join(blocks)
+def with_lists(argv: list[str]) -> list[str]:
+    """Let a run come without a flag, and any number of runs follow --compare."""
+    if argv and not argv[0].startswith("-"):
+        return [f"--run={argv[0]}", *argv[1:]]
+    if "--compare" in argv:
+        start = argv.index("--compare")
+        end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
+        return [*argv[:start], f"--compare={json.dumps(argv[start + 1 : end])}", *argv[end:]]
+    return argv
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the report; `argv` are the arguments, by default the command line's."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv[0] = f"--run={argv[0]}"
+    """Print and write the report; `argv` are the arguments, by default the command line's."""
+    argv = with_lists(list(sys.argv[1:] if argv is None else argv))
     config, _ = parse_config(ReportConfig, argv, "report.py", __doc__)
-    outcome = load_outcome(Path(config.run))
-    folder = dataset_folder(outcome.settings["data_dir"], outcome.settings["dataset"])
-    interactions = load_interactions(folder)
-    names = list(outcome.test)
-    items, targets = popularity_recommendations(interactions, "test", max(parse_metric(name)[1] for name in names))
-    rows = [("Most popular items", mean_metrics(target_ranks(items, targets), names))]
-    if config.baseline:
-        rows.append(("One tokenizer, no pre-training", load_outcome(Path(config.baseline)).test))
-    rows.append((f"MTGRec ({outcome.folder.name})" if config.baseline else outcome.folder.name, outcome.test))
-    print(f"{outcome.settings['dataset']}: {len(targets):,} test users\n")
+    if config.compare:
+        compare(config)
+        return
+    run = load_run(Path(config.run))
+    baseline = load_run(Path(config.baseline)) if config.baseline else single_identifier_run(run)
+    material = load_material(run, baseline)
+    popular = popularity_row(material.interactions, list(run.row["test"]))
+    rows = [(popular.name, popular.metrics)]
+    if baseline:
+        rows.append(("One tokenizer, no pre-training", baseline.row["test"]))
+    rows.append((f"MTGRec ({run.folder.name})" if baseline else run.folder.name, run.row["test"]))
+    print(f"{run.settings['dataset']}: {len(popular.values[next(iter(popular.values))]):,} test users\n")
     print(metrics_table(rows))
     if config.users:
-        texts = dict(zip(interactions.item_names[1:], item_texts(folder, interactions.item_names), strict=True))
-        print("\n" + recommendations(outcome, interactions, texts, config.users))
-    print(f"\nrun: {outcome.folder}\nper user: {outcome.file}")
+        texts = dict(zip(material.interactions.item_names[1:], material.texts, strict=True))
+        print("\n" + recommendations(run, material.interactions, texts, config.users))
+    print(f"\nrun: {run.folder}\nper user: {run.file}")
+    file = Path(config.output) if config.output else run.folder / "report.html"
+    results = run.folder / RESULTS_FILE
+    if not (config.reuse and file.is_file() and file.stat().st_mtime >= results.stat().st_mtime):
+        write_report(material, file)
+    print(f"report: {file}")
+
+
+def compare(config: ReportConfig) -> None:
+    """Print and write the comparison of several runs."""
+    paths = []
+    for pattern in config.compare:
+        matches = [Path(match) for match in sorted(glob(pattern))]
+        if not matches:
+            raise InputError(f"{pattern} matches no run")
+        several = len(matches) > 1  # of a pattern's matches, those that are no finished run are passed over
+        paths += [path for path in matches if not several or (path / RESULTS_FILE).is_file()]
+    runs = {run.folder.resolve(): run for run in map(load_run, paths)}
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} finished run is nothing to compare; name at least two")
+    runs = list(runs.values())
+    file = Path(config.output) if config.output else runs[0].folder.parent / "compare.html"
+    print(compare_runs(runs, file))
+    print(f"\nreport: {file}")
 
 
 if __name__ == "__main__":

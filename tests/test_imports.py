@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
-PACKAGES = ("benchmarks", "data", "inference", "model", "tokenizer", "training", "utils")
+PACKAGES = ("benchmarks", "data", "inference", "model", "reporting", "tokenizer", "training", "utils")
 ENTRY_SCRIPTS = {file.stem for file in ROOT.glob("*.py")}
 SOURCES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
 
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "model": {"model", "utils"},
     "tokenizer": {"tokenizer", "data", "utils"},
     "training": {"training", "model", "data", "utils"},
+    "reporting": {"reporting", "training", "tokenizer", "data", "utils"},
     "inference": {"inference", "model", "data", "utils"},
     "benchmarks": {"benchmarks", "tokenizer", "training", "model", "data", "utils"},
 }

@@ -1,11 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tiny_runs import fake_run
 
 import report
-from report import ReportConfig
+from report import ReportConfig, with_lists
+from reporting.run import load_run, single_identifier_run
 from utils.errors import InputError
 from utils.run_folder import results_folder_of
 
@@ -36,7 +38,11 @@ def runs(dataset: Path, tmp_path: Path) -> Path:
 
 
 def make_run(
-    folder: Path, tokenizers: list[tuple[str, int, float, float]], file: str, results_dir: Path | None = None
+    folder: Path,
+    tokenizers: list[tuple[str, int, float, float]],
+    file: str,
+    results_dir: Path | None = None,
+    **more: object,
 ) -> Path:
     """Write a finished run.
 
@@ -45,6 +51,7 @@ def make_run(
         tokenizers: Prefix, epoch, validation score and first test metric of each.
         file: Name of the result file per user.
         results_dir: The setting of that name.
+        more: Further settings.
     """
     rows = [
         {"prefix": prefix, "epoch": epoch, "valid": {"ndcg@10": valid}, "test": metrics(test)}
@@ -52,6 +59,7 @@ def make_run(
     ]
     settings = {"dataset": "Tiny", "data_dir": str(folder.parents[2] / "datasets"), "val_metric": "ndcg@10"}
     settings["results_dir"] = str(results_dir) if results_dir else None
+    settings |= {"token_suffix": "sem_ids", "n_codebooks": 3, "codebook_size": 8, **more}
     fake_run(folder, {"best_epoch": 1, "per_tokenizer": rows}, **settings)
     recommended = [[1, 2, 3, 4], [9, 8, 8, 2], [None, 6, 3, 3, 9], [7, 7, 7, 7]]
     result = {
@@ -63,6 +71,14 @@ def make_run(
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text(json.dumps(result))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def written(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the list of HTML reports that would have been written; tests/reporting writes them."""
+    files: list[Path] = []
+    monkeypatch.setattr(report, "write_report", lambda material, file: files.append(file))
+    return files
 
 
 def winner(run: Path) -> Path:
@@ -98,6 +114,7 @@ User user3: 6 items, the last 5, newest last
 
 run: {run}
 per user: {run}/test_results_2.json
+report: {run}/report.html
 """
     )
 
@@ -117,8 +134,37 @@ MTGRec (tuned)                     0.3100     0.3300     0.3000     0.3200
 
 run: {tuned}
 per user: {tuned}/test_results_2.json
+report: {tuned}/report.html
 """
     )
+
+
+def test_report_lies_in_the_run_or_where_it_is_said(runs, written, tmp_path):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    report.main([str(run), "--users=0"])
+    report.main([str(run), "--users=0", f"--output={tmp_path / 'there.html'}"])
+    assert written == [run / "report.html", tmp_path / "there.html"]
+
+
+def test_reuse_leaves_a_report_alone_that_is_newer_than_the_results(runs, written):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    (run / "report.html").write_text("")
+    for results_are_newer in (False, True):
+        os.utime(run / "report.html", (1e9, 1e9 + 5))
+        os.utime(run / "results.json", (1e9, 1e9 + (9 if results_are_newer else 0)))
+        report.main([str(run), "--users=0", "--reuse"])
+        assert len(written) == results_are_newer
+
+
+def test_baseline_is_the_best_run_beside_it_with_one_tokenizer_from_scratch(runs):
+    one, two = [("rqvae/toy", 1, 0.5, 0.2)], [("rqvae/toy", 1, 0.9, 0.2), ("rqvae/toy", 2, 0.9, 0.2)]
+    make_run(runs / "a_weaker", [("rqvae/toy", 1, 0.4, 0.9)], "test_results_1.json", pretrained_model="")
+    single = make_run(runs / "b_single", one, "test_results_1.json", pretrained_model="")
+    make_run(runs / "c_joint", two, "test_results_1.json", pretrained_model="")
+    make_run(runs / "d_pretrained", two, "test_results_1.json", pretrained_model="", epoch_per_stage=[1])
+    tuned = make_run(runs / "e_tuned", [("rqvae/toy", 1, 0.9, 0.2)], "test_results_1.json", pretrained_model="model")
+    assert single_identifier_run(load_run(tuned)).folder == single
+    assert single_identifier_run(load_run(single)) is None
 
 
 def test_users_are_spread_over_all_and_a_miss_is_told(runs, capsys):
@@ -144,8 +190,8 @@ def test_best_tokenizer_by_validation_among_several_prefixes(runs, tmp_path):
         ("rqvae/b", 3, 0.5, 0.1),
     ]
     run = make_run(runs / "joint", tokenizers, "test_results_1_3.json", results_dir=tmp_path / "results")
-    outcome = report.load_outcome(run)
-    assert outcome.test == metrics(0.1)
+    outcome = load_run(run)
+    assert outcome.row["test"] == metrics(0.1)
     assert outcome.file == tmp_path / "results" / "Tiny" / "joint" / "test_results_1_3.json"
     assert outcome.file.is_file()
 
@@ -158,7 +204,32 @@ def test_absent_runs_and_wrong_flags(runs):
     (run / "results.json").unlink()
     with pytest.raises(InputError, match="tuned holds no finished run"):
         report.main([str(winner(run))])
-    for argv, message in (([], "name a run folder"), ([str(run), "--users=-1"], "users=-1 must not be negative")):
+    wrong = {
+        "name a run folder": [],
+        "users=-1 must not be negative": [str(run), "--users=-1"],
+        r"output=x.pdf must end in \.html": [str(run), "--output=x.pdf"],
+        "absent_.* matches no run": ["--compare", str(run), str(runs / "absent_*")],
+    }
+    for message, argv in wrong.items():
         with pytest.raises(InputError, match=message):
             report.main(argv)
     assert ReportConfig("run").problems() == []
+
+
+def test_compare_takes_any_number_of_runs():
+    assert with_lists(["--compare", "a", "b c", "--users=0"]) == ['--compare=["a", "b c"]', "--users=0"]
+    assert with_lists(["a", "--users=0"]) == ["--run=a", "--users=0"]
+
+
+def test_compare_expands_patterns_and_drops_what_is_named_twice_or_unfinished(runs, monkeypatch):
+    compared: list = []
+    monkeypatch.setattr(report, "compare_runs", lambda found, file: compared.append((found, file)) or "the table")
+    names = ["one", "two", "unfinished"]
+    folders = [make_run(runs / name, [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json") for name in names]
+    (folders[2] / "results.json").unlink()
+    report.main(["--compare", str(folders[1]), str(runs / "*")])
+    ((found, file),) = compared
+    assert [run.folder.name for run in found] == ["two", "one"]
+    assert file == runs / "compare.html"
+    with pytest.raises(InputError, match="1 finished run is nothing to compare"):
+        report.main(["--compare", str(folders[1]), str(folders[1])])

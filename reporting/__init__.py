@@ -1,0 +1,1 @@
+"""What a run came to, as text, tables and pictures: reads run folders and dataset folders, changes neither."""

@@ -1,0 +1,181 @@
+"""Several runs side by side: what differs in their settings, their curves, and paired differences."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from reporting.curves import phase_seconds
+from reporting.page import Section, paragraph, table, write_page
+from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short
+from reporting.run import Run
+from reporting.statistics import mean_interval
+from reporting.terminal import metric_titles
+from utils.errors import InputError
+
+# Settings that say where a run lies, not what it is.
+PLACES = ("run_name", "ckpt_dir", "data_dir", "log_dir", "tensorboard_log_dir", "results_dir", "log_with")
+
+
+def compare_runs(runs: Sequence[Run], file: Path) -> str:
+    """Write the comparison as HTML, and return its table as text.
+
+    Args:
+        runs: Finished runs on one dataset.
+        file: Target.
+
+    Raises:
+        InputError: The runs have different datasets or validation metrics.
+    """
+    for key in ("dataset", "val_metric"):
+        values = list(dict.fromkeys(run.settings[key] for run in runs))
+        if len(values) > 1:
+            raise InputError(f"the runs differ in {key} ({', '.join(values)}) and cannot be compared")
+    metric = runs[0].settings["val_metric"]
+    runs = sorted(runs, key=lambda run: -run.row["valid"][metric])
+    names = short_names(runs)
+    titles = metric_titles([name for name in runs[0].row["test"] if all(name in run.row["test"] for run in runs)])
+    head = [
+        "run",
+        f"valid. {metric_titles([metric])[metric]}",
+        *(f"test {title}" for title in titles.values()),
+        "hours",
+    ]
+    rows = [
+        [
+            name,
+            f"{run.row['valid'][metric]:.4f}",
+            *(f"{run.row['test'][key]:.4f}" for key in titles),
+            f"{sum(phase_seconds(run).values()) / 3600:.2f}",
+        ]
+        for name, run in zip(names, runs, strict=True)
+    ]
+    sections = [
+        Section(
+            "Runs",
+            f"Sorted by validation {metric}, by which a run is to be chosen; test is that of the tokenizer that is "
+            "best on validation. Hours are of the recorded phases, without the pre-training that a run started from.",
+            [table(head, [[escape(cell) for cell in row] for row in rows], 0)],
+        ),
+        differences_section(runs, names),
+        paired_section(runs, names, metric),
+        curves_section(runs, names, metric),
+    ]
+    write_page(file, f"{len(runs)} runs compared", runs[0].settings["dataset"], sections)
+    return text_table(head, rows)
+
+
+def short_names(runs: Sequence[Run]) -> list[str]:
+    """Return the folders' names; with their parents where a name occurs twice."""
+    names = [run.folder.name for run in runs]
+    return [str(run.folder) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table, names on the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, *rows)]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return {setting: value in each run} for the settings in which the runs differ; "–" where a run has none."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in PLACES)
+    values = {name: [run.settings.get(name, "–") for run in runs] for name in names}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def differences_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
+    """Return the settings that are not the same in all runs."""
+    found = differing_settings(runs)
+    lead = "Only the settings that are not the same in all runs."
+    if not found:
+        return Section("Settings", lead, [paragraph("The runs have the same settings.")])
+    rows = [[escape(name), *(escape(_tail(str(value))) for value in row)] for name, row in found.items()]
+    return Section("Settings", lead, [table(["setting", *names], rows)])
+
+
+def _tail(value: str) -> str:
+    """Return a setting's value, of a long one (a path, a list) the end."""
+    return value if len(value) <= 36 else f"…{value[-35:]}"
+
+
+def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
+    """Return each run's difference from the first, user by user."""
+    lead = (
+        f"Test {metric} of each run minus that of {names[0]}, user by user; the interval is the 95% one over users. "
+        "An interval that does not reach 0 is a difference that another draw of users would most likely show too."
+    )
+    with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.file.is_file()]
+    if len(with_users) < 2 or with_users[0][1] is not runs[0]:
+        return Section("Differences", lead, [paragraph("There are no result files per user to compare.")])
+    found = {}
+    for name, run in with_users[1:]:
+        found[name] = mean_interval(paired_difference(run, runs[0], metric))
+    rows = [
+        [escape(name), f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}", _verdict(mean, half)]
+        for name, (mean, half) in found.items()
+    ]
+    body = table(["run", "difference", "95% interval", ""], rows)
+    return Section("Differences", lead, [body, [differences_picture(found, metric, names[0])]])
+
+
+def paired_difference(run: Run, other: Run, metric: str) -> np.ndarray:
+    """Return a metric of one run minus that of another for each user that both were tested on, float64 [U]."""
+    there = dict(zip(other.users.users, other.users.metric(metric), strict=True))
+    here = zip(run.users.users, run.users.metric(metric), strict=True)
+    return np.array([value - there[user] for user, value in here if user in there])
+
+
+def _verdict(mean: float, half: float) -> str:
+    if abs(mean) <= half:
+        return "not told apart"
+    return "higher" if mean > 0 else "lower"
+
+
+def differences_picture(found: dict[str, tuple[float, float]], metric: str, first: str) -> Picture:
+    """Return the paired differences with their intervals."""
+
+    @picture(
+        "differences",
+        f"Test {metric} minus {short(first, 30)}",
+        "Left of 0 is worse than the run that is best on validation.",
+        height=1.6 + 0.35 * len(found),
+    )
+    def draw(axes: Axes) -> None:
+        rows = range(len(found) - 1, -1, -1)
+        means, halves = zip(*found.values(), strict=True)
+        axes.errorbar(means, rows, xerr=halves, fmt="o", capsize=4, color=COLOURS[0])
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(rows, [short(name, 28) for name in found])
+        axes.set_ylim(-0.6, len(found) - 0.4)
+
+    return draw()
+
+
+def curves_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
+    """Return the runs' losses and validation scores over the epochs."""
+    lead = "The same curves as in each run's own report, one line per run, in the order of the table."
+
+    def lines(event: str, value) -> dict[str, tuple[list, list]]:
+        return {
+            short(name, 30): ([line["epoch"] for line in run.events[event]], list(map(value, run.events[event])))
+            for name, run in zip(names, runs, strict=True)
+            if run.events.get(event)
+        }
+
+    @picture("losses", "Training loss", "Mean loss of each epoch; lower is better on the training examples only.")
+    def losses(axes: Axes) -> None:
+        draw_lines(axes, lines("epoch", lambda line: line["loss"]))
+        draw_legend(axes)
+
+    @picture("validations", f"Validation {metric}", "Mean over a run's tokenizers; higher is better.")
+    def validations(axes: Axes) -> None:
+        draw_lines(axes, lines("valid", lambda line: line["mean"][metric]))
+        axes.set_ylim(bottom=0)
+        draw_legend(axes)
+
+    return Section("Curves", lead, [[losses(), validations()]])

@@ -1,0 +1,106 @@
+"""What the curriculum did: sampling probabilities, influence scores, and how far from uniform they are."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+
+from reporting.page import Section, paragraph
+from reporting.pictures import COLOURS, HEIGHT, Picture, draw_legend, draw_lines, picture
+from reporting.run import Material, Run
+
+
+def curriculum_section(material: Material) -> Section:
+    """Return the curriculum of the run, or of the pre-training it started from."""
+    lead = (
+        "After each stage of pre-training, every tokenizer gets an influence score: how much a step on its data would "
+        "lower the validation loss. The next stage draws tokenizers by probabilities made of all scores so far."
+    )
+    run = material.pretraining
+    if run is None:
+        return Section("Curriculum", lead, [paragraph("This run had no pre-training with several tokenizers.")])
+    if not run.events.get("influence"):
+        return Section("Curriculum", lead, [paragraph(f"{run.folder.name} drew all tokenizers equally often.")])
+    stages = [line["stage"] for line in run.events["influence"]]
+    names = list(run.events["influence"][0]["influence"])
+    of = {
+        key: np.array([[line[key][name] for name in names] for line in run.events["influence"]])
+        for key in ("influence", "probabilities")
+    }
+    if run is not material.run:
+        lead += f" These are those of {run.folder.name}, which this run started from."
+    found = [
+        probability_picture(of["probabilities"], stages, names),
+        influence_picture(of["influence"], stages, names),
+        spread_picture(of["probabilities"], stages),
+    ]
+    return Section("Curriculum", lead, [_sentence(run, of["probabilities"], names), found])
+
+
+def _sentence(run: Run, probabilities: np.ndarray, names: list[str]) -> str:
+    last = probabilities[-1]
+    low, high = int(last.argmin()), int(last.argmax())
+    return paragraph(
+        f"In the last stage, at tau {run.settings['tau']:g}, tokenizer {names[high]} was drawn most often "
+        f"({last[high]:.2%}) and {names[low]} least ({last[low]:.2%}); uniform would be {1 / len(last):.2%}."
+    )
+
+
+def probability_picture(probabilities: np.ndarray, stages: list[int], names: list[str]) -> Picture:
+    """Return sampling probability as a heat map: float [S, G]."""
+
+    @picture(
+        "sampling_probabilities",
+        "Sampling probability, relative to uniform",
+        "Orange is drawn more often than with equal chances, purple less; the scale reaches as far as the data do.",
+        wide=True,
+        height=1.6 + 0.42 * (len(stages) + 1),
+    )
+    def draw(axes: Axes) -> None:
+        ratio = np.vstack([np.ones(len(names)), probabilities * len(names)])  # the first stage is uniform
+        reach = max(float(np.abs(ratio - 1).max()), 1e-6)
+        norm = TwoSlopeNorm(1, 1 - reach, 1 + reach)
+        image = axes.imshow(ratio, cmap="PuOr_r", norm=norm, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
+        axes.set_yticks(range(len(ratio)), [f"stage {number}" for number in (stages[0], *(s + 1 for s in stages))])
+        axes.set_xlabel("tokenizer")
+        axes.grid(visible=False)
+        if len(names) <= 12:
+            for (row, column), value in np.ndenumerate(ratio):
+                colour = "white" if abs(value - 1) > 0.6 * reach else "black"
+                axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
+        axes.figure.colorbar(image, ax=axes, format="%.3f", label="times uniform")
+
+    return draw()
+
+
+@picture(
+    "influence",
+    "Influence scores",
+    "One line per stage; higher means that data of this tokenizer help validation more. Only differences within a "
+    "stage change probabilities.",
+)
+def influence_picture(axes: Axes, influence: np.ndarray, stages: list[int], names: list[str]) -> None:
+    x = list(range(len(names)))
+    draw_lines(
+        axes, {f"after stage {s}": (x, row) for s, row in zip(stages, influence, strict=True)}, "tokenizer", True
+    )
+    axes.set_xticks(x, names, rotation=90 if len(names) > 6 else 0)
+    draw_legend(axes)
+
+
+@picture(
+    "spread",
+    "Spread against uniform",
+    "Highest and lowest probability in times uniform: lines that stay near 1 mean that the curriculum changes little; "
+    "a lower tau spreads them.",
+    height=HEIGHT,
+)
+def spread_picture(axes: Axes, probabilities: np.ndarray, stages: list[int]) -> None:
+    ratio = probabilities * probabilities.shape[1]
+    x = [stages[0], *(stage + 1 for stage in stages)]
+    highest, lowest = [1, *ratio.max(axis=1)], [1, *ratio.min(axis=1)]
+    axes.fill_between(x, lowest, highest, color=COLOURS[5], alpha=0.25)
+    draw_lines(axes, {"highest": (x, highest), "lowest": (x, lowest)}, "stage", True)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(x)
+    draw_legend(axes)

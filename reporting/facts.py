@@ -1,0 +1,74 @@
+"""The facts: dataset, settings, versions, hardware, duration, memory, command."""
+
+from dataclasses import MISSING, fields
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from data.interactions import Interactions
+from reporting.curves import phase_seconds
+from reporting.page import Section, facts
+from reporting.run import Material, Run
+from training.config import FinetuneConfig, PretrainConfig
+
+
+def facts_section(material: Material) -> Section:
+    """Return everything that is needed to judge and to repeat the run."""
+    run = material.run
+    lead = "What the run was made with. Settings that differ from the defaults are bold."
+    blocks = ["<h3>Dataset</h3>", facts(dataset_facts(material.interactions)), "<h3>Run</h3>", facts(run_facts(run))]
+    if run.environment:
+        blocks.append(f"<h3>Command</h3><pre>{escape(run.environment['command'])}</pre>")
+    defaults = default_settings(run)
+    rows = [
+        (name, f"<b>{escape(str(value))}</b>" if value != defaults.get(name) else escape(str(value)))
+        for name, value in run.settings.items()
+    ]
+    return Section("Facts", lead, [*blocks, "<h3>Settings</h3>", facts(rows)])
+
+
+def default_settings(run: Run) -> dict[str, Any]:
+    """Return the defaults of a run's stage."""
+    found = {}
+    for field in fields(PretrainConfig if run.is_pretraining else FinetuneConfig):
+        found[field.name] = field.default if field.default_factory is MISSING else field.default_factory()
+    return found
+
+
+def dataset_facts(interactions: Interactions) -> list[tuple[str, str]]:
+    """Return the figures of the paper's Table 1, and a few more."""
+    users, items, total = interactions.num_users, interactions.num_items, len(interactions.items)
+    lengths = np.diff(interactions.offsets)
+    popularity = np.bincount(interactions.items, minlength=items + 1)[1:]
+    return [
+        ("users", f"{users:,}"),
+        ("items", f"{items:,}"),
+        ("interactions", f"{total:,}"),
+        ("sparsity", f"{1 - total / (users * items):.3%}"),
+        ("items per user", f"{lengths.mean():.2f} on average, {lengths.min()} to {lengths.max()}"),
+        ("users per item", f"{popularity.mean():.2f} on average, {popularity.min()} to {popularity.max()}"),
+    ]
+
+
+def run_facts(run: Run) -> list[tuple[str, str]]:
+    """Return duration, memory, versions and hardware, as far as they were recorded."""
+    environment, found = run.environment, [("folder", escape(str(run.folder)))]
+    if environment:
+        versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
+        found += [
+            ("started", escape(environment["started"])),
+            ("commit", escape(environment["commit"] or "not in a Git repository")),
+            ("versions", escape(versions)),
+            ("hardware", escape(environment["hardware"])),
+            ("system", escape(environment["system"])),
+        ]
+    else:
+        found.append(("versions, hardware, command", "not recorded by this run"))
+    seconds = sum(phase_seconds(run).values())
+    if seconds:
+        found.append(("duration", f"{seconds / 3600:.2f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"))
+    for line in run.events.get("test", []):
+        peak = line.get("peak_memory_mb", {})
+        found += [(f"peak memory, {name}", f"{value / 1024:.2f} GiB") for name, value in peak.items()]
+    return found

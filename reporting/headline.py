@@ -1,0 +1,170 @@
+"""The headline: test metrics beside baselines and the paper's, and the candidates that the run was chosen from."""
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from data.interactions import Interactions
+from data.popularity import popularity_recommendations
+from reporting.page import Section, table
+from reporting.paper import TABLE_2, TABLE_2_METRICS
+from reporting.pictures import COLOURS, GREY, Picture, picture, short
+from reporting.run import Material, Run
+from reporting.statistics import mean_interval
+from reporting.terminal import metric_titles
+from utils.files import read_json
+from utils.metrics import parse_metric, per_user, target_ranks
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's test metrics.
+
+    Attributes:
+        name: Shown.
+        metrics: {metric: mean over users}.
+        values: {metric: float64 [U]} where there are results per user.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    values: dict[str, np.ndarray]
+
+    def half_width(self, metric: str) -> float | None:
+        """Return the half-width of a metric's confidence interval."""
+        return mean_interval(self.values[metric])[1] if metric in self.values else None
+
+
+def popularity_row(interactions: Interactions, names: list[str]) -> Row:
+    """Return the most-popular baseline."""
+    items, targets = popularity_recommendations(interactions, "test", max(parse_metric(name)[1] for name in names))
+    ranks = target_ranks(items, targets)
+    values = {name: per_user(name, ranks) for name in names}
+    return Row("Most popular items", {name: float(value.mean()) for name, value in values.items()}, values)
+
+
+def run_row(name: str, run: Run) -> Row:
+    """Return a run's chosen tokenizer's results; without intervals where the result file per user is gone."""
+    values = {metric: run.users.metric(metric) for metric in run.row["test"]} if run.file.is_file() else {}
+    return Row(name, run.row["test"], values)
+
+
+def paper_rows(dataset: str, names: list[str]) -> list[Row]:
+    """Return the paper's Table 2 for one of its datasets."""
+    return [
+        Row(f"{method} (paper)", {k: v for k, v in zip(TABLE_2_METRICS, values, strict=True) if k in names}, {})
+        for method, values in TABLE_2.get(dataset, {}).items()
+    ]
+
+
+def headline_section(material: Material) -> Section:
+    """Return tiles, the table and the picture of test metrics, and the candidates on validation."""
+    run, baseline = material.run, material.baseline
+    titles = metric_titles(list(run.row["test"]))
+    rows = [popularity_row(material.interactions, list(titles))]
+    if baseline:
+        rows.append(run_row(f"One tokenizer, no pre-training: {baseline.folder.name}", baseline))
+    rows.append(run_row(run.folder.name, run))
+    marked = len(rows) - 1
+    rows += paper_rows(run.settings["dataset"], list(titles))
+    users = run.results["num_users"]
+    best = f"tokenizer {run.labels[run.chosen]}"
+    best += f", of {len(run.labels)} the best on validation" if len(run.labels) > 1 else ""
+    lead = (
+        f"Share of {users:,} test users whose next item is among the first 5 or 10 recommended (Recall), and the same "
+        f"weighted by rank (NDCG); higher is better. Marked: this run with {best}. ± is the 95% confidence interval "
+        "over users: what another draw of users would change; another seed of training is not in it."
+    )
+    body = table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
+    pictures = [metric_picture(rows, name, title, marked) for name, title in titles.items() if name in _shown(run)]
+    return Section("Results", lead, [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)])
+
+
+def _shown(run: Run) -> list[str]:
+    """Return the two metrics that get a picture: those of the validation metric's cut-off."""
+    cutoff = parse_metric(run.settings["val_metric"])[1]
+    return [name for name in run.row["test"] if parse_metric(name)[1] == cutoff]
+
+
+def _cells(row: Row, names: list[str]) -> list[str]:
+    cells = [escape(row.name)]
+    for name in names:
+        half = row.half_width(name)
+        interval = f" <small>± {half:.4f}</small>" if half is not None else ""
+        cells.append(f"{row.metrics[name]:.4f}{interval}" if name in row.metrics else "–")
+    return cells
+
+
+def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
+    """Return the metrics in large figures, each compared with the strongest baseline."""
+    tiles = []
+    for name, title in titles.items():
+        other = max(others, key=lambda other: other.metrics[name])
+        before = other.metrics[name]
+        gain = f"{(row.metrics[name] - before) / before:+.1%}" if before else "above 0"
+        label = "most popular" if other is others[0] else "one tokenizer, no pre-training"
+        tiles.append(
+            f"<div class='tile'><span>{title}</span><b>{row.metrics[name]:.4f}</b>"
+            f"<span>{gain} against {label}</span></div>"
+        )
+    return f"<div class='tiles'>{''.join(tiles)}</div>"
+
+
+def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Picture:
+    """Return a metric of all methods as points with their intervals."""
+
+    @picture(
+        f"test_{name.replace('@', '_')}",
+        f"Test {title}",
+        "Further right is better; bars are 95% confidence intervals over users (the paper gives none).",
+    )
+    def draw(axes: Axes) -> None:
+        shown = [row for row in rows if name in row.metrics]
+        for index, row in enumerate(shown):
+            own = index < marked + 1
+            axes.errorbar(
+                row.metrics[name],
+                len(shown) - 1 - index,
+                xerr=row.half_width(name),
+                **{"fmt": "o" if own else "D", "capsize": 4, "markersize": 8 if index == marked else 5.5},
+                color=COLOURS[0] if index == marked else COLOURS[1] if own else GREY,
+            )
+        names = [short(row.name.split(":")[0], 32) for row in shown]
+        axes.set_yticks(range(len(shown) - 1, -1, -1), names)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+
+    return draw()
+
+
+def _candidates(run: Run) -> list[str]:
+    """Return the table of candidates that this run won among, and that of its own tokenizers."""
+    blocks = []
+    for file in sorted(run.folder.parent.glob("*.winner.json")):
+        selection = read_json(file)
+        if Path(selection["winner"]["run"]).name != run.folder.name or len(selection.get("candidates", [])) < 2:
+            continue
+        titles = metric_titles(list(selection["winner"]["valid"]))
+        rows = [
+            [escape(f"{Path(row['run']).name}, tokenizer {row['epoch'] or 'best'}")]
+            + [f"{row['valid'][name]:.4f}" for name in titles]
+            for row in selection["candidates"]
+        ]
+        won = [
+            all(row[k] == selection["winner"][k] for k in ("run", "epoch", "prefix")) for row in selection["candidates"]
+        ]
+        blocks.append("<h3>Chosen among these on validation</h3>")
+        blocks.append(table(["validation", *titles.values()], rows, won.index(True)))
+    if len(run.labels) > 1:
+        titles, metric = metric_titles(list(run.row["test"])), run.settings["val_metric"]
+        rows = [
+            [escape(label), f"{row['valid'][metric]:.4f}", *(f"{row['test'][name]:.4f}" for name in titles)]
+            for label, row in zip(run.labels, run.results["per_tokenizer"], strict=True)
+        ]
+        head = ["tokenizer", f"valid. {titles[metric]}", *(f"test {title}" for title in titles.values())]
+        blocks += ["<h3>Each tokenizer</h3>", table(head, rows, run.chosen)]
+    return blocks

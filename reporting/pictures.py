@@ -1,0 +1,152 @@
+"""Pictures of one panel each, as PNG: readable at a phone's width, in grey, and without telling red from green."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every kind of colour vision; lines differ in dashes too, points in shape.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C6D31")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#777777"
+WIDTH, HEIGHT = 5.4, 3.3  # inches
+STYLE = {
+    **{"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold"},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.grid": True},
+    **{"grid.color": "#E6E6E6", "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6},
+    **{"axes.axisbelow": True, "figure.constrained_layout.use": True},
+}
+
+
+@dataclass(frozen=True)
+class Tooltip:
+    """A place in a picture with a text that shows when pointed at; x and y in 0..1 from the upper left corner."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a report.
+
+    Attributes:
+        name: File name without .png.
+        title: What it shows.
+        caption: One sentence on how to read it.
+        png: The file.
+        tooltips: Texts on places in it.
+        wide: Whether it takes a row of its own.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    tooltips: tuple[Tooltip, ...] = ()
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is marked along the epochs of a training run.
+
+    Attributes:
+        stages: 1-based last epochs of the curriculum's stages, the last epoch of all left out.
+        checkpoints: 1-based epochs whose weights were kept.
+        chosen: 1-based epoch of the weights that were tested.
+    """
+
+    stages: Sequence[int] = ()
+    checkpoints: Sequence[int] = ()
+    chosen: int | None = None
+
+
+def picture(name: str, title: str, caption: str, wide: bool = False, height: float = HEIGHT) -> Callable:
+    """Make a function that draws on axes into one that returns a Picture; it may return tooltips in data coordinates.
+
+    Args:
+        name, title, caption, wide: As in Picture.
+        height: In inches.
+    """
+
+    def decorate(draw: Callable[..., list[tuple[float, float, str]] | None]) -> Callable[..., Picture]:
+        @wraps(draw)
+        def make(*args, **kwargs) -> Picture:
+            with matplotlib.rc_context(STYLE):
+                figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
+                axes = figure.add_subplot()
+                axes.set_title(title)
+                places = draw(axes, *args, **kwargs) or []
+                file = io.BytesIO()
+                figure.savefig(file, format="png", dpi=150)
+                size = figure.get_size_inches() * figure.dpi
+                tooltips = [
+                    Tooltip(float(x / size[0]), float(1 - y / size[1]), text)
+                    for (x, y), text in zip(
+                        axes.transData.transform([place[:2] for place in places]) if places else (),
+                        [place[2] for place in places],
+                        strict=True,
+                    )
+                ]
+            return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
+
+        return make
+
+    return decorate
+
+
+def draw_marks(axes: Axes, marks: Marks) -> None:
+    """Mark the stages' ends, the checkpoints and the chosen epoch on axes whose x is the epoch."""
+    for stage, epoch in enumerate(marks.stages, start=1):
+        axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":", label="end of a stage" if stage == 1 else None)
+    if marks.checkpoints:
+        axes.plot(
+            marks.checkpoints,
+            np.zeros(len(marks.checkpoints)),
+            **{"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5, "label": "checkpoint"},
+            **{"linestyle": "", "marker": "^", "markersize": 5, "color": GREY},
+        )
+    if marks.chosen:
+        axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
+
+
+def draw_lines(
+    axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str = "epoch", points: bool = False
+) -> None:
+    """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last."""
+    many = len(lines) > len(COLOURS)
+    for index, (name, (x, y)) in enumerate(lines.items()):
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "label": name}
+        if many:
+            ends = {0: COLOURS[0], len(lines) - 1: COLOURS[1]}
+            style = {"color": ends.get(index, "#BBBBBB"), "label": name if index in ends else None}
+            style |= {"zorder": 3 if index in ends else 2}
+        if points or len(x) < 30:
+            style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.5}
+        axes.plot(x, y, **style)
+    axes.set_xlabel(xlabel)
+
+
+def draw_legend(axes: Axes) -> None:
+    """Add a legend below the axes, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def short(text: str, length: int = 60) -> str:
+    """Return a text of at most `length` characters."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height in pixels, from the file's header."""
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

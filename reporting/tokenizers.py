@@ -1,0 +1,227 @@
+"""What the tokenizer learnt: collisions, use of the codes, drift between its epochs, and a map of the items."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from data.token_table import level_sizes, read_sem_ids, resolve_groups
+from reporting.page import Section, paragraph, table
+from reporting.paper import TABLE_5
+from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, draw_legend, draw_lines, picture, short
+from reporting.run import Material
+from tokenizer.quality import drift, tokenizer_quality
+from utils.files import read_json
+
+MAP_ITEMS = 1200  # as many as stay apart in a picture
+
+
+def tokenizer_section(material: Material) -> Section:
+    """Return what is known of the chosen tokenizer and of its neighbours in training."""
+    run, codes = material.run, material.codes
+    lead = (
+        f"The last epochs of an RQ-VAE are the tokenizers; this run is tested with {run.labels[run.chosen]}. A good "
+        "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
+    )
+    if codes is None:
+        return Section("Tokenizer", lead, [paragraph("The files with its semantic IDs are no longer there.")])
+    sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])[:-1]
+    folder = (run.dataset_folder / run.row["prefix"]).parent
+    report = quality_report(material, folder, sizes)
+    found = []
+    history = [line for line in _lines(folder / "metrics.jsonl") if "codes_used" in line]
+    if history:
+        found += [collision_picture(history), codes_picture(history, sizes)]
+    found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
+    if report["drift"]:
+        found.append(
+            drift_picture({int(gap): values for gap, values in report["drift"].items()}, run.settings["dataset"])
+        )
+    embeddings = _embeddings(material)
+    if embeddings is not None:
+        found.append(map_picture(embeddings, codes[:, 0], material.texts, run.settings["rand_seed"]))
+    return Section("Tokenizer", lead, [_level_table(codes[:, :-1], sizes), found])
+
+
+def quality_report(material: Material, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
+    """Return the quality report that export wrote; for published semantic IDs the same of all epochs that are there."""
+    if (folder / "quality.json").is_file():
+        return read_json(folder / "quality.json")
+    run, names = material.run, material.interactions.item_names[1:]
+    groups = resolve_groups(run.dataset_folder, run.row["prefix"], suffix=run.settings["token_suffix"])
+    levels = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])
+    found = {group.epoch: read_sem_ids(group.file, names, levels) for group in groups if group.epoch is not None}
+    qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
+    return {"tokenizers": qualities, "drift": drift(found)}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _embeddings(material: Material) -> np.ndarray | None:
+    """Return the text embeddings that the tokenizer's name points to, float32 [N, E], if they are there."""
+    encoder = Path(material.run.row["prefix"]).name.rsplit("_", 1)[0]
+    file, items = material.run.dataset_folder / f"{encoder}.sent_emb", len(material.texts)
+    if not file.is_file() or file.stat().st_size % (4 * items):
+        return None
+    return np.fromfile(file, dtype="<f4").reshape(items, -1)
+
+
+def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
+    quality = tokenizer_quality(codes, sizes)
+    rows = [
+        [f"level {level}", f"{used:,} of {size:,}", f"{perplexity:.1f}", f"{largest:.1%}"]
+        for level, (used, size, perplexity, largest) in enumerate(
+            zip(
+                quality["codes_used"],
+                sizes,
+                quality["perplexity"],
+                [np.bincount(level).max() / len(codes) for level in codes.T],
+                strict=True,
+            )
+        )
+    ]
+    head = ["", "codes in use", "perplexity (all equal: number of codes)", "items with the most frequent code"]
+    sentence = (
+        f"{quality['collision_rate']:.1%} of the items collide with another; the largest group has "
+        f"{quality['largest_group']} items."
+    )
+    return table(head, rows) + paragraph(sentence)
+
+
+@picture("collisions", "Collision rate", "Share of training items that share all codebook codes with another item.")
+def collision_picture(axes: Axes, history: list[dict]) -> None:
+    draw_lines(axes, {"": ([line["epoch"] for line in history], [line["collision_rate"] for line in history])})
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("epoch of the RQ-VAE")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+
+
+@picture(
+    "codes", "Codes in use", "Share of each level's codes that some item has; a level far below the top is wasted."
+)
+def codes_picture(axes: Axes, history: list[dict], sizes: Sequence[int]) -> None:
+    epochs = [line["epoch"] for line in history]
+    lines = {f"level {i}": (epochs, [line["codes_used"][i] / size for line in history]) for i, size in enumerate(sizes)}
+    draw_lines(axes, lines, "epoch of the RQ-VAE")
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    draw_legend(axes)
+
+
+@picture("usage", "Items per code", "Each level's codes from the most to the least frequent; flat and long is good.")
+def usage_picture(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
+    for level, size in enumerate(sizes):
+        counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
+        used = counts[counts > 0]
+        style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
+        axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("code, by frequency")
+    axes.set_ylabel("items")
+    draw_legend(axes)
+
+
+@picture(
+    "perplexity",
+    "Perplexity of the kept epochs",
+    "How many codes would, used equally often, be as varied as those in use: the number of codes at best.",
+)
+def perplexity_picture(axes: Axes, tokenizers: dict[str, dict], sizes: Sequence[int]) -> None:
+    kept = [(int(name), quality["perplexity"]) for name, quality in tokenizers.items() if name.isdigit()]
+    epochs = [epoch for epoch, _ in kept]
+    draw_lines(
+        axes,
+        {f"level {i}": (epochs, [values[i] for _, values in kept]) for i in range(len(sizes))},
+        "epoch of the RQ-VAE",
+    )
+    axes.set_ylim(0, max(sizes) * 1.03)
+    draw_legend(axes)
+
+
+def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
+    """Return how many items change their tokens between two epochs, beside the paper's Table 5."""
+    beside = {name: values for name, values in TABLE_5.items() if name == dataset} or TABLE_5
+
+    @picture(
+        "drift",
+        "Semantic IDs that differ between epochs",
+        "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5.",
+    )
+    def draw(axes: Axes) -> None:
+        for index, (values, style) in enumerate((v, s) for v in beside.values() for s in (("-", 1), ("--", 0))):
+            axes.plot(
+                list(values),
+                [pair[style[1]] for pair in values.values()],
+                **{"color": "#AAAAAA", "linestyle": style[0], "linewidth": 1},
+                label=("any token (paper)", "first token (paper)")[index] if index < 2 else None,
+            )
+        gaps = list(found)
+        draw_lines(
+            axes,
+            {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")},
+            "epochs between two tokenizers",
+        )
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        draw_legend(axes)
+
+    return draw()
+
+
+def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:
+    """Return items in two dimensions, with their texts as tooltips.
+
+    Args:
+        embeddings: float32 [N, E].
+        first_codes: int [N], codes of level 0.
+        texts: N texts.
+        seed: Decides which items are shown, at most MAP_ITEMS.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(texts))[:MAP_ITEMS])
+    points = embeddings[rows].astype(np.float64)
+    points = PCA(min(30, *points.shape), random_state=seed).fit_transform(points)
+    if len(rows) > 60:  # t-SNE needs some neighbours
+        points = TSNE(perplexity=min(30, len(rows) / 4), max_iter=400, random_state=seed).fit_transform(points)
+    codes = first_codes[rows]
+    frequent = np.argsort(-np.bincount(codes), kind="stable")[: min(len(COLOURS), len(np.unique(codes)))]
+
+    @picture(
+        "items",
+        "Items, coloured by their first code",
+        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
+        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
+        "at an item to read its text.",
+        wide=True,
+        height=6,
+    )
+    def draw(axes: Axes) -> list[tuple[float, float, str]]:
+        rest = ~np.isin(codes, frequent)
+        axes.scatter(*points[rest, :2].T, s=7, color="#CCCCCC", linewidths=0, label="other codes")
+        for index, code in enumerate(frequent):
+            members = np.flatnonzero(codes == code)
+            centre = np.median(points[members, :2], axis=0)
+            colour, marker = COLOURS[index], MARKERS[index]
+            nearest = members[np.argmin(((points[members, :2] - centre) ** 2).sum(axis=1))]
+            label = f"{code}: {short(texts[rows[nearest]], 40)}".replace("$", r"\$")
+            axes.scatter(*points[members, :2].T, s=18, color=colour, marker=marker, linewidths=0, label=label)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.5)
+        return [
+            (x, y, f"code {code}: {short(texts[row], 110)}")
+            for (x, y), code, row in zip(points[:, :2], codes, rows, strict=True)
+        ]
+
+    return draw()

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reporting.compare import compare_runs, differing_settings, paired_difference, short_names
+from reporting.run import load_run
+from reporting.statistics import mean_interval
+from utils.errors import InputError
+
+
+@pytest.fixture
+def runs(finished: Path) -> list:
+    return [load_run(finished / name) for name in ("single", "pretrained", "tuned")]
+
+
+def test_table_is_sorted_by_validation_and_the_page_has_all(runs, tmp_path):
+    text = compare_runs(runs, tmp_path / "compare.html")
+    best_first = sorted(runs, key=lambda run: -run.row["valid"]["ndcg@10"])
+    lines = text.splitlines()
+    assert lines[0].split()[:3] == ["run", "valid.", "NDCG@10"]
+    assert [line.split()[0] for line in lines[1:]] == [run.folder.name for run in best_first]
+    assert [line.split()[1] for line in lines[1:]] == [f"{run.row['valid']['ndcg@10']:.4f}" for run in best_first]
+    page = (tmp_path / "compare.html").read_text()
+    for title in ("Runs", "Settings", "Differences", "Curves"):
+        assert f"<h2>{title}</h2>" in page
+    names = {path.stem for path in (tmp_path / "compare").iterdir()}
+    assert names == {"differences", "losses", "validations"}
+    mean, half = mean_interval(paired_difference(best_first[1], best_first[0], "ndcg@10"))
+    assert f"<td>{mean:+.4f}</td><td>{mean - half:+.4f} to {mean + half:+.4f}</td>" in page
+
+
+def test_only_settings_that_differ_are_listed(runs):
+    found = differing_settings(runs)
+    assert found["epochs"] == [2, 3, 2]
+    assert found["tau"] == ["–", 1.0, "–"]
+    assert not {"lr", "dataset", "run_name"} & found.keys()
+
+
+def test_difference_is_paired_by_user(runs):
+    difference = paired_difference(runs[0], runs[1], "recall@10")
+    assert difference.mean() == pytest.approx(runs[0].row["test"]["recall@10"] - runs[1].row["test"]["recall@10"])
+    assert (paired_difference(runs[0], runs[0], "ndcg@10") == np.zeros(len(runs[0].users.users))).all()
+
+
+def test_what_cannot_be_compared_is_refused(runs, tmp_path):
+    runs[1].settings["dataset"] = "Other"
+    with pytest.raises(InputError, match=r"the runs differ in dataset \(Tiny, Other\)"):
+        compare_runs(runs, tmp_path / "compare.html")
+
+
+def test_equal_names_are_shown_with_their_folders(runs):
+    assert short_names(runs) == ["single", "pretrained", "tuned"]
+    assert short_names([runs[0], runs[0]]) == [str(runs[0].folder)] * 2

@@ -1,0 +1,146 @@
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import read_results
+
+from reporting.curves import marks_of, phase_seconds
+from reporting.facts import default_settings
+from reporting.headline import paper_rows
+from reporting.pictures import Marks
+from reporting.report import write_report
+from reporting.run import load_material, load_run, pretraining_of, single_identifier_run
+from training.config import PretrainConfig
+
+PICTURES = {
+    *("test_recall_10", "test_ndcg_10", "loss", "validation", "learning_rate", "gradient_norm", "time"),
+    *("sampling_probabilities", "influence", "spread"),
+    *("collisions", "codes", "usage", "perplexity", "drift", "items"),
+}
+
+
+@pytest.fixture(scope="module")
+def reports(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the reports of the pre-training and of the fine-tuned run."""
+    folder = tmp_path_factory.mktemp("reports")
+    for name in ("pretrained", "tuned"):
+        run = load_run(finished / name)
+        write_report(load_material(run, single_identifier_run(run)), folder / f"{name}.html")
+    return {name: folder / f"{name}.html" for name in ("pretrained", "tuned")}
+
+
+def test_what_a_run_records(finished):
+    run = load_run(finished / "pretrained")
+    assert marks_of(run) == Marks([1, 2], [2, 3], run.results["best_epoch"])
+    assert set(phase_seconds(run)) == {"training", "influence", "validation", "test"}
+    assert set(run.environment) == {"started", "command", "commit", "versions", "hardware", "system"}
+    assert run.environment["versions"].keys() >= {"python", "torch", "transformers"}
+    assert 50 < run.events["test"][0]["peak_memory_mb"]["machine"] < 20_000
+    tuned = load_run(finished / "tuned")
+    assert pretraining_of(tuned).folder == finished / "pretrained"
+    assert single_identifier_run(tuned).folder == finished / "single"
+    metric = tuned.users.metric("recall@10")
+    assert metric.mean() == pytest.approx(tuned.row["test"]["recall@10"])
+
+
+def test_headline_has_all_methods_with_intervals(finished, reports):
+    text = reports["tuned"].read_text()
+    rows = re.findall(r"<th scope='row'>(Most popular items|One tokenizer[^<]*|tuned)</th>(.*?)</tr>", text)
+    assert [name for name, _ in rows] == ["Most popular items", "One tokenizer, no pre-training: single", "tuned"]
+    run = load_run(finished / "tuned")
+    value = run.users.metric("ndcg@10")
+    half = 1.959964 * value.std(ddof=1) / np.sqrt(len(value))
+    assert f"{read_results(run.folder)['test']['ndcg@10']:.4f} <small>± {half:.4f}</small>" in rows[2][1]
+
+
+def test_papers_rows_stand_beside_its_datasets():
+    (row,) = (row for row in paper_rows("Video_Games", ["recall@10", "ndcg@10"]) if row.name == "MTGRec (paper)")
+    assert row.metrics == {"recall@10": 0.0956, "ndcg@10": 0.0517}
+    assert paper_rows("Another", ["ndcg@10"]) == []
+
+
+@pytest.mark.parametrize(("name", "own"), [("pretrained", {"validation_per_tokenizer"}), ("tuned", set())])
+def test_every_picture_is_in_the_page_and_beside_it(reports, name, own):
+    file = reports[name]
+    assert {path.stem for path in file.with_suffix("").iterdir()} == PICTURES | own
+    text = file.read_text()
+    assert text.count("<img src='data:image/png;base64,") == len(PICTURES | own)
+    assert text.count("<figcaption>") == len(PICTURES | own)
+    assert "http" not in re.sub(r"base64,[^']*", "", text).replace("http-equiv", "")
+    assert file.stat().st_size < 5e6
+
+
+def test_users_have_their_histories_items_and_semantic_ids(finished, reports):
+    text = reports["tuned"].read_text()
+    run = load_run(finished / "tuned")
+    cards = text.split("<div class='user'>")[1:]
+    assert len(cards) == 10
+    for card in cards:
+        user = re.search(r"<h3>User (\w+)</h3>", card)[1]
+        row = run.users.users.index(user)
+        target = run.users.targets[row]
+        assert ("class='hit'" in card) == (target in run.users.recommended[row])
+        came_next = card[card.index("came next") : card.index("recommended, best first")]
+        assert f"<span class='words'>&lt;b&gt;text&lt;/b&gt; &amp; $x_1$ of {target}</span>" in came_next
+        codes = json.loads((run.dataset_folder / "rqvae" / "toy_8,8,8,8_2.sem_ids").read_text())[target]
+        assert f"<b>{'·'.join(map(str, codes))}</b>" in came_next
+
+
+def test_curriculum_of_a_fine_tuned_run_is_its_pre_trainings(reports):
+    assert "These are those of pretrained" in reports["tuned"].read_text()
+    assert "These are those of" not in reports["pretrained"].read_text()
+
+
+def test_settings_that_are_no_defaults_are_bold(finished, reports):
+    text = reports["pretrained"].read_text()
+    assert "<dt>num_layers</dt><dd><b>1</b></dd>" in text
+    assert "<dt>tau</dt><dd>1.0</dd>" in text
+    assert default_settings(load_run(finished / "pretrained"))["epoch_per_stage"] == PretrainConfig().epoch_per_stage
+
+
+def test_run_without_records_still_has_a_report(finished, tmp_path):
+    folder = tmp_path / "bare" / "Tiny" / "run"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "results.json"):
+        shutil.copy(finished / "tuned" / name, folder)
+    run = load_run(folder)
+    run.settings["pretrained_model"], run.row["prefix"] = "", "rqvae/gone_8,8,8,8"
+    write_report(load_material(run, None), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    for sentence in (
+        "no metrics.jsonl with epochs",
+        "no pre-training with several tokenizers",
+        "semantic IDs are no longer there",
+        "test_results_2.json is no longer there",
+        "not recorded by this run",
+    ):
+        assert sentence in text
+
+
+LOOK = """<script>addEventListener('load', () => { document.body.dataset.seen = JSON.stringify({
+  broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).length,
+  requests: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !name.startsWith('data:')),
+  pictures: document.images.length, width: document.documentElement.scrollWidth, window: innerWidth}) })</script>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize("width", [500, 1280])
+def test_browser_shows_it_without_error_request_or_sideways_scrolling(reports, tmp_path, width):
+    page = tmp_path / "page.html"
+    page.write_text(reports["pretrained"].read_text().replace("</body>", f"{LOOK}</body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [
+        "--disable-component-update",
+        "--no-first-run",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += ["--enable-logging=stderr", f"--window-size={width},900", "--dump-dom"]
+    result = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    seen = json.loads(re.search(r'data-seen="([^"]*)"', result.stdout)[1].replace("&quot;", '"'))
+    assert seen == {"broken": 0, "requests": [], "pictures": len(PICTURES) + 1, "width": width, "window": width}
+    assert [line for line in result.stderr.splitlines() if "CONSOLE" in line] == []
