@@ -7,7 +7,7 @@
 #   FINETUNE=joint bash finetune.sh                                the chosen tokenizers together, as the published script
 #
 # Runs go to <CKPT_DIR>/<DATASET>/<RUN_NAME>_<checkpoint>_<tokenizer>, the choice to <CKPT_DIR>/<DATASET>/<RUN_NAME>.winner.json.
-# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN (utils/launch.sh). Flags are added to each command and override it.
+# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN, REPORT (utils/launch.sh). Flags are added to each command and override it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/utils/launch.sh"
 
@@ -53,3 +53,4 @@ while IFS=$'\t' read -r name prefix epochs model; do
 done <<<"$plan"
 
 run "$PYTHON" -m training.candidates select "$RUN_NAME" "${names[@]}" "${flags[@]}" "$@"
+report "$RUN_NAME.winner.json" "${flags[@]}" "$@"

@@ -6,7 +6,7 @@
 #   DATASET=MyData RUN_NAME=small TAU_LIST=3 bash pretrain.sh --num_layers=2 --epochs=50
 #
 # Needs <DATA_DIR>/<DATASET> with semantic IDs (tokenizer/run.sh makes them). Runs go to <CKPT_DIR>/<DATASET>/<RUN_NAME>_tau<tau>.
-# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN (utils/launch.sh). Flags are added to the command and override it.
+# Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN, REPORT (utils/launch.sh). Flags are added to the command and override it.
 
 source "$(dirname "${BASH_SOURCE[0]}")/utils/launch.sh"
 
@@ -28,12 +28,16 @@ read -r LAYERS TOKENIZERS TAUS SHARE <<<"$row"
 
 accumulation "$@"
 for tau in $(tr ',' ' ' <<<"${TAU_LIST:-$TAUS}"); do
-  launch pretrain \
-    --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau" \
-    --reuse ${RESUME_FLAG:+"$RESUME_FLAG"} \
-    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS" --num_tokenizers="$TOKENIZERS" --tau="$tau" \
-    --lr=0.005 --warmup_steps=10000 --epochs=200 --epoch_per_stage=[60,20,20,20,20,20,20] \
-    --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION" \
-    --influence_sample_ratio="$SHARE" --val_delay=199 `# evaluate at the end only: all tokenizers on all users` \
+  flags=(
+    --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau"
+    --reuse ${RESUME_FLAG:+"$RESUME_FLAG"}
+    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS" --num_tokenizers="$TOKENIZERS" --tau="$tau"
+    --lr=0.005 --warmup_steps=10000 --epochs=200 --epoch_per_stage=[60,20,20,20,20,20,20]
+    --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION"
+    --influence_sample_ratio="$SHARE"
+    --val_delay=199  # evaluate at the end only: all tokenizers on all users
     "$@"
+  )
+  launch pretrain "${flags[@]}"
+  report "$(value_of run_name "${flags[@]}")" "${flags[@]}"
 done

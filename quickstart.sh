@@ -102,11 +102,11 @@ reused "$PRETRAINING/results.json" || {
 
 step "4/6 Fine-tuning with one tokenizer: finetune.sh"
 reused "$WITH_MTGREC" ||
-  PRETRAINED="$PRETRAINING" RUN_NAME=mtgrec bash "$ROOT/finetune.sh" "${FINETUNE_FLAGS[@]}"
+  PRETRAINED="$PRETRAINING" RUN_NAME=mtgrec REPORT=0 bash "$ROOT/finetune.sh" "${FINETUNE_FLAGS[@]}"
 
 step "5/6 Baseline, one tokenizer from scratch: PRETRAINED=none finetune.sh"
 reused "$WITHOUT" ||
-  PRETRAINED=none RUN_NAME=single bash "$ROOT/finetune.sh" "${MODEL_FLAGS[@]}" "${SINGLE_FLAGS[@]}"
+  PRETRAINED=none RUN_NAME=single REPORT=0 bash "$ROOT/finetune.sh" "${MODEL_FLAGS[@]}" "${SINGLE_FLAGS[@]}"
 
 step "6/6 Results"
 run "$PYTHON" "$ROOT/report.py" "$WITH_MTGREC" --baseline="$WITHOUT" --users=3
@@ -119,6 +119,7 @@ Where the files lie
   pre-training          $PRETRAINING
   MTGRec                $WITH_MTGREC
   one tokenizer only    $WITHOUT
+  reports               $RUNS/mtgrec_*/report.html, $PRETRAINING/report.html
 
 More recommendations
   $PYTHON $ROOT/recommend.py --model=$WITH_MTGREC --users=U00001,U00002

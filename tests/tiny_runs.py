@@ -105,7 +105,7 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment:
         "RESUME",
     )
     inherited = {name: value for name, value in os.environ.items() if name not in (*ours, "DRY_RUN")}
-    inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "REPORT": "0"}
     if sys.prefix != sys.base_prefix:
         inherited["VIRTUAL_ENV"] = sys.prefix
     command = ["bash", os.path.relpath(ROOT / script, folder), *arguments]

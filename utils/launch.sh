@@ -4,6 +4,7 @@
 #   NUM_GPUS   processes to start, one per GPU (1)        CKPT_DIR   folder where runs go (ckpt)
 #   DRY_RUN=1  print the commands instead of running them  CPU=1     several processes on the CPU
 #   RESUME=1   go on with what was interrupted, exactly where it was; start anew where there is nothing to resume
+#   REPORT=0   make no report.html at the end
 #
 # Paths given by the user are relative to the folder the script is called from; the defaults lie in the project.
 
@@ -58,4 +59,19 @@ accumulation() {
     echo "NUM_GPUS=$NUM_GPUS, the paper has 4: gradients are accumulated over $ACCUMULATION batches, so a step sees" \
       "$((NUM_GPUS * ACCUMULATION)) batches (paper: 4 of 256 examples; --gradient_accumulation_steps overrides)" >&2
   fi
+}
+
+# Print the last value that the flags after $1 give to --$1.
+value_of() {
+  local flag found=
+  for flag in "${@:2}"; do case "$flag" in "--$1="*) found="${flag#*=}" ;; esac; done
+  echo "$found"
+}
+
+# Make report.html of what file or folder $1 of <ckpt_dir>/<dataset> names, both as in the flags after it. The run stands
+# even where its report fails.
+report() {
+  [ "${REPORT:-1}" = 1 ] || return 0
+  run "$PYTHON" -m report --run="$(value_of ckpt_dir "${@:2}")/$(value_of dataset "${@:2}")/$1" --users=0 --reuse ||
+    echo "the report could not be made; the run itself is finished" >&2
 }
