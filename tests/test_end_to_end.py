@@ -1,103 +1,119 @@
-"""From raw reviews to recommendations with the commands that people type, on a sample of 80 items."""
+"""The tutorial's commands as they are written: from tables to a report, on a shop of 80 items."""
 
+import csv
 import json
+import os
+import re
+import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
-from raw_files import START, Review, write_items, write_reviews
-from tiny_runs import MODEL, read_lines, read_results, run_script
+from tiny_runs import ROOT, read_lines, read_results
 
 import recommend
-from data import prepare as data_prepare
-from data import sample
+import training.setup
+from data.interactions import load_interactions
+from data.token_table import read_sem_ids, resolve_groups
+from reporting.run import load_run
 from tokenizer import export
 
 pytestmark = pytest.mark.slow
 
-TOKENIZER = (
-    *(
-        "--sent_emb_model=tfidf",
-        "--sent_emb_dim=32",
-        "--sent_emb_pca=16",
-        "--codebook_size=16",
-        "--hidden_sizes=[32,8]",
-    ),
-    *("--epochs=20", "--save_last=3", "--batch_size=64", "--device=cpu"),
-)
-SHARED = ("--gradient_accumulation_steps=1", "--train_batch_size=64", "--num_beams=10", "--eval_batch_size=256")
-PRETRAIN = (
-    *(f"--{name}={value}" for name, value in ({"codebook_size": 16} | MODEL).items()),
-    *("--num_tokenizers=3", "--epochs=3", "--epoch_per_stage=[1,1]", "--warmup_steps=10", "--val_delay=2"),
-)
-FINETUNE = ("--epochs=2", "--sem_id_epochs=[19,20]", "--test_num_beams=10", "--log_with=none")
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+PRETRAINING, FINETUNING = "bash pretrain.sh", "bash finetune.sh $BATCHES"
+
+
+def blocks() -> list[str]:
+    """Return the tutorial's commands, block by block."""
+    return re.findall(r"```bash\n(.*?)```", TUTORIAL, re.DOTALL)
+
+
+def project_beside(folder: Path) -> Path:
+    """Return a folder with the project's files as links, so that what the commands write does not land in it."""
+    for path in ROOT.iterdir():
+        if path.name not in ("datasets", "ckpt") and not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run(block: str, folder: Path, **environment: str) -> CompletedProcess:
+    """Run a block in the folder, with the variables that the blocks before it set."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("DRY_RUN", "PRETRAINED", "REPORT")}
+    inherited |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    if sys.prefix != sys.base_prefix:
+        inherited["VIRTUAL_ENV"] = sys.prefix
+    script = f"set -ea\ntouch .variables\nsource ./.variables\n{block}\nset +x\nexport -p >.variables\n"
+    command = ["bash", "-c", script]
+    result = subprocess.run(
+        command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+    return result
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Run the chain from another folder; then run its training again."""
-    folder = tmp_path_factory.mktemp("chain")
-    environment = {"DATASET": "Shop", "DATA_DIR": "data", "CKPT_DIR": "runs", "TAU_LIST": "2", "NUM_GPUS": "1"}
-
-    def run(script: str, *arguments: str) -> CompletedProcess:
-        result = run_script(script, *arguments, folder=folder, **environment)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result
-
-    def train() -> list[CompletedProcess]:
-        return [run("pretrain.sh", *SHARED, *PRETRAIN), run("finetune.sh", *SHARED, *FINETUNE)]
+    """Run the tutorial in a folder of its own; then pre-training and fine-tuning again."""
+    folder = project_beside(tmp_path_factory.mktemp("tutorial"))
 
     def times() -> dict[Path, int]:
         return {
             path: path.stat().st_mtime_ns
-            for path in folder.rglob("*")
+            for path in (folder / "shop").rglob("*")
             if path.is_file() and path.name not in ("finetune.winner.json", "log.txt")
         }
 
-    files = sample.make_sample(1, 120, 80)
-    write_raw(folder / "raw", files)
-    prepare = [f"--data_dir={folder / 'data'}", "--dataset=Shop", "--source=amazon2023", "--k_core=1"]
-    prepare += [
-        f"--interactions={folder / 'raw' / 'Shop.jsonl.gz'}",
-        f"--items={folder / 'raw' / 'meta_Shop.jsonl.gz'}",
-    ]
-    data_prepare.main(prepare)
-    run("tokenizer/run.sh", *TOKENIZER)
-    first, before = train(), times()
-    return SimpleNamespace(folder=folder, files=files, first=first, second=train(), before=before, after=times())
+    said = {block: run(block, folder) for block in blocks()}
+
+    def find(command: str) -> str:
+        return next(block for block in said if command in block)
+
+    first, before = [said[find(PRETRAINING)], said[find(FINETUNING)]], times()
+    again = [f"export REPORT=0\n{find(command)}" for command in (PRETRAINING, FINETUNING)]
+    second = [run(block, folder) for block in again]
+    texts = json.loads((folder / "shop" / "datasets" / "Shop" / "metadata.sentence.json").read_text())
+    shown, recommended = said[find("python report.py")], said[find("python recommend.py")]
+    after = times()
+    return SimpleNamespace(
+        folder=folder / "shop",
+        texts=texts,
+        first=first,
+        second=second,
+        before=before,
+        after=after,
+        shown=shown,
+        recommended=recommended,
+    )
 
 
-def write_raw(folder: Path, files: dict) -> None:
-    """Write a sample dataset as the raw files of Amazon Reviews 2023, out of order."""
-    folder.mkdir()
-    reviews = [
-        Review(user, item, START + 60 * place)
-        for user, items in files["all_item_seqs.json"].items()
-        for place, item in enumerate(items)
-    ]
-    write_reviews(folder, "2023", sorted(reviews, key=lambda review: (review.item, review.user)), [])
-    write_items(folder, "2023", files["metadata.sentence.json"], [])
-
-
-def test_raw_files_become_the_dataset(chain):
-    dataset = chain.folder / "data" / "Shop"
-    assert json.loads((dataset / "all_item_seqs.json").read_text()) == chain.files["all_item_seqs.json"]
-    texts = json.loads((dataset / "metadata.sentence.json").read_text())
-    assert texts.keys() == chain.files["metadata.sentence.json"].keys()
-    assert all(texts[item].startswith(text) for item, text in chain.files["metadata.sentence.json"].items())
+def test_tables_become_the_dataset(chain):
+    sample, dataset = (chain.folder / name / "Shop" for name in ("sample", "datasets"))
+    before, after = (json.loads((folder / "all_item_seqs.json").read_text()) for folder in (sample, dataset))
+    assert len(after) == 120
+    for user, items in after.items():
+        assert items == [item for item in dict.fromkeys(before[user]) if item in chain.texts]
+    texts = json.loads((sample / "metadata.sentence.json").read_text())
+    assert all(text.startswith(texts[item]) for item, text in chain.texts.items())
 
 
 def test_tokenizer_leaves_what_pre_training_needs(chain):
-    dataset = chain.folder / "data" / "Shop"
+    dataset = chain.folder / "datasets" / "Shop"
     assert (dataset / "tfidf.sent_emb").stat().st_size == 80 * 32 * 4
     names = {path.name for path in (dataset / "rqvae").glob("*.sem_ids")}
     assert names == {f"tfidf_16,16,16,16{suffix}.sem_ids" for suffix in ("_18", "_19", "_20", "")}
 
 
 def test_pre_training_leaves_what_fine_tuning_needs(chain):
-    run = chain.folder / "runs" / "Shop" / "pretrain_tau2"
+    run = chain.folder / "runs" / "Shop" / "pretrain_tau1"
     results = read_results(run)
     assert [row["epoch"] for row in results["per_tokenizer"]] == [18, 19, 20]
     assert (results["best_epoch"], results["num_users"]) == (3, 120)
@@ -118,51 +134,124 @@ def test_fine_tuning_prints_the_pairs_and_the_winners_test(chain):
     assert selection["winner"]["test"] == read_results(folder / winner)["test"]
 
     said = chain.first[1]
-    assert "pretrain_tau2 kept none of the epochs 90, 100, 110, 120: its best epoch (3) is fine-tuned" in said.stderr
+    assert "pretrain_tau1 kept none of the epochs 90, 100, 110, 120: its best epoch (3) is fine-tuned" in said.stderr
     table = said.stdout[said.stdout.index("validation (the winner has the best ndcg@10)") :].splitlines()
     assert table[1].split()[:3] == ["run", "tokenizer", "epoch"]
     assert [line.split()[0] for line in table[2:4]] == names
     assert [line.split()[0] for line in table if line.endswith("<- winner")] == [winner]
     test = [f"{value:.4f}" for value in selection["winner"]["test"].values()]
     assert table[4].split() == ["test", "of", "the", "winner:", *test]
-    assert table[5].startswith(f"winner: runs/Shop/{winner}")
+    assert table[5].startswith(f"winner: shop/runs/Shop/{winner}")
 
 
 def test_fine_tuning_began_with_the_pre_trained_weights(chain):
     log = (chain.folder / "runs" / "Shop" / "finetune_best_20" / "log.txt").read_text()
-    assert "weights from runs/Shop/pretrain_tau2/model" in log
+    assert "weights from shop/runs/Shop/pretrain_tau1/model" in log
 
 
 def test_second_call_reuses_everything(chain):
     assert chain.after == chain.before
     pretraining, finetuning = (result.stdout for result in chain.second)
-    assert "pretrain_tau2 is already finished with these settings" in pretraining
+    assert "pretrain_tau1 is already finished with these settings" in pretraining
     assert finetuning.count("is already finished with these settings") == 2
     first = chain.first[1].stdout
-    assert finetuning.endswith(first[first.index("validation (the winner") :])
+    start, end = first.index("validation (the winner"), first.index("Shop: 120 test users")
+    assert finetuning.endswith(first[start:end])
+
+
+def test_scripts_make_reports_and_print_their_paths(chain):
+    runs = chain.folder / "runs" / "Shop"
+    winner = Path(json.loads((runs / "finetune.winner.json").read_text())["winner"]["run"]).name
+    for said, name in ((chain.first[0], "pretrain_tau1"), (chain.first[1], winner), (chain.shown, winner)):
+        assert said.stdout.splitlines()[-1] == f"report: shop/runs/Shop/{name}/report.html"
+        assert (runs / name / "report.html").is_file()
+    assert not list(runs.glob("single_*/report.html"))  # REPORT=0
+
+
+def test_tutorial_ends_with_users_and_baselines(chain):
+    lines = chain.shown.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[3:6]] == [
+        "Most popular items",
+        "One tokenizer, no pre-training",
+        next(line.split("  ")[0] for line in lines if line.startswith("MTGRec (finetune_best_")),
+    ]
+    assert len([line for line in lines if line.startswith("User ")]) == 2
+
+
+def test_tutorial_recommends_new_items_to_everybody(chain):
+    assert "U00002" in chain.recommended.stdout
+    with open(chain.folder / "recommendations.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 120 * 10
+    sequences = json.loads((chain.folder / "datasets" / "Shop" / "all_item_seqs.json").read_text())
+    assert not [row for row in rows if row["item"] in sequences[row["user"]]]
+
+
+def example(title: str, folder: Path) -> Path:
+    """Write the example under a heading of docs/extending.md into the folder, and return its file."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text[text.index(f"## {title}") :], re.DOTALL)[1]
+    assert len(code.splitlines()) < 40
+    file = folder / re.match(r'"""(\w+\.py):', code)[1]
+    file.write_text(code)
+    return file
+
+
+@pytest.fixture
+def in_the_shop(chain, tmp_path, monkeypatch) -> Path:
+    """Work in the folder that the tutorial was run in; return one for files."""
+    monkeypatch.chdir(chain.folder.parent)
+    return tmp_path
+
+
+def test_example_of_another_tokenizer(chain, in_the_shop):
+    runpy.run_path(str(example("Another tokenizer", in_the_shop)), run_name="__main__")
+    groups = resolve_groups(chain.folder / "datasets" / "Shop", "kmeans/tfidf_16,16,16,16")
+    assert [group.epoch for group in groups] == [1, 2, 3]
+    names = load_interactions(chain.folder / "datasets" / "Shop").item_names[1:]
+    codes = [read_sem_ids(group.file, names, (16,) * 4) for group in groups]
+    assert 0 < (codes[0] != codes[2]).mean() < 0.5
+
+
+def test_example_of_another_model(in_the_shop, monkeypatch):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    command = " ".join(re.search(r"`python coarse_first.py ([^`]*)`", text)[1].split())
+    monkeypatch.setattr(training.setup, "Recommender", training.setup.Recommender)  # the example puts its own there
+    monkeypatch.setattr(sys, "argv", ["coarse_first.py", *command.split()])
+    runpy.run_path(str(example("Another model", in_the_shop)), run_name="__main__")
+    assert training.setup.Recommender.__name__ == "CoarseFirst"
+    assert read_results(Path("shop/runs/Shop/coarse"))["num_users"] == 120
+
+
+def test_example_of_another_metric(in_the_shop, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "shop/runs/Shop/pretrain_tau1"])
+    runpy.run_path(str(example("Another metric", in_the_shop)), run_name="__main__")
+    rows = load_run(Path("shop/runs/Shop/pretrain_tau1")).users.recommended
+    count = len({item for row in rows for item in row if item != "None"})
+    assert capsys.readouterr().out == f"pretrain_tau1: {count} of 80 items, {count / 80:.1%}\n"
 
 
 def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
     """The model folder that fine-tuning left needs neither the run nor the dataset."""
     winner = json.loads((chain.folder / "runs/Shop/finetune.winner.json").read_text())["winner"]["run"]
-    model = shutil.copytree(chain.folder / winner / "model", tmp_path / "model")
-    sequences = json.loads((chain.folder / "data/Shop/all_item_seqs.json").read_text())
+    model = shutil.copytree(chain.folder.parent / winner / "model", tmp_path / "model")
+    sequences = json.loads((chain.folder / "datasets/Shop/all_item_seqs.json").read_text())
     lines = [json.dumps({"user": user, "history": history}) for user, history in sequences.items()]
     (tmp_path / "users.jsonl").write_text("\n".join([*lines, '{"user": "new", "history": []}']))
     users, output = tmp_path / "users.jsonl", tmp_path / "out.jsonl"
     recommend.main([f"--model={model}", f"--users_file={users}", f"--output={output}"])
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["user"] for row in found] == [*sequences, "new"]
-    items = set(chain.files["metadata.sentence.json"])
+    items = set(chain.texts)
     for row in found:
         assert len(set(row["items"])) == 10
         assert set(row["items"]) <= items - set(sequences.get(row["user"], []))
     assert [row["source"] for row in found].count("most_popular") == 1
 
-    new = {"novelty": next(iter(chain.files["metadata.sentence.json"].values()))}
+    new = {"novelty": next(iter(chain.texts.values()))}
     (tmp_path / "new.json").write_text(json.dumps(new))
-    rqvae = chain.folder / "data" / "Shop" / "rqvae"
-    flags = [f"--config_file={rqvae / 'config.yaml'}", f"--data_dir={chain.folder / 'data'}"]
+    rqvae = chain.folder / "datasets" / "Shop" / "rqvae"
+    flags = [f"--config_file={rqvae / 'config.yaml'}", f"--data_dir={chain.folder / 'datasets'}"]
     export.main([*flags, f"--assign={tmp_path / 'new.json'}"])
     capsys.readouterr()
     recommend.main([f"--model={model}", f"--new_items={rqvae / 'new_items.json'}", "--history=novelty", "--k=80"])
