@@ -107,7 +107,7 @@ def test_tables_become_the_dataset(chain):
 
 def test_tokenizer_leaves_what_pre_training_needs(chain):
     dataset = chain.folder / "datasets" / "Shop"
-    assert (dataset / "tfidf.sent_emb").stat().st_size == 80 * 32 * 4
+    assert (dataset / "tfidf.sent_emb").stat().st_size == len(chain.texts) * 32 * 4
     names = {path.name for path in (dataset / "rqvae").glob("*.sem_ids")}
     assert names == {f"tfidf_16,16,16,16{suffix}.sem_ids" for suffix in ("_18", "_19", "_20", "")}
 
@@ -223,12 +223,15 @@ def test_example_of_another_model(in_the_shop, monkeypatch):
     assert read_results(Path("shop/runs/Shop/coarse"))["num_users"] == 120
 
 
-def test_example_of_another_metric(in_the_shop, monkeypatch, capsys):
+def test_example_of_another_metric(chain, in_the_shop, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["coverage.py", "shop/runs/Shop/pretrain_tau1"])
     runpy.run_path(str(example("Another metric", in_the_shop)), run_name="__main__")
     rows = load_run(Path("shop/runs/Shop/pretrain_tau1")).users.recommended
     count = len({item for row in rows for item in row if item != "None"})
-    assert capsys.readouterr().out == f"pretrain_tau1: {count} of 80 items, {count / 80:.1%}\n"
+    assert (
+        capsys.readouterr().out
+        == f"pretrain_tau1: {count} of {len(chain.texts)} items, {count / len(chain.texts):.1%}\n"
+    )
 
 
 def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
@@ -254,5 +257,7 @@ def test_the_winner_recommends_anywhere(chain, tmp_path, capsys):
     flags = [f"--config_file={rqvae / 'config.yaml'}", f"--data_dir={chain.folder / 'datasets'}"]
     export.main([*flags, f"--assign={tmp_path / 'new.json'}"])
     capsys.readouterr()
-    recommend.main([f"--model={model}", f"--new_items={rqvae / 'new_items.json'}", "--history=novelty", "--k=80"])
+    recommend.main(
+        [f"--model={model}", f"--new_items={rqvae / 'new_items.json'}", "--history=novelty", f"--k={len(chain.texts)}"]
+    )
     assert "1 items, the last 1" in capsys.readouterr().out
