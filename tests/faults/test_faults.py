@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -135,3 +136,15 @@ def test_two_runs_do_not_share_a_folder(lab):
         assert f"error: {folder} is in use by process {os.getpid()} on " in said(lab, name)
         assert [file.name for file in folder.iterdir()] == [LOCK_FILE]
         lock.release()
+
+
+def test_a_finished_run_that_was_killed_before_its_model_folder_was_complete(lab):
+    run = lab.output("finetune", "incomplete")
+    shutil.copytree(lab.whole("finetune"), run)
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("run_name: whole_finetune", "run_name: incomplete"))
+    (run / "model" / "mtgrec.json").unlink()
+    (run / "model").rename(run / ".model.77.old")  # between the two renames that put a folder in another's place
+    assert lab.run("finetune", "incomplete", "--resume") == 0
+    assert said(lab, "incomplete") == f"{run} is already finished with these settings\n"
+    lab.compare("finetune", "incomplete")
