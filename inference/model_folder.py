@@ -4,7 +4,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.token_table import Group, Vocabulary
+from data.token_table import Group, Vocabulary, check_identifiers
 from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder
 from utils.errors import InputError
@@ -71,6 +71,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
         vocabulary,
         settings["token_suffix"],
     )
+    remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
+    check_identifiers(recommender.identifiers, catalogue.table, path, remedy)
     metrics = {split: tokenizer[split] for split in ("valid", "test") if split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
 
