@@ -28,7 +28,7 @@ from data.interactions import (
     split_positions,
     training_interactions,
 )
-from data.token_table import Vocabulary, load_token_table, resolve_groups
+from data.token_table import Vocabulary, check_identifiers, load_token_table, resolve_groups
 from inference.model_folder import named_folder, read_settings
 from inference.results import (
     Results,
@@ -143,6 +143,9 @@ def evaluate_model(path: Path, config: EvaluateConfig, processes: Accelerator, d
         settings["token_suffix"],
     )
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
+    if not config.token_prefix and not config.sem_id_epochs:
+        remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
+        check_identifiers(recommender.identifiers, table, path, remedy)
     tokenization = Tokenization(interactions, table, settings["max_item_seq_len"])
     positions = split_positions(interactions.offsets, config.split)
     if len(positions) == 0:

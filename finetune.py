@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.model_folder import export_model
+from inference.model_folder import complete_model_folder
 from training.config import FinetuneConfig
 from training.setup import resolve_config, start_run
 from utils.config import parse_config
-from utils.runtime import run_command
+from utils.runtime import is_main_process, run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,14 +22,17 @@ def main(argv: list[str] | None = None) -> None:
     if config.run_name is None:
         config.run_name = default_run_name(config)
     trainer = start_run(config)
+    run = Path(config.ckpt_dir) / config.dataset / config.run_name
     if trainer is None:
+        if is_main_process():
+            complete_model_folder(run)
         return
     num_groups = len(trainer.groups)
     with trainer.resumable():
         trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
         trainer.test()
-        if trainer.accelerator.is_main_process:
-            export_model(trainer.run.path, trainer.best_folder)
+    if is_main_process():
+        complete_model_folder(run)
 
 
 def default_run_name(config: FinetuneConfig) -> str:

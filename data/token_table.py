@@ -323,3 +323,23 @@ def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary:
     for row, group in zip(tokens, groups, strict=True):
         row[1:] = read_sem_ids(group.file, item_names, vocabulary.sizes) + np.asarray(vocabulary.level_offsets)
     return TokenTable(torch.from_numpy(tokens), groups, vocabulary)
+
+
+def check_identifiers(known: list[str], table: TokenTable, source: object, remedy: str) -> None:
+    """Refuse a model that was trained with other semantic IDs than the table's.
+
+    Args:
+        known: Hashes of the groups that the model was trained with; empty where it does not say.
+        table: What it is to be used with.
+        source: Where the model comes from, for the error.
+        remedy: What to do about it, for the error.
+
+    Raises:
+        InputError: Names the tokenizers that are others.
+    """
+    others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
+    if known and others:
+        raise InputError(
+            f"the model {source} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
+            f"items; {remedy}"
+        )

@@ -4,11 +4,12 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.token_table import Group, Vocabulary
+from data.token_table import Group, Vocabulary, check_identifiers
 from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, write_checksums, write_json
+from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json
+from utils.locks import LOCK_FILE, FileLock
 from utils.run_folder import CONFIG_FILE, RESULTS_FILE, read_config
 
 ABOUT_FILE = "mtgrec.json"
@@ -70,6 +71,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
         vocabulary,
         settings["token_suffix"],
     )
+    remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
+    check_identifiers(recommender.identifiers, catalogue.table, path, remedy)
     metrics = {split: tokenizer[split] for split in ("valid", "test") if split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
 
@@ -107,6 +110,18 @@ def best_tokenizer(run: Path, settings: dict) -> dict:
     if isinstance(prefixes, list) or len(epochs) > 1:
         raise InputError(f"{run} has several tokenizers and no {RESULTS_FILE} to choose by; finish the run first")
     return {"prefix": prefixes, "epoch": epochs[0]}
+
+
+def complete_model_folder(run: Path) -> None:
+    """Make the model folder of a finished run complete, unless it is: the run may have been killed before.
+
+    Raises:
+        InputError: Another process works on the run.
+    """
+    with FileLock(run / LOCK_FILE):
+        remove_leftovers(run)
+        if not (run / "model" / ABOUT_FILE).is_file():
+            export_model(run, run / "model")
 
 
 def export_model(path: Path | str, output: Path, data_dir: str | None = None) -> TrainedModel:

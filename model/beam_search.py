@@ -85,7 +85,8 @@ def beam_search(
 
 def _reorder(values: Tensor, beams: Tensor) -> Tensor:
     """Take the chosen beams: [B, M, ...] at int64 [B, M'] to [B, M', ...]."""
-    return values[torch.arange(len(beams), device=beams.device).unsqueeze(1), beams]
+    rows = torch.arange(len(beams), device=beams.device).unsqueeze(1) * values.shape[1] + beams
+    return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, beams.shape)  # whole rows are copied
 
 
 def _step(

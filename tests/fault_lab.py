@@ -105,6 +105,10 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
         elif name == "training.json":
             found[name] = without_times(json.loads(file.read_text()))
+        elif file.name == "mtgrec.json":
+            found[name] = {key: value for key, value in json.loads(file.read_text()).items() if key != "settings"}
+        elif file.name == "sha256.json":
+            found[name] = {key: value for key, value in json.loads(file.read_text()).items() if key != "mtgrec.json"}
         else:
             found[name] = file.read_bytes()  # weights too, bit for bit
     return found

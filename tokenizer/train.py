@@ -58,7 +58,7 @@ _FREE_SETTINGS = (
     *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),  # the embeddings' hash stands for these
 )
 _STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finished
-_MANY_ITEMS = 200_000  # from here on k-means looks at samples: all items at every step would take hours
+_MANY_ITEMS = 50_000  # from here on k-means looks at samples of the items at each step
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
 from data.interactions import dataset_folder, load_interactions, split_positions
-from data.token_table import TokenTable, Vocabulary, level_sizes, load_token_table, resolve_groups
+from data.token_table import Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
     Architecture,
     Recommender,
@@ -142,7 +142,8 @@ def start_run(config: ConfigType) -> Trainer | None:
     recommender = make_recommender(config)
     table = data.tokenization.table
     if not config.allow_other_identifiers:
-        check_identifiers(recommender, table, config.pretrained_model)
+        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
+        check_identifiers(recommender.identifiers, table, config.pretrained_model, remedy)
     recommender.identifiers = table.sha256
     state = on_main_process(lambda: claim_folder(run, config, data), accelerator)
     snapshot = read_snapshot(state) if state else None
@@ -159,21 +160,6 @@ def start_run(config: ConfigType) -> Trainer | None:
     for line in judge_tokenizer(table):
         run.say(f"warning: {line}")
     return Trainer(config, accelerator, run, data, recommender, snapshot)
-
-
-def check_identifiers(recommender: Recommender, table: TokenTable, source: str) -> None:
-    """Refuse a model from `source` that says it was trained with other semantic IDs than the table's.
-
-    Raises:
-        InputError: Names the table's tokenizers that are others.
-    """
-    known = recommender.identifiers
-    others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
-    if known and others:
-        raise InputError(
-            f"the model {source} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
-            "items; choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        )
 
 
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:

@@ -107,9 +107,15 @@ def sha256_of(file: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder`; none may be writing there."""
+    """Remove what killed processes left half-written in `folder`; none may be writing there.
+
+    A folder that was put aside for a new one that never came is put back.
+    """
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
-        if path.is_dir():
+        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        if path.suffix == ".old" and not target.exists():
+            path.rename(target)
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -165,7 +171,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if path.exists():
             path.rename(old)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

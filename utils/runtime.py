@@ -30,9 +30,14 @@ def run_command(main: Callable[[], None]) -> None:
     except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:
         if "--debug" in sys.argv and not isinstance(error, Stopped):
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             print(_sentence(error), file=sys.stderr)
         sys.exit({InputError: 2, Stopped: STOPPED_CODE, KeyboardInterrupt: 130}.get(type(error), 1))
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process, of those that were started together, that writes and speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _sentence(error: BaseException) -> str:

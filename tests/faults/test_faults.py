@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
 import pytest
 from forked import DISK_FAULTS, Counted
 
+from utils.files import write_checksums
 from utils.locks import LOCK_FILE, FileLock
 
 pytestmark = pytest.mark.slow
@@ -135,3 +137,17 @@ def test_two_runs_do_not_share_a_folder(lab):
         assert f"error: {folder} is in use by process {os.getpid()} on " in said(lab, name)
         assert [file.name for file in folder.iterdir()] == [LOCK_FILE]
         lock.release()
+
+
+def test_a_finished_run_that_was_killed_before_its_model_folder_was_complete(lab):
+    run = lab.output("finetune", "incomplete")
+    shutil.copytree(lab.whole("finetune"), run)
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings.replace("run_name: whole_finetune", "run_name: incomplete"))
+    for name in ("mtgrec.json", "items.jsonl"):
+        (run / "model" / name).unlink()
+    write_checksums(run / "model", [run / "model" / "model.safetensors"])  # as training leaves it
+    (run / "model").rename(run / ".model.77.old")  # between the two renames that put a folder in another's place
+    assert lab.run("finetune", "incomplete", "--resume") == 0, said(lab, "incomplete")
+    assert said(lab, "incomplete") == f"{run} is already finished with these settings\n"
+    lab.compare("finetune", "incomplete")

@@ -10,6 +10,7 @@ from transformers import T5ForConditionalGeneration
 
 from data.token_table import read_sem_ids
 from inference.model_folder import export_model, load_trained_model
+from model.recommender import Recommender
 from utils.errors import InputError
 
 PREFIX = "rqvae/toy_8,8,8,8"
@@ -60,6 +61,20 @@ def test_a_run_can_be_completed_in_place(joint_run: Path, dataset: Path):
     export_model(joint_run, joint_run / "model")
     shutil.rmtree(dataset)
     assert load_trained_model(joint_run).catalogue.table.groups[0].epoch == 2
+
+
+def test_semantic_ids_that_changed_since_training_are_refused(joint_run: Path, dataset: Path):
+    table = load_trained_model(joint_run).catalogue.table
+    recommender = Recommender.from_pretrained(joint_run / "model")
+    recommender.identifiers = table.sha256
+    recommender.save_pretrained(joint_run / "model")
+    load_trained_model(joint_run)
+    file = dataset / f"{PREFIX}_2.sem_ids"
+    codes = json.loads(file.read_text())
+    codes["item1"], codes["item2"] = codes["item2"], codes["item1"]
+    file.write_text(json.dumps(codes))
+    with pytest.raises(InputError, match=rf"{joint_run} was trained with other semantic IDs than {file}: its tokens"):
+        load_trained_model(joint_run)
 
 
 def test_a_changed_file_is_refused(joint_run: Path, tmp_path: Path):

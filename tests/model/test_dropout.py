@@ -38,3 +38,11 @@ def test_recommender_uses_it_everywhere_and_only_in_training():
     assert kinds == {Dropout}
     module = Dropout(0.5).eval()
     assert torch.equal(module(torch.ones(10)), torch.ones(10))
+
+
+def test_bf16_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.rand(2**20).bfloat16() + 1
+    kept = dropout(x, 0.1)
+    kept, x = kept[kept > 0].float(), x.float()
+    assert kept.mean() == pytest.approx(float(x.mean()) / 0.9, rel=3e-4)

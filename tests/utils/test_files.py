@@ -1,3 +1,4 @@
+import errno
 import gc
 import json
 from itertools import chain
@@ -118,16 +119,35 @@ def test_checksums_notice_every_change(tmp_path: Path):
 
 
 def test_leftovers_of_killed_processes_go(tmp_path: Path):
-    for name in (".model.7.old", ".model.7.tmp", "model"):
+    for name in (".model.7.old", ".model.7.tmp", "model", ".best.1.8.old"):
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / "model" / ".a.json.7.tmp").write_text("half")
     (tmp_path / "run" / "model" / "a.json").write_text("whole")
+    (tmp_path / "run" / ".best.1.8.old" / "weights").write_text("put aside")
     remove_leftovers(tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        "run",
-        "run/model",
-        "run/model/a.json",
+    assert sorted(str(path.relative_to(tmp_path / "run")) for path in tmp_path.glob("run/**/*")) == [
+        "best.1",
+        "best.1/weights",
+        "model",
+        "model/a.json",
     ]
+
+
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "model"
+    with atomic_folder(target) as temporary:
+        (temporary / "old").write_text("x")
+    rename = Path.rename
+
+    def fail(path: Path, new: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(target) as temporary:
+        (temporary / "new").write_text("x")
+    assert (names(target), names(tmp_path)) == (["old"], ["model"])
 
 
 @pytest.mark.parametrize("indent", [None, 2])
