@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
 from data.interactions import dataset_folder, load_interactions, split_positions
-from data.token_table import Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
+from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
     Architecture,
     Recommender,
