@@ -50,15 +50,16 @@ def read_command(line: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "layers", "tokenizers", "taus"),
+    ("dataset", "layers", "tokenizers", "taus", "share"),
     [
-        ("Musical_Instruments", 6, 25, [1, 3, 5]),
-        ("Industrial_and_Scientific", 5, 15, [1, 3, 5]),
-        ("Video_Games", 7, 25, [1, 3, 5]),
-        ("Another", 6, 25, [3]),
+        ("Musical_Instruments", 6, 25, [1, 3, 5], 0.1),
+        ("Industrial_and_Scientific", 5, 15, [1, 3, 5], 0.1),
+        ("Video_Games", 7, 25, [1, 3, 5], 0.1),
+        ("Another", 6, 25, [3], 1.0),
     ],
 )
-def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers, taus):
+def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers, taus, share):
+    """All but the share of examples that influence is estimated on (benchmarks/README.md)."""
     commands = dry_run(world, "pretrain.sh", DATASET=dataset)
     assert [(command.name, command.config.tau) for command in commands] == [("pretrain", tau) for tau in taus]
     for command, tau in zip(commands, taus, strict=True):
@@ -73,6 +74,7 @@ def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers
             num_decoder_layers=layers,
             num_tokenizers=tokenizers,
             tau=tau,
+            influence_sample_ratio=share,
             val_delay=199,
             gradient_accumulation_steps=4,
         )
