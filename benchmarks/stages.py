@@ -407,7 +407,7 @@ def load(world: World) -> Iterator[Stage]:
     """From files to everything that training reads, all tokenizers."""
 
     def equal(precision: str) -> bool:
-        (tokenization, splits), plain = world.loaded, world.loaded_reference
+        (tokenization, splits), plain = world.load(), world.load_reference()
         interactions, names = tokenization.interactions, tokenization.interactions.item_names
         for split, positions in splits.items():
             if len(positions) != len(plain.splits[split]):
@@ -423,6 +423,8 @@ def load(world: World) -> Iterator[Stage]:
             for group, table in enumerate(plain.tokens)
         )
 
+    # Other stages' gigabyte of Python objects would slow whatever is loaded beside it.
+    world.__dict__.pop("loaded_reference", None)
     yield Stage("load", world.load_reference, {"float32": world.load}, equal)
 
 
