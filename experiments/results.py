@@ -1,0 +1,137 @@
+"""What a finished job came to: one small JSON file that is committed."""
+
+import base64
+import json
+import os
+import platform
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.interactions import dataset_folder, load_interactions
+from data.popularity import popularity_recommendations
+from experiments.study import Job
+from utils.files import read_json, write_json
+from utils.metrics import mean_metrics, target_ranks
+from utils.run_folder import RESULTS_FILE
+
+TOP = 10  # recommended items that count
+METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+
+
+def result_file(job: Job, results_dir: str | Path) -> Path:
+    """Return where a job's outcome is kept."""
+    dataset = next(need for need in job.with_needs()).flags["dataset"]
+    return Path(results_dir) / dataset / f"{job.id}.json"
+
+
+def pack_ranks(ranks: np.ndarray) -> str:
+    """Return 0-based ranks up to TOP (a miss), int [U], as text of about half a byte per user."""
+    return base64.b64encode(zlib.compress(ranks.astype(np.uint8).tobytes(), 9)).decode()
+
+
+def unpack_ranks(text: str) -> np.ndarray:
+    """Return what `pack_ranks` packed, int64 [U]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
+
+
+def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
+
+    Args:
+        job: The job.
+        ckpt_dir, results_dir: Where runs lie, and where outcomes go.
+        threads: CPU threads that it ran with.
+    """
+    content: dict[str, Any] = {
+        "id": job.id,
+        "kind": job.kind,
+        "settings": job.flags,
+        "needs": [n.id for n in job.needs],
+    }
+    content |= _OUTCOMES[job.kind](job, Path(ckpt_dir))
+    content |= {"threads": threads, "hardware": hardware(), "commit": commit()}
+    write_json(result_file(job, results_dir), content)
+
+
+def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
+    folder = Path(job.flags["data_dir"]) / job.flags["dataset"] / job.id
+    quality = read_json(folder / "quality.json")
+    return {
+        "drift": quality["drift"],
+        "last_epoch": quality["tokenizers"][str(job.flags["epochs"])],
+        "seconds": read_json(folder / "training.json")["seconds"],
+    }
+
+
+def _of_training(job: Job, ckpt_dir: Path) -> dict:
+    """Metrics, the course of training and, after fine-tuning, every test user's rank."""
+    run = ckpt_dir / job.flags["dataset"] / job.id
+    results = read_json(run / RESULTS_FILE)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    outcome = {
+        "valid": results["valid"],
+        "test": results["test"],
+        "best_epoch": results["best_epoch"],
+        "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
+        "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
+        "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
+    }
+    if job.kind == "pretrain":
+        outcome["per_tokenizer"] = results["per_tokenizer"]
+        outcome["stages"] = [
+            {"influence": e["influence"], "probabilities": e["probabilities"]}
+            for e in events
+            if e["event"] == "influence"
+        ]
+    else:
+        (file,) = run.glob("test_results_*.json")
+        outcome["ranks"] = pack_ranks(ranks_of(read_json(file)))
+    return outcome
+
+
+def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
+    interactions = load_interactions(dataset_folder(job.flags["data_dir"], job.flags["dataset"]))
+    ranks = {split: target_ranks(*popularity_recommendations(interactions, split, TOP)) for split in ("valid", "test")}
+    metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
+    return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
+
+
+def ranks_of(per_user: dict[str, list]) -> np.ndarray:
+    """Return each user's 0-based rank of the target in a test_results file, TOP where it is missed, int64 [U]."""
+    ranks = [
+        next((rank for rank, item in enumerate(items[:TOP]) if item == label and item != "None"), TOP)
+        for items, label in zip(per_user["pred_ids"], per_user["label_ids"], strict=True)
+    ]
+    return np.asarray(ranks)
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in metrics.items()}
+
+
+def hardware() -> str:
+    """Return what the job ran on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + where files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+_OUTCOMES = {
+    "tokenizer": _of_tokenizer,
+    "pretrain": _of_training,
+    "finetune": _of_training,
+    "most_popular": _of_most_popular,
+}

@@ -1,0 +1,53 @@
+import csv
+
+import numpy as np
+import pytest
+
+from experiments.results import METRICS, pack_ranks, result_file
+from experiments.study import Cell, Job, Study
+from experiments.table import paired_interval, write_table
+from utils.files import write_json
+from utils.metrics import mean_metrics
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    """A study with two variants and two seeds; MTGRec has two candidates, of which validation prefers the second."""
+    needed = Job.of("tokenizer", dataset="Tiny")
+
+    def job(name: str, seed: int, hits: int, valid: float) -> Job:
+        made = Job.of("finetune", (needed,), dataset="Tiny", name=name, rand_seed=seed)
+        ranks = np.where(np.arange(100) < hits, 0, 10)
+        outcome = {"valid": {"ndcg@10": valid}, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks)}
+        write_json(result_file(made, tmp_path), {**outcome, "seconds": 120.0, "best_epoch": seed})
+        return made
+
+    write_json(result_file(needed, tmp_path), {"seconds": 60.0})
+    cells = [Cell("TIGER++", "", seed, (job("single", seed, hits, 0.5),)) for seed, hits in ((1, 20), (2, 30))]
+    for seed, hits in ((1, 30), (2, 40)):
+        cells.append(Cell("MTGRec", "", seed, (job("first", seed, 10, 0.4), job("second", seed, hits, 0.5))))
+    cells.append(Cell("MTGRec", "", 3, (Job.of("finetune", dataset="Tiny"),)))  # not done
+    return Study("main", "Who wins?", "TIGER++", tuple(cells))
+
+
+def test_table_has_means_spreads_gains_and_time(study, tmp_path):
+    text = write_table(study, "cpu", str(tmp_path))
+    single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
+    assert (single["main"], single["recall@10"], single["recall@10 gain"]) == ("TIGER++", "0.2500 ± 0.0707", "")
+    assert (many["recall@10"], many["seeds"], many["best epoch"]) == ("0.3500 ± 0.0707", "1 2", "1 2")
+    assert many["recall@10 gain"].startswith("+40.0% (+")
+    assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
+    assert text == (tmp_path / "tables" / "main-cpu.md").read_text()
+
+
+def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
+    fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
+    assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
+
+
+def test_paired_interval_is_the_users_spread():
+    difference = np.tile([1.0, 0.0, 0.0, 0.0], 100)
+    low, high = paired_interval(difference)
+    spread = 1.96 * np.sqrt(0.25 * 0.75 / 400)
+    assert low == pytest.approx(0.25 - spread, abs=0.004)
+    assert high == pytest.approx(0.25 + spread, abs=0.004)
