@@ -15,6 +15,8 @@ import torch
 from data.interactions import dataset_folder, load_interactions
 from data.popularity import popularity_recommendations
 from experiments.study import Job
+from inference.results import ensemble, read_results
+from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.metrics import mean_metrics, target_ranks
 from utils.run_folder import RESULTS_FILE
@@ -89,9 +91,26 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
             if e["event"] == "influence"
         ]
     else:
-        (file,) = run.glob("test_results_*.json")
-        outcome["ranks"] = pack_ranks(ranks_of(read_json(file)))
+        outcome["ranks"] = pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())
     return outcome
+
+
+def test_results(job: Job, ckpt_dir: Path) -> Path:
+    """Return the result file per user of a fine-tuning with one tokenizer.
+
+    Raises:
+        InputError: It is gone.
+    """
+    run = ckpt_dir / job.flags["dataset"] / job.id
+    for file in run.glob("test_results_*.json"):
+        return file
+    raise InputError(f"{run} has no test_results_*.json; remove the job's file from the results to run it again")
+
+
+def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
+    """Join the candidates' recommendations; validation metrics are None, since nothing is chosen by them."""
+    ranks = ensemble([read_results(test_results(need, ckpt_dir)) for need in job.needs]).ranks()
+    return {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 0.0}
 
 
 def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
@@ -99,15 +118,6 @@ def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
     ranks = {split: target_ranks(*popularity_recommendations(interactions, split, TOP)) for split in ("valid", "test")}
     metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
     return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
-
-
-def ranks_of(per_user: dict[str, list]) -> np.ndarray:
-    """Return each user's 0-based rank of the target in a test_results file, TOP where it is missed, int64 [U]."""
-    ranks = [
-        next((rank for rank, item in enumerate(items[:TOP]) if item == label and item != "None"), TOP)
-        for items, label in zip(per_user["pred_ids"], per_user["label_ids"], strict=True)
-    ]
-    return np.asarray(ranks)
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:
@@ -133,5 +143,6 @@ _OUTCOMES = {
     "tokenizer": _of_tokenizer,
     "pretrain": _of_training,
     "finetune": _of_training,
+    "ensemble": _of_ensemble,
     "most_popular": _of_most_popular,
 }

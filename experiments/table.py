@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.results import METRICS, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
+from inference.results import bootstrap
 from utils.files import atomic_path, read_json, write_text
 from utils.metrics import per_user
 
@@ -53,7 +54,9 @@ def finished_rows(study: Study, results_dir: str, fixed: bool = False) -> list[R
         outcomes = [_outcome(job, results_dir) for job in candidates]
         if None in outcomes:
             continue
-        best = max(outcomes, key=lambda outcome: outcome["valid"][VALID_METRIC])
+        best = outcomes[0]
+        if len(outcomes) > 1:
+            best = max(outcomes, key=lambda outcome: outcome["valid"][VALID_METRIC])
         row = rows.setdefault(cell.row, Row(cell.row, [], []))
         row.cells.append(cell)
         row.outcomes.append(best)
@@ -69,19 +72,19 @@ def baseline_of(row: Row, rows: list[Row], study: Study) -> Row | None:
     return (same or (own if len(own) == 1 else []) or [None])[0]
 
 
-def paired_interval(difference: np.ndarray, seed: int = 2024) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the mean of per-user differences, float64 [U]."""
-    rng = np.random.default_rng(seed)
-    means = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def seconds_of(jobs: Sequence[Job], results_dir: str) -> float:
     """Return the wall-clock seconds of some jobs and of all that they need, each once."""
     everything = {need.id: need for job in jobs for need in job.with_needs()}
     outcomes = [_outcome(job, results_dir) for job in everything.values()]
     return sum(outcome["seconds"] for outcome in outcomes if outcome)
+
+
+def gain_text(row: Row, base: Row, metric: str) -> str:
+    """Return the gain over the baseline and its 95% interval, both relative to the baseline's mean."""
+    reference = base.test(metric).mean()
+    (difference,) = bootstrap((row.per_user(metric) - base.per_user(metric))[:, None], RESAMPLES, seed=2024)
+    low, high = difference.low / reference, difference.high / reference
+    return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str]]:
@@ -95,15 +98,7 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
             line[metric] = f"{values.mean():.4f}{spread}"
         base = baseline_of(row, rows, study)
         for metric in ("recall@10", "ndcg@10"):
-            gain = interval = ""
-            if base is not None:
-                reference = base.test(metric).mean()
-                low, high = (
-                    bound / reference for bound in paired_interval(row.per_user(metric) - base.per_user(metric))
-                )
-                gain = f"{row.test(metric).mean() / reference - 1:+.1%}"
-                interval = f" ({low:+.1%} to {high:+.1%})"
-            line[f"{metric} gain"] = gain + interval
+            line[f"{metric} gain"] = gain_text(row, base, metric) if base else ""
         jobs = [job for cell in row.cells for job in cell.candidates]
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
         line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"

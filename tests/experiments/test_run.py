@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.results import pack_ranks, ranks_of, result_file, unpack_ranks
+from experiments.results import collect, pack_ranks, result_file, unpack_ranks
 from experiments.run import RunConfig, Runner
 from experiments.study import Job
-from utils.files import write_json
+from utils.files import read_json, write_json
 
 TOKENIZER = Job.of("tokenizer", dataset="Tiny")
 PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1)
@@ -63,6 +63,14 @@ def test_ranks_are_packed_small_and_read_back():
     assert len(text) < 1000
 
 
-def test_ranks_of_a_result_file():
-    per_user = {"pred_ids": [["a", "b"], ["None", "c"], ["d", "e"]], "label_ids": ["b", "None", "x"]}
-    assert ranks_of(per_user).tolist() == [1, 10, 10]
+def test_an_ensemble_joins_its_candidates_results(tmp_path):
+    candidates = tuple(Job.of("finetune", dataset="Tiny", sem_id_epochs=[epoch]) for epoch in (1, 2))
+    job = Job.of("ensemble", candidates)
+    for candidate, items in zip(candidates, (["a", "b"], ["b", "c"]), strict=True):
+        content = {"pred_ids": [items], "scores": [[-1.0, -2.0]], "label_ids": ["b"]}
+        write_json(tmp_path / "Tiny" / candidate.id / "test_results_1.json", content)
+    collect(job, str(tmp_path), str(tmp_path / "results"), threads=1)
+    outcome = read_json(result_file(job, tmp_path / "results"))
+    assert outcome["test"]["recall@5"] == outcome["test"]["ndcg@10"] == 1.0
+    assert unpack_ranks(outcome["ranks"]).tolist() == [0]
+    assert (outcome["needs"], outcome["threads"]) == ([candidate.id for candidate in candidates], 1)

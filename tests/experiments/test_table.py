@@ -5,7 +5,7 @@ import pytest
 
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
-from experiments.table import paired_interval, write_table
+from experiments.table import write_table
 from utils.files import write_json
 from utils.metrics import mean_metrics
 
@@ -43,11 +43,3 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
 def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
     fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
     assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
-
-
-def test_paired_interval_is_the_users_spread():
-    difference = np.tile([1.0, 0.0, 0.0, 0.0], 100)
-    low, high = paired_interval(difference)
-    spread = 1.96 * np.sqrt(0.25 * 0.75 / 400)
-    assert low == pytest.approx(0.25 - spread, abs=0.004)
-    assert high == pytest.approx(0.25 + spread, abs=0.004)
