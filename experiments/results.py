@@ -14,8 +14,10 @@ import torch
 
 from data.interactions import dataset_folder, load_interactions
 from data.popularity import popularity_recommendations
+from data.token_table import QUALITY_FILE, TRAINING_FILE
 from experiments.study import Job
 from inference.results import ensemble, read_results
+from tokenizer.config import TokenizerConfig
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.metrics import mean_metrics, target_ranks
@@ -29,6 +31,30 @@ def result_file(job: Job, results_dir: str | Path) -> Path:
     """Return where a job's outcome is kept."""
     dataset = next(need for need in job.with_needs()).flags["dataset"]
     return Path(results_dir) / dataset / f"{job.id}.json"
+
+
+def product(job: Job, ckpt_dir: str) -> Path | None:
+    """Return the file that is there when a job has made what others need of it; None where others need nothing."""
+    folder = Path(ckpt_dir) / job.flags.get("dataset", "") / job.id
+    if job.kind in ("embed", "tokenizer"):
+        config = TokenizerConfig(**job.flags, ckpt_name=job.id)
+        return config.embedding_file if job.kind == "embed" else config.tokenizer_folder / QUALITY_FILE
+    return folder / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
+
+
+def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
+    """Return the jobs without an outcome, and those whose files are gone although one of these needs them.
+
+    Args:
+        jobs: Each after those that it needs; the result is in the same order.
+        ckpt_dir, results_dir: Where runs and outcomes lie.
+    """
+    found: list[Job] = []
+    for job in reversed(jobs):
+        file = product(job, ckpt_dir) if any(job in other.needs for other in found) else None
+        if not result_file(job, results_dir).exists() or (file and not file.exists()):
+            found.insert(0, job)
+    return found
 
 
 def pack_ranks(ranks: np.ndarray) -> str:
@@ -60,13 +86,17 @@ def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
     write_json(result_file(job, results_dir), content)
 
 
+def _of_embedding(job: Job, ckpt_dir: Path) -> dict:
+    return {"seconds": 0.0}
+
+
 def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
-    folder = Path(job.flags["data_dir"]) / job.flags["dataset"] / job.id
-    quality = read_json(folder / "quality.json")
+    folder = TokenizerConfig(**job.flags, ckpt_name=job.id).tokenizer_folder
+    quality = read_json(folder / QUALITY_FILE)
     return {
         "drift": quality["drift"],
         "last_epoch": quality["tokenizers"][str(job.flags["epochs"])],
-        "seconds": read_json(folder / "training.json")["seconds"],
+        "seconds": read_json(folder / TRAINING_FILE)["seconds"],
     }
 
 
@@ -140,6 +170,7 @@ def commit() -> str:
 
 
 _OUTCOMES = {
+    "embed": _of_embedding,
     "tokenizer": _of_tokenizer,
     "pretrain": _of_training,
     "finetune": _of_training,

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.results import collect, result_file
+from experiments.results import collect, open_jobs
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
@@ -61,9 +61,10 @@ class RunConfig:
 
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     """Return the commands of a job; each goes on where it was cut off. Jobs that train nothing have none."""
-    if job.kind == "tokenizer":
-        modules = ["tokenizer.embed", "tokenizer.train", "tokenizer.export"]
-        extra: dict = {"ckpt_name": job.id}
+    if job.kind == "embed":
+        modules, extra = ["tokenizer.embed"], {}
+    elif job.kind == "tokenizer":
+        modules, extra = ["tokenizer.train", "tokenizer.export"], {"ckpt_name": job.id}
     elif job.kind in ("pretrain", "finetune"):
         modules = [job.kind]
         prefixes = [token_prefix(need) for need in job.needs if need.kind == "tokenizer"]
@@ -114,7 +115,7 @@ class Runner:
     def __init__(self, config: RunConfig, jobs: list[Job]):
         self.config = config
         self.threads = max(1, (os.cpu_count() or 1) // config.jobs)
-        self.open = [job for job in jobs if not result_file(job, config.results_dir).exists()]
+        self.open = open_jobs(jobs, config.ckpt_dir, config.results_dir)
         self.failed: set[str] = set()
         self.running: list[Running] = []
 

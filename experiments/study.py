@@ -32,6 +32,10 @@ SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
     *("num_tokenizers", "gap", "candidates", "independent", "ensemble", "most_popular"),
 )
+EMBEDDING_FLAGS = (
+    *("sent_emb_model", "sent_emb_dim", "sent_emb_batch_size"),
+    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Job:
     """One run of the commands, named by everything that decides its outcome, so that studies share it.
 
     Attributes:
-        kind: tokenizer, pretrain, finetune, ensemble or most_popular.
+        kind: embed, tokenizer, pretrain, finetune, ensemble or most_popular.
         settings: JSON of the flags, sorted by name, and of what else decides the outcome.
         needs: The jobs whose files it reads.
     """
@@ -158,8 +162,11 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     if options.get("most_popular"):
         return (Job.of("most_popular", **data),)
 
+    encoder = {name: value for name, value in options["tokenizer"].items() if name in EMBEDDING_FLAGS}
+    embedding = Job.of("embed", **data, **encoder)  # one for all seeds
+
     def tokenizer(tokenizer_seed: int) -> Job:
-        return Job.of("tokenizer", **data, **options["tokenizer"], rand_seed=tokenizer_seed)
+        return Job.of("tokenizer", (embedding,), **data, **options["tokenizer"], rand_seed=tokenizer_seed)
 
     own, last = tokenizer(seed), options["tokenizer"]["epochs"]
     flags = {**data, **options["recommender"], "rand_seed": seed}

@@ -80,8 +80,10 @@ def seconds_of(jobs: Sequence[Job], results_dir: str) -> float:
 
 
 def gain_text(row: Row, base: Row, metric: str) -> str:
-    """Return the gain over the baseline and its 95% interval, both relative to the baseline's mean."""
+    """Return the gain over the baseline and its 95% interval, relative to the baseline's mean; "" where that is 0."""
     reference = base.test(metric).mean()
+    if reference == 0:
+        return ""
     (difference,) = bootstrap((row.per_user(metric) - base.per_user(metric))[:, None], RESAMPLES, seed=2024)
     low, high = difference.low / reference, difference.high / reference
     return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.results import collect, pack_ranks, result_file, unpack_ranks
+from experiments.results import collect, open_jobs, pack_ranks, result_file, unpack_ranks
 from experiments.run import RunConfig, Runner
 from experiments.study import Job
 from utils.files import read_json, write_json
 
-TOKENIZER = Job.of("tokenizer", dataset="Tiny")
+TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere")
 PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1)
 FINETUNING = Job.of("finetune", (TOKENIZER, PRETRAINING), dataset="Tiny")
 SCRATCH = Job.of("finetune", (TOKENIZER,), dataset="Tiny")
@@ -54,6 +54,19 @@ def test_what_needs_a_failed_job_does_not_run_and_the_rest_does(make_runner, tmp
     assert sorted(order(tmp_path)) == sorted([TOKENIZER.id, PRETRAINING.id, SCRATCH.id])
     assert [job.id for job in runner.open] == [PRETRAINING.id, FINETUNING.id]
     assert f"FAILED {PRETRAINING.id} (exit code 3)" in capsys.readouterr().err
+
+
+def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for job in JOBS:
+        write_json(result_file(job, tmp_path / "results"), {})
+    arguments = (JOBS, str(tmp_path), str(tmp_path / "results"))
+    assert open_jobs(*arguments) == []
+    result_file(FINETUNING, tmp_path / "results").unlink()
+    assert open_jobs(*arguments) == [TOKENIZER, PRETRAINING, FINETUNING]
+    write_json(tmp_path / "Tiny" / PRETRAINING.id / "results.json", {})
+    write_json(tmp_path / "nowhere" / "Tiny" / TOKENIZER.id / "quality.json", {})
+    assert open_jobs(*arguments) == [FINETUNING]
 
 
 def test_ranks_are_packed_small_and_read_back():

@@ -39,7 +39,9 @@ def test_a_cell_fine_tunes_the_last_tokenizers_of_its_pretraining(tmp_path):
     tokenizer, pretraining = first.needs
     assert tokenizer.flags == {**BUDGET["tokenizer"], "dataset": "Tiny", "data_dir": "datasets", "rand_seed": 1}
     assert (pretraining.flags["sem_id_epochs"], pretraining.flags["tau"]) == ([16, 18, 20], 3.0)
-    assert [job.kind for job in study.jobs()] == ["tokenizer", "pretrain", "finetune", "finetune"] * 2
+    training = ["tokenizer", "pretrain", "finetune", "finetune"]
+    assert [job.kind for job in study.jobs()] == ["embed", *training, *training]
+    assert tokenizer.needs[0].flags == {"dataset": "Tiny", "data_dir": "datasets", "sent_emb_model": "tfidf"}
 
 
 def test_from_scratch_has_its_own_flags_and_no_pretraining(tmp_path):
@@ -63,7 +65,7 @@ def test_studies_share_jobs_and_other_flags_make_other_jobs(tmp_path):
     other = make_study(tmp_path, variants={"anything": {}})
     ids = {job.id for job in one.jobs()}
     assert {job.id for job in other.jobs()} < ids
-    assert len(ids) == 2 + 2 * 2 + 2 * 4
+    assert len(ids) == 1 + 2 + 2 * 2 + 2 * 4
 
 
 def test_settings_cross_with_variants(tmp_path):
@@ -86,10 +88,9 @@ def test_unknown_keys_are_named(tmp_path):
 
 def test_commands_name_runs_and_files_by_job(tmp_path):
     study = make_study(tmp_path, variants={"MTGRec": {}})
-    tokenizer, pretraining, finetuning, _ = study.jobs()[:4]
-    assert [command[2] for command in commands(tokenizer, "ckpt")] == [
-        f"tokenizer.{s}" for s in ("embed", "train", "export")
-    ]
+    embedding, tokenizer, pretraining, finetuning = study.jobs()[:4]
+    assert [command[2] for command in commands(embedding, "ckpt")] == ["tokenizer.embed"]
+    assert [command[2] for command in commands(tokenizer, "ckpt")] == [f"tokenizer.{s}" for s in ("train", "export")]
     assert f"--ckpt_name={tokenizer.id}" in commands(tokenizer, "ckpt")[0]
     (command,) = commands(finetuning, "ckpt")
     assert command[2] == "finetune"
