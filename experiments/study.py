@@ -102,12 +102,15 @@ class Study:
         title: What is asked, in a sentence.
         baseline: Variant that gains are relative to, at the same setting or, if it has none, at its only one.
         cells: Every row and seed.
+        popularity_edges: Where test users are also cut into groups by their target's training interactions: the lowest
+            of each group but the first.
     """
 
     name: str
     title: str
     baseline: str
     cells: tuple[Cell, ...]
+    popularity_edges: tuple[int, ...] = ()
 
     def jobs(self) -> list[Job]:
         """Return every job once, each after those that it needs."""
@@ -130,9 +133,11 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
     if budget not in budgets:
         raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
-    unknown = set(study) - {"title", "baseline", "variants", "settings", *budgets}
+    unknown = set(study) - {"title", "baseline", "variants", "settings", "popularity_edges", *budgets}
     if unknown or "variants" not in study:
-        raise InputError(f"{file}: expected title, baseline, variants, settings or budgets, got {sorted(study)}")
+        raise InputError(
+            f"{file}: expected title, baseline, variants, settings, popularity_edges or budgets, got {sorted(study)}"
+        )
     base = override(budgets[budget], study.get(budget) or {}, file)
     cells = []
     settings = study.get("settings") or {"": {}}
@@ -141,7 +146,8 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
         if options.get("most_popular") and setting:
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
-    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells))
+    edges = tuple(study.get("popularity_edges", ()))
+    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), edges)
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:

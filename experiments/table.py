@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.interactions import dataset_folder, load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
-from inference.results import bootstrap
+from inference.results import bootstrap, groups_of
 from utils.files import atomic_path, read_json, write_text
 from utils.metrics import per_user
 
@@ -108,14 +109,37 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
     return lines
 
 
+def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
+    """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
+    flags = next(study.cells[0].candidates[0].with_needs()).flags
+    interactions = load_interactions(dataset_folder(flags["data_dir"], flags["dataset"]))
+    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    groups = groups_of(counts[targets], list(study.popularity_edges))
+    lines = []
+    for row in rows:
+        base = baseline_of(row, rows, study)
+        line = {study.name: row.name}
+        for name, members in groups.items():
+            value = row.per_user("recall@10")[members].mean()
+            reference = base.per_user("recall@10")[members].mean() if base else 0
+            gain = f" ({value / reference - 1:+.1%})" if reference else ""
+            line[f"{name} ({members.sum():,} users)"] = f"{value:.4f}{gain}"
+        lines.append(line)
+    return lines
+
+
 def write_table(study: Study, budget: str, results_dir: str) -> str:
     """Write a study's table as Markdown and CSV into <results_dir>/tables; return the Markdown."""
-    lines = table(study, finished_rows(study, results_dir), results_dir)
+    rows = finished_rows(study, results_dir)
+    lines = table(study, rows, results_dir)
     parts = [f"## {study.title}", "", markdown(lines)]
     if any(len(cell.candidates) > 1 for cell in study.cells):
         fixed = table(study, finished_rows(study, results_dir, fixed=True), results_dir)
         parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
+    if study.popularity_edges and rows:
+        parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
     text = "\n".join(parts) + "\n"
     file = Path(results_dir) / "tables" / f"{study.name}-{budget}"
     write_text(file.with_suffix(".md"), text)

@@ -3,9 +3,10 @@ import csv
 import numpy as np
 import pytest
 
+from data.interactions import load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
-from experiments.table import write_table
+from experiments.table import finished_rows, popularity_table, write_table
 from utils.files import write_json
 from utils.metrics import mean_metrics
 
@@ -43,3 +44,27 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
 def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
     fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
     assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
+
+
+def test_popularity_groups_cut_the_users(dataset, tmp_path):
+    interactions = load_interactions(dataset)
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    users = len(targets)
+    data = {"dataset": dataset.name, "data_dir": str(dataset.parent)}
+    cells = []
+    for variant, ranks in (("TIGER", np.full(users, 10)), ("MTGRec", np.zeros(users, dtype=int))):
+        job = Job.of("finetune", **data, variant=variant)
+        outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
+        write_json(result_file(job, tmp_path), outcome)
+        cells.append(Cell(variant, "", 1, (job,)))
+    counts = np.bincount(training_interactions(interactions), minlength=21)
+    edge = int(np.median(counts[targets]))
+    rare = int((counts[targets] < edge).sum())
+    assert 0 < rare < users
+    study = Study("longtail", "For whom?", "TIGER", tuple(cells), (edge,))
+    single, many = popularity_table(study, finished_rows(study, str(tmp_path)))
+    groups = [f"0-{edge - 1} ({rare} users)", f"{edge}+ ({users - rare} users)"]
+    assert list(single) == ["longtail", *groups]
+    assert [single[group] for group in groups] == ["0.0000", "0.0000"]
+    assert [many[group] for group in groups] == ["1.0000", "1.0000"]
+    assert "Recall@10 by the target's training interactions" in write_table(study, "cpu", str(tmp_path))
