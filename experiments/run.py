@@ -9,6 +9,7 @@ What a finished job came to lies in experiments/results/<dataset>/<job>.json and
 goes on where it was.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -190,9 +191,7 @@ class Runner:
 
 
 def _flag(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[" + ",".join(map(_flag, value)) + "]" if isinstance(value, list) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def main(argv: list[str] | None = None) -> None:

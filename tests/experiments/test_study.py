@@ -68,6 +68,11 @@ def test_studies_share_jobs_and_other_flags_make_other_jobs(tmp_path):
     assert len(ids) == 1 + 2 + 2 * 2 + 2 * 4
 
 
+def test_a_job_is_the_same_wherever_the_data_lies():
+    assert Job.of("embed", dataset="Tiny", data_dir="a").id == Job.of("embed", dataset="Tiny", data_dir="b").id
+    assert Job.of("embed", dataset="Tiny").id != Job.of("embed", dataset="Other").id
+
+
 def test_settings_cross_with_variants(tmp_path):
     study = make_study(
         tmp_path,
@@ -98,6 +103,10 @@ def test_commands_name_runs_and_files_by_job(tmp_path):
     assert f"--pretrained_model=ckpt/Tiny/{pretraining.id}" in command
     assert f"--token_prefix={tokenizer.id}/tfidf_256,256,256,256" in command
     assert "--sem_id_epochs=[20]" in command
+    other = Job.of("tokenizer", **tokenizer.flags, lr=1)
+    (command,) = commands(Job.of("pretrain", (tokenizer, other), dataset="Tiny", patience=None), "ckpt")
+    prefixes = f'["{tokenizer.id}/tfidf_256,256,256,256","{other.id}/tfidf_256,256,256,256"]'
+    assert {f"--token_prefix={prefixes}", "--patience=null"} <= set(command)
     assert commands(Job.of("most_popular", dataset="Tiny"), "ckpt") == []
 
 
