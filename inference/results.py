@@ -123,23 +123,30 @@ class Difference:
 def paired_bootstrap(
     first: Results, second: Results, metrics: list[str], resamples: int, seed: int
 ) -> dict[str, Difference]:
-    """Compare two results of the same users: {metric: difference}, by resampling users.
+    """Compare two results of the same users: {metric: difference}; see `bootstrap`.
 
     Args:
         first, second: Results in the same order of users.
         metrics: Such as ndcg@10.
+        resamples, seed: Of the bootstrap.
+    """
+    ranks = first.ranks(), second.ranks()
+    difference = np.stack([per_user(name, ranks[1]) - per_user(name, ranks[0]) for name in metrics], axis=1)
+    return dict(zip(metrics, bootstrap(difference, resamples, seed), strict=True))
+
+
+def bootstrap(difference: np.ndarray, resamples: int, seed: int) -> list[Difference]:
+    """Return the mean over users of each metric's difference, with its interval, by resampling users.
+
+    Args:
+        difference: float64 [U, metrics].
         resamples: How many times as many users are drawn with replacement; the interval is their percentiles.
         seed: Of the draws.
     """
-    ranks = first.ranks(), second.ranks()
-    difference = np.stack([per_user(name, ranks[1]) - per_user(name, ranks[0]) for name in metrics], axis=1)  # [U, m]
     rng = np.random.default_rng(seed)
     drawn = [difference[rng.integers(len(difference), size=len(difference))].mean(axis=0) for _ in range(resamples)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return {
-        name: Difference(float(difference[:, column].mean()), float(low[column]), float(high[column]))
-        for column, name in enumerate(metrics)
-    }
+    return [Difference(*map(float, row)) for row in zip(difference.mean(axis=0), low, high, strict=True)]
 
 
 def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:

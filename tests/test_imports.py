@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
-PACKAGES = ("benchmarks", "data", "inference", "model", "reporting", "tokenizer", "training", "utils")
+PACKAGES = ("benchmarks", "data", "experiments", "inference", "model", "reporting", "tokenizer", "training", "utils")
 ENTRY_SCRIPTS = {file.stem for file in ROOT.glob("*.py")}
 SOURCES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
 
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "reporting": {"reporting", "training", "tokenizer", "data", "utils"},
     "inference": {"inference", "model", "data", "utils"},
     "benchmarks": {"benchmarks", "tokenizer", "training", "model", "data", "utils"},
+    "experiments": {"experiments", "inference", "tokenizer", "data", "utils"},
 }
 
 

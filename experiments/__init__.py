@@ -1,0 +1,1 @@
+"""Studies: matrices of variants, settings and seeds, run through the same entry points that people type."""

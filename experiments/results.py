@@ -1,0 +1,179 @@
+"""What a finished job came to: one small JSON file that is committed."""
+
+import base64
+import json
+import os
+import platform
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.interactions import dataset_folder, load_interactions
+from data.popularity import popularity_recommendations
+from data.token_table import QUALITY_FILE, TRAINING_FILE
+from experiments.study import Job
+from inference.results import ensemble, read_results
+from tokenizer.config import TokenizerConfig
+from utils.errors import InputError
+from utils.files import read_json, write_json
+from utils.metrics import mean_metrics, target_ranks
+from utils.run_folder import RESULTS_FILE
+
+TOP = 10  # recommended items that count
+METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+
+
+def result_file(job: Job, results_dir: str | Path) -> Path:
+    """Return where a job's outcome is kept."""
+    dataset = next(need for need in job.with_needs()).flags["dataset"]
+    return Path(results_dir) / dataset / f"{job.id}.json"
+
+
+def product(job: Job, ckpt_dir: str) -> Path | None:
+    """Return the file that is there when a job has made what others need of it; None where others need nothing."""
+    folder = Path(ckpt_dir) / job.flags.get("dataset", "") / job.id
+    if job.kind in ("embed", "tokenizer"):
+        config = TokenizerConfig(**job.flags, ckpt_name=job.id)
+        return config.embedding_file if job.kind == "embed" else config.tokenizer_folder / QUALITY_FILE
+    return folder / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
+
+
+def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
+    """Return the jobs without an outcome, and those whose files are gone although one of these needs them.
+
+    Args:
+        jobs: Each after those that it needs; the result is in the same order.
+        ckpt_dir, results_dir: Where runs and outcomes lie.
+    """
+    found: list[Job] = []
+    for job in reversed(jobs):
+        file = product(job, ckpt_dir) if any(job in other.needs for other in found) else None
+        if not result_file(job, results_dir).exists() or (file and not file.exists()):
+            found.insert(0, job)
+    return found
+
+
+def pack_ranks(ranks: np.ndarray) -> str:
+    """Return 0-based ranks up to TOP (a miss), int [U], as text of about half a byte per user."""
+    return base64.b64encode(zlib.compress(ranks.astype(np.uint8).tobytes(), 9)).decode()
+
+
+def unpack_ranks(text: str) -> np.ndarray:
+    """Return what `pack_ranks` packed, int64 [U]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
+
+
+def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
+
+    Args:
+        job: The job.
+        ckpt_dir, results_dir: Where runs lie, and where outcomes go.
+        threads: CPU threads that it ran with.
+    """
+    content: dict[str, Any] = {
+        "id": job.id,
+        "kind": job.kind,
+        "settings": job.flags,
+        "needs": [n.id for n in job.needs],
+    }
+    content |= _OUTCOMES[job.kind](job, Path(ckpt_dir))
+    content |= {"threads": threads, "hardware": hardware(), "commit": commit()}
+    write_json(result_file(job, results_dir), content)
+
+
+def _of_embedding(job: Job, ckpt_dir: Path) -> dict:
+    return {"seconds": 0.0}
+
+
+def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
+    folder = TokenizerConfig(**job.flags, ckpt_name=job.id).tokenizer_folder
+    quality = read_json(folder / QUALITY_FILE)
+    return {
+        "drift": quality["drift"],
+        "last_epoch": quality["tokenizers"][str(job.flags["epochs"])],
+        "seconds": read_json(folder / TRAINING_FILE)["seconds"],
+    }
+
+
+def _of_training(job: Job, ckpt_dir: Path) -> dict:
+    """Metrics, the course of training and, after fine-tuning, every test user's rank."""
+    run = ckpt_dir / job.flags["dataset"] / job.id
+    results = read_json(run / RESULTS_FILE)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    outcome = {
+        "valid": results["valid"],
+        "test": results["test"],
+        "best_epoch": results["best_epoch"],
+        "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
+        "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
+        "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
+    }
+    if job.kind == "pretrain":
+        outcome["per_tokenizer"] = results["per_tokenizer"]
+        outcome["stages"] = [
+            {"influence": e["influence"], "probabilities": e["probabilities"]}
+            for e in events
+            if e["event"] == "influence"
+        ]
+    else:
+        outcome["ranks"] = pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())
+    return outcome
+
+
+def test_results(job: Job, ckpt_dir: Path) -> Path:
+    """Return the result file per user of a fine-tuning with one tokenizer.
+
+    Raises:
+        InputError: It is gone.
+    """
+    run = ckpt_dir / job.flags["dataset"] / job.id
+    for file in run.glob("test_results_*.json"):
+        return file
+    raise InputError(f"{run} has no test_results_*.json; remove the job's file from the results to run it again")
+
+
+def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
+    """Join the candidates' recommendations; validation metrics are None, since nothing is chosen by them."""
+    ranks = ensemble([read_results(test_results(need, ckpt_dir)) for need in job.needs]).ranks()
+    return {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 0.0}
+
+
+def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
+    interactions = load_interactions(dataset_folder(job.flags["data_dir"], job.flags["dataset"]))
+    ranks = {split: target_ranks(*popularity_recommendations(interactions, split, TOP)) for split in ("valid", "test")}
+    metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
+    return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in metrics.items()}
+
+
+def hardware() -> str:
+    """Return what the job ran on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + where files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+_OUTCOMES = {
+    "embed": _of_embedding,
+    "tokenizer": _of_tokenizer,
+    "pretrain": _of_training,
+    "finetune": _of_training,
+    "ensemble": _of_ensemble,
+    "most_popular": _of_most_popular,
+}

@@ -1,0 +1,215 @@
+"""Run a study: every job that is not done yet, then the table of its results.
+
+python -m experiments.run experiments/main.yaml                          on the CPU's budget
+python -m experiments.run experiments/main.yaml --budget=gpu
+python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two jobs at once, on to the next stretch later
+python -m experiments.run experiments/main.yaml --only_table
+
+What a finished job came to lies in experiments/results/<dataset>/<job>.json and is never run again; what was cut off
+goes on where it was.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.results import collect, open_jobs
+from experiments.study import Job, load_study
+from experiments.table import write_table
+from tokenizer.config import TokenizerConfig
+from tokenizer.published import sem_ids_prefix
+from utils.config import parse_config
+from utils.errors import InputError
+from utils.runtime import run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class RunConfig:
+    """Settings of a study's run; the study's file is given without a flag too."""
+
+    study: str = ""
+    """The study's YAML file."""
+    budget: str = "cpu"
+    """Budget in experiments/budgets.yaml: cpu (2 cores) or gpu (the paper's setting)."""
+    seeds: list[int] | None = None
+    """Seeds instead of the budget's."""
+    jobs: int = 1
+    """Jobs at once; they share the cores evenly. A job's numbers depend on its threads, as sums do on their order."""
+    minutes: float | None = None
+    """Stop after that long; what was running is saved and goes on next time."""
+    ckpt_dir: str = "ckpt"
+    """Folder of the runs."""
+    results_dir: str = "experiments/results"
+    """Folder of what finished jobs came to."""
+    dry_run: bool = False
+    """Only list the jobs that are not done."""
+    only_table: bool = False
+    """Only write the table of what is done."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = [] if self.study else ["name a study: python -m experiments.run experiments/main.yaml"]
+        return found + ([f"jobs={self.jobs} must be positive"] if self.jobs < 1 else [])
+
+
+def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
+    """Return the commands of a job; each goes on where it was cut off. Jobs that train nothing have none."""
+    if job.kind == "embed":
+        modules, extra = ["tokenizer.embed"], {}
+    elif job.kind == "tokenizer":
+        modules, extra = ["tokenizer.train", "tokenizer.export"], {"ckpt_name": job.id}
+    elif job.kind in ("pretrain", "finetune"):
+        modules = [job.kind]
+        prefixes = [token_prefix(need) for need in job.needs if need.kind == "tokenizer"]
+        extra = {
+            "run_name": job.id,
+            "ckpt_dir": ckpt_dir,
+            "token_prefix": prefixes if len(prefixes) > 1 else prefixes[0],
+        }
+        for need in job.needs:
+            if need.kind == "pretrain":
+                extra["pretrained_model"] = str(Path(ckpt_dir) / need.flags["dataset"] / need.id)
+    else:
+        return []
+    arguments = [f"--{name}={_flag(value)}" for name, value in {**job.flags, **extra}.items()]
+    return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules]
+
+
+def token_prefix(tokenizer: Job) -> str:
+    """Return what --token_prefix calls a tokenizer's semantic IDs."""
+    return f"{tokenizer.id}/{sem_ids_prefix(TokenizerConfig(**tokenizer.flags))}"
+
+
+@dataclass
+class Running:
+    """A job at work.
+
+    Attributes:
+        job: The job.
+        waiting: Its commands that have not begun.
+        process: The command at work.
+        log: Where all of them write.
+    """
+
+    job: Job
+    waiting: list[list[str]]
+    process: subprocess.Popen
+    log: Path
+
+
+class Runner:
+    """Runs jobs side by side, each after those that it needs.
+
+    Args:
+        config: Settings.
+        jobs: All jobs of a study, each after those that it needs.
+    """
+
+    def __init__(self, config: RunConfig, jobs: list[Job]):
+        self.config = config
+        self.threads = max(1, (os.cpu_count() or 1) // config.jobs)
+        self.open = open_jobs(jobs, config.ckpt_dir, config.results_dir)
+        self.failed: set[str] = set()
+        self.running: list[Running] = []
+
+    def run(self) -> bool:
+        """Run until nothing is left that can run, or the time is over.
+
+        Returns:
+            Whether every job is done.
+        """
+        deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
+        try:
+            while time.monotonic() < deadline:
+                self._start_ready()
+                if not self.running:
+                    break
+                time.sleep(0.5)
+                self._look_after()
+        finally:
+            self._stop()
+        return not self.open
+
+    def _start_ready(self) -> None:
+        for job in list(self.open):
+            busy = {running.job.id for running in self.running}
+            blocked = {other.id for other in self.open} | busy | self.failed
+            ready = job.id not in busy | self.failed and not any(need.id in blocked for need in job.needs)
+            if ready and len(self.running) < self.config.jobs:
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        waiting = commands(job, self.config.ckpt_dir)
+        if not waiting:
+            self._finish(job)
+            return
+        log = Path(self.config.ckpt_dir) / "experiments" / f"{job.id}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{time.strftime('%H:%M:%S')} start  {job.id}  ({len(self.open)} left, log {log})", flush=True)
+        self.running.append(Running(job, waiting[1:], self._command(waiting[0], log), log))
+
+    def _command(self, command: list[str], log: Path) -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"$ {shlex.join(command)}\n")
+            file.flush()
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def _look_after(self) -> None:
+        for running in list(self.running):
+            code = running.process.poll()
+            if code == 0 and running.waiting:
+                running.process = self._command(running.waiting.pop(0), running.log)
+            elif code is not None:
+                self.running.remove(running)
+                if code == 0:
+                    self._finish(running.job)
+                else:
+                    self.failed.add(running.job.id)
+                    print(f"FAILED {running.job.id} (exit code {code}): {running.log}", file=sys.stderr, flush=True)
+
+    def _finish(self, job: Job) -> None:
+        collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
+        self.open.remove(job)
+        print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
+
+    def _stop(self) -> None:
+        """Ask what is running to save itself and wait for it."""
+        for running in self.running:
+            running.process.send_signal(signal.SIGTERM)
+        for running in self.running:
+            running.process.wait()
+            print(f"saved  {running.job.id}: goes on next time", flush=True)
+
+
+def _flag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a study; `argv` are the arguments, by default the command line's."""
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [f"--study={argument}" if not argument.startswith("--") else argument for argument in argv]
+    config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
+    study = load_study(Path(config.study), config.budget, config.seeds)
+    runner = Runner(config, study.jobs())
+    if config.dry_run:
+        for job in runner.open:
+            print(f"{job.id}  {job.settings}  needs {' '.join(need.id for need in job.needs) or 'nothing'}")
+        return
+    done = config.only_table or runner.run()
+    print(write_table(study, config.budget, config.results_dir))
+    if not done:
+        raise InputError(f"{len(runner.open)} jobs are not done; run the same command again")
+
+
+if __name__ == "__main__":
+    run_command(main)

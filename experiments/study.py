@@ -1,0 +1,207 @@
+"""A study's YAML file as a table of cells, and the jobs that the cells need.
+
+A study crosses `variants` with `settings` and seeds. Both override the sections of a budget (experiments/budgets.yaml):
+
+    dataset, data_dir   what is run on
+    seeds               of the recommender; a tokenizer takes the same seed
+    tokenizer           flags of tokenizer/run.sh
+    recommender         flags of pretrain.py and finetune.py
+    pretrain            flags of pretrain.py, or null to train from scratch
+    finetune, scratch   flags of finetune.py, on a pre-trained model or from scratch
+    num_tokenizers      how many of the RQ-VAE's epochs are pre-trained with, counted back from the last one
+    gap                 epochs between two of them
+    candidates          how many of them are fine-tuned with; the best one on validation is the cell's result
+    independent         pre-train with that many tokenizers of different seeds instead, the last epoch of each
+    ensemble            combine the candidates' recommendations instead of picking one
+    most_popular        no recommender at all: the most popular items
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import InputError
+
+SECTIONS = (
+    *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
+    *("num_tokenizers", "gap", "candidates", "independent", "ensemble", "most_popular"),
+)
+EMBEDDING_FLAGS = (
+    *("sent_emb_model", "sent_emb_dim", "sent_emb_batch_size"),
+    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the commands, named by everything that decides its outcome, so that studies share it.
+
+    Attributes:
+        kind: embed, tokenizer, pretrain, finetune, ensemble or most_popular.
+        settings: JSON of the flags, sorted by name, and of what else decides the outcome.
+        needs: The jobs whose files it reads.
+    """
+
+    kind: str
+    settings: str
+    needs: tuple["Job", ...] = ()
+
+    @classmethod
+    def of(cls, kind: str, needs: tuple["Job", ...] = (), **settings: Any) -> "Job":
+        return cls(kind, json.dumps(settings, sort_keys=True), needs)
+
+    @property
+    def id(self) -> str:
+        """<kind>_<hash>, the name of the run's folder and of its file in results/, wherever the data lies."""
+        decisive = {name: value for name, value in self.flags.items() if name != "data_dir"}
+        text = json.dumps([self.kind, decisive, *(job.id for job in self.needs)])
+        return f"{self.kind}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        return json.loads(self.settings)
+
+    def with_needs(self) -> Iterator["Job"]:
+        """Yield the jobs it needs, deepest first, then itself."""
+        for job in self.needs:
+            yield from job.with_needs()
+        yield self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a study's table, for one seed.
+
+    Attributes:
+        variant, setting: Its row; `setting` is "" in a study without settings.
+        seed: Of the recommender and of the tokenizer.
+        candidates: Jobs of which the best one on validation counts; the first is the one fixed beforehand.
+    """
+
+    variant: str
+    setting: str
+    seed: int
+    candidates: tuple[Job, ...]
+
+    @property
+    def row(self) -> str:
+        return f"{self.variant}, {self.setting}" if self.setting else self.variant
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study under one budget.
+
+    Attributes:
+        name: The file's name without its suffix.
+        title: What is asked, in a sentence.
+        baseline: Variant that gains are relative to, at the same setting or, if it has none, at its only one.
+        cells: Every row and seed.
+        popularity_edges: Where test users are also cut into groups by their target's training interactions: the lowest
+            of each group but the first.
+    """
+
+    name: str
+    title: str
+    baseline: str
+    cells: tuple[Cell, ...]
+    popularity_edges: tuple[int, ...] = ()
+
+    def jobs(self) -> list[Job]:
+        """Return every job once, each after those that it needs."""
+        return list(
+            {job.id: job for cell in self.cells for top in cell.candidates for job in top.with_needs()}.values()
+        )
+
+
+def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study:
+    """Read a study.
+
+    Args:
+        file: The study's YAML file; budgets.yaml lies beside it.
+        budget: Name of a budget there; the study's own section of that name overrides it.
+        seeds: Instead of the budget's.
+
+    Raises:
+        InputError: A file is absent or has other keys than those above.
+    """
+    study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
+    if budget not in budgets:
+        raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
+    unknown = set(study) - {"title", "baseline", "variants", "settings", "popularity_edges", *budgets}
+    if unknown or "variants" not in study:
+        raise InputError(
+            f"{file}: expected title, baseline, variants, settings, popularity_edges or budgets, got {sorted(study)}"
+        )
+    base = override(budgets[budget], study.get(budget) or {}, file)
+    cells = []
+    settings = study.get("settings") or {"": {}}
+    for (variant, changes), (setting, further) in product(study["variants"].items(), settings.items()):
+        options = override(override(base, changes or {}, file), further or {}, file)
+        if options.get("most_popular") and setting:
+            continue
+        cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
+    edges = tuple(study.get("popularity_edges", ()))
+    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), edges)
+
+
+def override(options: dict, changes: dict, file: Path) -> dict:
+    """Return `options` with `changes`; a section of flags takes single flags over, null takes the section away."""
+    unknown = [name for name in changes if name not in SECTIONS]
+    if unknown:
+        raise InputError(f"{file}: unknown {', '.join(unknown)}; a variant may change {', '.join(SECTIONS)}")
+    merged = dict(options)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(options.get(name), dict)
+        merged[name] = {**options[name], **value} if both else value
+    return merged
+
+
+def candidates(options: dict, seed: int) -> tuple[Job, ...]:
+    """Return the jobs of a cell; the first is fine-tuned with the RQ-VAE's last epoch."""
+    data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
+    if options.get("most_popular"):
+        return (Job.of("most_popular", **data),)
+
+    encoder = {name: value for name, value in options["tokenizer"].items() if name in EMBEDDING_FLAGS}
+    embedding = Job.of("embed", **data, **encoder)  # one for all seeds
+
+    def tokenizer(tokenizer_seed: int) -> Job:
+        return Job.of("tokenizer", (embedding,), **data, **options["tokenizer"], rand_seed=tokenizer_seed)
+
+    own, last = tokenizer(seed), options["tokenizer"]["epochs"]
+    flags = {**data, **options["recommender"], "rand_seed": seed}
+    if options.get("independent"):
+        first = min(options["seeds"])
+        others = [s for s in range(first, first + options["independent"]) if s != seed][: options["independent"] - 1]
+        groups = [(own, last), *((tokenizer(s), last) for s in others)]
+    else:
+        groups = [(own, last - index * options["gap"]) for index in range(options["num_tokenizers"])]
+    before: tuple[Job, ...] = ()
+    stage = options["scratch"]
+    if options["pretrain"] is not None:
+        many = tuple({job.id: job for job, _ in groups}.values())
+        epochs = sorted({epoch for _, epoch in groups})
+        before = (Job.of("pretrain", many, **flags, **options["pretrain"], sem_id_epochs=epochs),)
+        stage = options["finetune"]
+    jobs = tuple(
+        Job.of("finetune", (job, *before), **{**flags, **stage}, sem_id_epochs=[epoch])
+        for job, epoch in groups[: options["candidates"]]
+    )
+    return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a mapping")
+    return content

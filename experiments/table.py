@@ -1,0 +1,167 @@
+"""The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.interactions import dataset_folder, load_interactions, split_positions, training_interactions
+from experiments.results import METRICS, result_file, unpack_ranks
+from experiments.study import Cell, Job, Study
+from inference.results import bootstrap, groups_of
+from utils.files import atomic_path, read_json, write_text
+from utils.metrics import per_user
+
+VALID_METRIC = "ndcg@10"
+RESAMPLES = 10_000
+
+
+@dataclass
+class Row:
+    """A row of the table: one variant in one setting, over the seeds that are done.
+
+    Attributes:
+        name: The row's name.
+        cells: One for each seed.
+        outcomes: Of each seed, the outcome that counts: the candidate that is best on validation.
+    """
+
+    name: str
+    cells: list[Cell]
+    outcomes: list[dict]
+
+    def test(self, metric: str) -> np.ndarray:
+        """Return a test metric for each seed, float64 [S]."""
+        return np.asarray([outcome["test"][metric] for outcome in self.outcomes])
+
+    def per_user(self, metric: str) -> np.ndarray:
+        """Return each test user's metric, the mean over the seeds, float64 [U]."""
+        return np.mean([per_user(metric, unpack_ranks(outcome["ranks"])) for outcome in self.outcomes], axis=0)
+
+
+def finished_rows(study: Study, results_dir: str, fixed: bool = False) -> list[Row]:
+    """Return the study's rows with the seeds whose jobs are all done.
+
+    Args:
+        study: The study.
+        results_dir: Folder of outcomes.
+        fixed: Take each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
+    """
+    rows: dict[str, Row] = {}
+    for cell in study.cells:
+        candidates = cell.candidates[:1] if fixed else cell.candidates
+        outcomes = [_outcome(job, results_dir) for job in candidates]
+        if None in outcomes:
+            continue
+        best = outcomes[0]
+        if len(outcomes) > 1:
+            best = max(outcomes, key=lambda outcome: outcome["valid"][VALID_METRIC])
+        row = rows.setdefault(cell.row, Row(cell.row, [], []))
+        row.cells.append(cell)
+        row.outcomes.append(best)
+    return list(rows.values())
+
+
+def baseline_of(row: Row, rows: list[Row], study: Study) -> Row | None:
+    """Return the baseline's row in the same setting, or its only one; None for itself and where there is none."""
+    if row.cells[0].variant == study.baseline:
+        return None
+    own = [other for other in rows if other.cells[0].variant == study.baseline]
+    same = [other for other in own if other.cells[0].setting == row.cells[0].setting]
+    return (same or (own if len(own) == 1 else []) or [None])[0]
+
+
+def seconds_of(jobs: Sequence[Job], results_dir: str) -> float:
+    """Return the wall-clock seconds of some jobs and of all that they need, each once."""
+    everything = {need.id: need for job in jobs for need in job.with_needs()}
+    outcomes = [_outcome(job, results_dir) for job in everything.values()]
+    return sum(outcome["seconds"] for outcome in outcomes if outcome)
+
+
+def gain_text(row: Row, base: Row, metric: str) -> str:
+    """Return the gain over the baseline and its 95% interval, relative to the baseline's mean; "" where that is 0."""
+    reference = base.test(metric).mean()
+    if reference == 0:
+        return ""
+    (difference,) = bootstrap((row.per_user(metric) - base.per_user(metric))[:, None], RESAMPLES, seed=2024)
+    low, high = difference.low / reference, difference.high / reference
+    return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"
+
+
+def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str]]:
+    """Return the table's lines as {column: text}."""
+    lines = []
+    for row in rows:
+        line = {study.name: row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
+        for metric in METRICS:
+            values = row.test(metric)
+            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+            line[metric] = f"{values.mean():.4f}{spread}"
+        base = baseline_of(row, rows, study)
+        for metric in ("recall@10", "ndcg@10"):
+            line[f"{metric} gain"] = gain_text(row, base, metric) if base else ""
+        jobs = [job for cell in row.cells for job in cell.candidates]
+        line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
+        line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"
+        lines.append(line)
+    return lines
+
+
+def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
+    """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
+    flags = next(study.cells[0].candidates[0].with_needs()).flags
+    interactions = load_interactions(dataset_folder(flags["data_dir"], flags["dataset"]))
+    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    groups = groups_of(counts[targets], list(study.popularity_edges))
+    lines = []
+    for row in rows:
+        base = baseline_of(row, rows, study)
+        line = {study.name: row.name}
+        for name, members in groups.items():
+            value = row.per_user("recall@10")[members].mean()
+            reference = base.per_user("recall@10")[members].mean() if base else 0
+            gain = f" ({value / reference - 1:+.1%})" if reference else ""
+            line[f"{name} ({members.sum():,} users)"] = f"{value:.4f}{gain}"
+        lines.append(line)
+    return lines
+
+
+def write_table(study: Study, budget: str, results_dir: str) -> str:
+    """Write a study's table as Markdown and CSV into <results_dir>/tables; return the Markdown."""
+    rows = finished_rows(study, results_dir)
+    lines = table(study, rows, results_dir)
+    parts = [f"## {study.title}", "", markdown(lines)]
+    if any(len(cell.candidates) > 1 for cell in study.cells):
+        fixed = table(study, finished_rows(study, results_dir, fixed=True), results_dir)
+        parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
+        parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
+    if study.popularity_edges and rows:
+        parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
+    text = "\n".join(parts) + "\n"
+    file = Path(results_dir) / "tables" / f"{study.name}-{budget}"
+    write_text(file.with_suffix(".md"), text)
+    if lines:
+        with (
+            atomic_path(file.with_suffix(".csv")) as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as out,
+        ):
+            writer = csv.DictWriter(out, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+    return text
+
+
+def markdown(lines: list[dict[str, str]]) -> str:
+    """Return lines of {column: text} as a Markdown table."""
+    if not lines:
+        return "Nothing is done yet."
+    rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _outcome(job: Job, results_dir: str) -> dict | None:
+    file = result_file(job, results_dir)
+    return read_json(file) if file.exists() else None

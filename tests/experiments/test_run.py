@@ -1,0 +1,89 @@
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import run
+from experiments.results import collect, open_jobs, pack_ranks, result_file, unpack_ranks
+from experiments.run import RunConfig, Runner
+from experiments.study import Job
+from utils.files import read_json, write_json
+
+TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere")
+PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1)
+FINETUNING = Job.of("finetune", (TOKENIZER, PRETRAINING), dataset="Tiny")
+SCRATCH = Job.of("finetune", (TOKENIZER,), dataset="Tiny")
+JOBS = [TOKENIZER, PRETRAINING, FINETUNING, SCRATCH]
+
+
+@pytest.fixture
+def make_runner(tmp_path, monkeypatch):
+    """Return a maker of runners whose jobs append their id to order.txt; those in `failing` exit with 3 after that."""
+
+    def make(failing: tuple[Job, ...] = (), jobs: int = 1) -> Runner:
+        def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
+            order = str(tmp_path / "order.txt")
+            code = "import sys; print(sys.argv[2], file=open(sys.argv[1], 'a')); sys.exit(int(sys.argv[3]))"
+            return [[sys.executable, "-c", code, order, job.id, str(3 * (job in failing))]]
+
+        def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
+            write_json(result_file(job, results_dir), {})
+
+        monkeypatch.setattr(run, "commands", commands)
+        monkeypatch.setattr(run, "collect", collect)
+        config = RunConfig("study.yaml", jobs=jobs, ckpt_dir=str(tmp_path), results_dir=str(tmp_path / "results"))
+        return Runner(config, JOBS)
+
+    return make
+
+
+def order(tmp_path) -> list[str]:
+    return (tmp_path / "order.txt").read_text().split()
+
+
+def test_jobs_run_after_what_they_need_and_never_again(make_runner, tmp_path):
+    assert make_runner().run()
+    assert order(tmp_path) == [job.id for job in JOBS]
+    assert make_runner().run()
+    assert len(order(tmp_path)) == len(JOBS)
+
+
+def test_what_needs_a_failed_job_does_not_run_and_the_rest_does(make_runner, tmp_path, capsys):
+    runner = make_runner(failing=(PRETRAINING,), jobs=2)
+    assert not runner.run()
+    assert sorted(order(tmp_path)) == sorted([TOKENIZER.id, PRETRAINING.id, SCRATCH.id])
+    assert [job.id for job in runner.open] == [PRETRAINING.id, FINETUNING.id]
+    assert f"FAILED {PRETRAINING.id} (exit code 3)" in capsys.readouterr().err
+
+
+def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for job in JOBS:
+        write_json(result_file(job, tmp_path / "results"), {})
+    arguments = (JOBS, str(tmp_path), str(tmp_path / "results"))
+    assert open_jobs(*arguments) == []
+    result_file(FINETUNING, tmp_path / "results").unlink()
+    assert open_jobs(*arguments) == [TOKENIZER, PRETRAINING, FINETUNING]
+    write_json(tmp_path / "Tiny" / PRETRAINING.id / "results.json", {})
+    write_json(tmp_path / "nowhere" / "Tiny" / TOKENIZER.id / "quality.json", {})
+    assert open_jobs(*arguments) == [FINETUNING]
+
+
+def test_ranks_are_packed_small_and_read_back():
+    ranks = np.random.default_rng(0).integers(0, 11, 1000)
+    text = pack_ranks(ranks)
+    assert np.array_equal(unpack_ranks(text), ranks)
+    assert len(text) < 1000
+
+
+def test_an_ensemble_joins_its_candidates_results(tmp_path):
+    candidates = tuple(Job.of("finetune", dataset="Tiny", sem_id_epochs=[epoch]) for epoch in (1, 2))
+    job = Job.of("ensemble", candidates)
+    for candidate, items in zip(candidates, (["a", "b"], ["b", "c"]), strict=True):
+        content = {"pred_ids": [items], "scores": [[-1.0, -2.0]], "label_ids": ["b"]}
+        write_json(tmp_path / "Tiny" / candidate.id / "test_results_1.json", content)
+    collect(job, str(tmp_path), str(tmp_path / "results"), threads=1)
+    outcome = read_json(result_file(job, tmp_path / "results"))
+    assert outcome["test"]["recall@5"] == outcome["test"]["ndcg@10"] == 1.0
+    assert unpack_ranks(outcome["ranks"]).tolist() == [0]
+    assert (outcome["needs"], outcome["threads"]) == ([candidate.id for candidate in candidates], 1)

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_runs import ROOT
+
+from experiments.run import commands
+from experiments.study import Job, Study, load_study
+from utils.errors import InputError
+
+BUDGET = {
+    "dataset": "Tiny",
+    "data_dir": "datasets",
+    "seeds": [1, 2],
+    "tokenizer": {"sent_emb_model": "tfidf", "epochs": 20, "save_last": 10},
+    "recommender": {"d_model": 16},
+    "pretrain": {"tau": 3.0},
+    "finetune": {"lr": 0.1},
+    "scratch": {"lr": 0.2},
+    "num_tokenizers": 3,
+    "gap": 2,
+    "candidates": 2,
+}
+
+
+def make_study(folder: Path, budget: dict | None = None, **content: object) -> Study:
+    """Write a study and its budget into a folder and read them back."""
+    (folder / "budgets.yaml").write_text(yaml.safe_dump({"cpu": {**BUDGET, **(budget or {})}}))
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    return load_study(folder / "study.yaml", "cpu")
+
+
+def test_a_cell_fine_tunes_the_last_tokenizers_of_its_pretraining(tmp_path):
+    study = make_study(tmp_path, variants={"MTGRec": {}})
+    assert [cell.seed for cell in study.cells] == [1, 2]
+    first, second = study.cells[0].candidates
+    assert (first.flags["sem_id_epochs"], second.flags["sem_id_epochs"]) == ([20], [18])
+    assert (first.flags["lr"], first.flags["d_model"], first.flags["rand_seed"]) == (0.1, 16, 1)
+    tokenizer, pretraining = first.needs
+    assert tokenizer.flags == {**BUDGET["tokenizer"], "dataset": "Tiny", "data_dir": "datasets", "rand_seed": 1}
+    assert (pretraining.flags["sem_id_epochs"], pretraining.flags["tau"]) == ([16, 18, 20], 3.0)
+    training = ["tokenizer", "pretrain", "finetune", "finetune"]
+    assert [job.kind for job in study.jobs()] == ["embed", *training, *training]
+    assert tokenizer.needs[0].flags == {"dataset": "Tiny", "data_dir": "datasets", "sent_emb_model": "tfidf"}
+
+
+def test_from_scratch_has_its_own_flags_and_no_pretraining(tmp_path):
+    study = make_study(tmp_path, variants={"TIGER++": {"pretrain": None}})
+    (job, _) = study.cells[0].candidates
+    assert job.flags["lr"] == 0.2
+    assert [need.kind for need in job.needs] == ["tokenizer"]
+
+
+def test_independent_tokenizers_differ_by_seed_and_the_own_one_comes_first(tmp_path):
+    study = make_study(tmp_path, variants={"other seeds": {"independent": 3}})
+    first, second = study.cells[1].candidates
+    pretraining = first.needs[1]
+    assert [need.flags["rand_seed"] for need in pretraining.needs] == [2, 1, 3]
+    assert pretraining.flags["sem_id_epochs"] == [20]
+    assert [job.needs[0].flags["rand_seed"] for job in (first, second)] == [2, 1]
+
+
+def test_studies_share_jobs_and_other_flags_make_other_jobs(tmp_path):
+    one = make_study(tmp_path, variants={"MTGRec": {}, "sharp": {"pretrain": {"tau": 0.1}}})
+    other = make_study(tmp_path, variants={"anything": {}})
+    ids = {job.id for job in one.jobs()}
+    assert {job.id for job in other.jobs()} < ids
+    assert len(ids) == 1 + 2 + 2 * 2 + 2 * 4
+
+
+def test_a_job_is_the_same_wherever_the_data_lies():
+    assert Job.of("embed", dataset="Tiny", data_dir="a").id == Job.of("embed", dataset="Tiny", data_dir="b").id
+    assert Job.of("embed", dataset="Tiny").id != Job.of("embed", dataset="Other").id
+
+
+def test_settings_cross_with_variants(tmp_path):
+    study = make_study(
+        tmp_path,
+        variants={"MTGRec": {}, "popular": {"most_popular": True}},
+        settings={"narrow": {}, "wide": {"recommender": {"d_model": 32}}},
+        cpu={"seeds": [1]},
+    )
+    assert [cell.row for cell in study.cells] == ["MTGRec, narrow", "MTGRec, wide"]
+    assert [cell.candidates[0].flags["d_model"] for cell in study.cells] == [16, 32]
+
+
+def test_unknown_keys_are_named(tmp_path):
+    with pytest.raises(InputError, match="unknown pretraining; a variant may change dataset"):
+        make_study(tmp_path, variants={"MTGRec": {"pretraining": {}}})
+    with pytest.raises(InputError, match="has no budget tpu; it has cpu"):
+        load_study(tmp_path / "study.yaml", "tpu")
+
+
+def test_commands_name_runs_and_files_by_job(tmp_path):
+    study = make_study(tmp_path, variants={"MTGRec": {}})
+    embedding, tokenizer, pretraining, finetuning = study.jobs()[:4]
+    assert [command[2] for command in commands(embedding, "ckpt")] == ["tokenizer.embed"]
+    assert [command[2] for command in commands(tokenizer, "ckpt")] == [f"tokenizer.{s}" for s in ("train", "export")]
+    assert f"--ckpt_name={tokenizer.id}" in commands(tokenizer, "ckpt")[0]
+    (command,) = commands(finetuning, "ckpt")
+    assert command[2] == "finetune"
+    assert f"--run_name={finetuning.id}" in command
+    assert f"--pretrained_model=ckpt/Tiny/{pretraining.id}" in command
+    assert f"--token_prefix={tokenizer.id}/tfidf_256,256,256,256" in command
+    assert "--sem_id_epochs=[20]" in command
+    other = Job.of("tokenizer", **tokenizer.flags, lr=1)
+    (command,) = commands(Job.of("pretrain", (tokenizer, other), dataset="Tiny", patience=None), "ckpt")
+    prefixes = f'["{tokenizer.id}/tfidf_256,256,256,256","{other.id}/tfidf_256,256,256,256"]'
+    assert {f"--token_prefix={prefixes}", "--patience=null"} <= set(command)
+    assert commands(Job.of("most_popular", dataset="Tiny"), "ckpt") == []
+
+
+@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "file",
+    sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experiments/budgets.yaml"}),
+    ids=lambda file: file.stem,
+)
+def test_every_study_reads(file: Path, budget: str):
+    study = load_study(file, budget)
+    assert study.title
+    assert not study.baseline or study.baseline in {cell.variant for cell in study.cells}
+    assert len({(cell.row, cell.seed) for cell in study.cells}) == len(study.cells)

@@ -1,0 +1,70 @@
+import csv
+
+import numpy as np
+import pytest
+
+from data.interactions import load_interactions, split_positions, training_interactions
+from experiments.results import METRICS, pack_ranks, result_file
+from experiments.study import Cell, Job, Study
+from experiments.table import finished_rows, popularity_table, write_table
+from utils.files import write_json
+from utils.metrics import mean_metrics
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    """A study with two variants and two seeds; MTGRec has two candidates, of which validation prefers the second."""
+    needed = Job.of("tokenizer", dataset="Tiny")
+
+    def job(name: str, seed: int, hits: int, valid: float) -> Job:
+        made = Job.of("finetune", (needed,), dataset="Tiny", name=name, rand_seed=seed)
+        ranks = np.where(np.arange(100) < hits, 0, 10)
+        outcome = {"valid": {"ndcg@10": valid}, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks)}
+        write_json(result_file(made, tmp_path), {**outcome, "seconds": 120.0, "best_epoch": seed})
+        return made
+
+    write_json(result_file(needed, tmp_path), {"seconds": 60.0})
+    cells = [Cell("TIGER++", "", seed, (job("single", seed, hits, 0.5),)) for seed, hits in ((1, 20), (2, 30))]
+    for seed, hits in ((1, 30), (2, 40)):
+        cells.append(Cell("MTGRec", "", seed, (job("first", seed, 10, 0.4), job("second", seed, hits, 0.5))))
+    cells.append(Cell("MTGRec", "", 3, (Job.of("finetune", dataset="Tiny"),)))  # not done
+    return Study("main", "Who wins?", "TIGER++", tuple(cells))
+
+
+def test_table_has_means_spreads_gains_and_time(study, tmp_path):
+    text = write_table(study, "cpu", str(tmp_path))
+    single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
+    assert (single["main"], single["recall@10"], single["recall@10 gain"]) == ("TIGER++", "0.2500 ± 0.0707", "")
+    assert (many["recall@10"], many["seeds"], many["best epoch"]) == ("0.3500 ± 0.0707", "1 2", "1 2")
+    assert many["recall@10 gain"].startswith("+40.0% (+")
+    assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
+    assert text == (tmp_path / "tables" / "main-cpu.md").read_text()
+
+
+def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
+    fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
+    assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
+
+
+def test_popularity_groups_cut_the_users(dataset, tmp_path):
+    interactions = load_interactions(dataset)
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    users = len(targets)
+    data = {"dataset": dataset.name, "data_dir": str(dataset.parent)}
+    cells = []
+    for variant, ranks in (("TIGER", np.full(users, 10)), ("MTGRec", np.zeros(users, dtype=int))):
+        job = Job.of("finetune", **data, variant=variant)
+        outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
+        write_json(result_file(job, tmp_path), outcome)
+        cells.append(Cell(variant, "", 1, (job,)))
+    counts = np.bincount(training_interactions(interactions), minlength=21)
+    edge = int(np.median(counts[targets]))
+    rare = int((counts[targets] < edge).sum())
+    assert 0 < rare < users
+    study = Study("longtail", "For whom?", "TIGER", tuple(cells), (edge,))
+    single, many = popularity_table(study, finished_rows(study, str(tmp_path)))
+    groups = [f"0-{edge - 1} ({rare} users)", f"{edge}+ ({users - rare} users)"]
+    assert list(single) == ["longtail", *groups]
+    assert [single[group] for group in groups] == ["0.0000", "0.0000"]
+    assert [many[group] for group in groups] == ["1.0000", "1.0000"]
+    assert "Recall@10 by the target's training interactions" in write_table(study, "cpu", str(tmp_path))
