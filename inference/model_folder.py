@@ -118,6 +118,8 @@ def complete_model_folder(run: Path) -> None:
     Raises:
         InputError: Another process works on the run.
     """
+    if (run / "model" / ABOUT_FILE).is_file():
+        return
     with FileLock(run / LOCK_FILE):
         remove_leftovers(run)
         if not (run / "model" / ABOUT_FILE).is_file():
