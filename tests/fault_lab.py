@@ -15,7 +15,7 @@ import tokenizer.train
 from data import sample
 from tokenizer import embed
 
-TIMES = {"time", "seconds", "samples_per_second"}
+TIMES = {"time", "seconds", "samples_per_second", "peak_memory_mb"}
 
 PRETRAIN = {"epochs": 3, "epoch_per_stage": [1, 1], "val_delay": 0, "save_interval": 2, "tau": 0.5, "num_beams": 10}
 FINETUNE = {"epochs": 3, "patience": 1, "sem_id_epochs": 2}
@@ -99,7 +99,7 @@ def contents(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(file.relative_to(folder))
-        if name in (".lock", "log.txt", "config.yaml"):
+        if name in (".lock", "log.txt", "config.yaml", "environment.json"):
             continue
         if file.suffix == ".jsonl":
             found[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
