@@ -97,7 +97,7 @@ def test_same_losses_rates_and_metrics(pair, event):
     assert len(one) == len(two) > 0
     for a, b in zip(one, two, strict=True):
         for line in (a, b):
-            for name in ("time", "seconds", "samples_per_second"):
+            for name in ("time", "seconds", "samples_per_second", "peak_memory_mb"):
                 line.pop(name, None)
         assert a.keys() == b.keys()
         np.testing.assert_allclose(numbers(a), numbers(b), rtol=1e-5)
