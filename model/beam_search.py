@@ -1,7 +1,7 @@
 """Fixed-depth beam search for semantic IDs (paper section 2.4).
 
 Every history is encoded once; its cross-attention keys and values are shared by its beams, which stand in the query
-dimension, and self-attention keeps a cache that is re-ordered with the beams.
+dimension. Self-attention's keys and values stay where their step put them; beams remember where theirs lie.
 """
 
 import torch
@@ -51,27 +51,26 @@ def beam_search(
     if banned is not None:
         trie = trie.without(banned[encoded.groups.to_device(device)])
     shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
-    caches: list[Tensor | None] = [None] * len(shared)
+    caches: list[list[Tensor]] = [[] for _ in shared]
+    ancestors: list[Tensor] = []  # for each step before, its rows that the beams descend from
 
     tokens = torch.full((num_rows, 1), t5.config.decoder_start_token_id, device=device)
     scores = torch.zeros(num_rows, 1, device=device)
     sequences = torch.zeros(num_rows, 1, 0, dtype=torch.int64, device=device)
     nodes = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
     for level in range(num_levels):
-        log_probs = F.log_softmax(_step(t5, tokens, level, shared, caches).float(), dim=-1)  # [B, M, V]
+        log_probs = F.log_softmax(_step(t5, tokens, level, shared, caches, ancestors).float(), dim=-1)  # [B, M, V]
         if trie is not None:
-            log_probs = log_probs.masked_fill(~trie.allowed(nodes, level), float("-inf"))
+            log_probs.masked_fill_(~trie.allowed(nodes, level), float("-inf"))
         vocab_size = log_probs.shape[-1]
-        candidates = (scores.unsqueeze(2) + log_probs).flatten(1)  # [B, M x V]
+        candidates = log_probs.add_(scores.unsqueeze(2)).flatten(1)  # [B, M x V]
         scores, chosen = candidates.topk(min(num_beams, candidates.shape[1]), dim=1)
         beams, tokens = chosen // vocab_size, chosen % vocab_size
-        sequences = torch.cat([_reorder(sequences, beams), tokens.unsqueeze(2)], dim=2)
+        sequences = torch.cat([_take(sequences, beams), tokens.unsqueeze(2)], dim=2)
         if trie is not None:
             nodes = trie.step(nodes.gather(1, beams), tokens, level)
             nodes = nodes.masked_fill(scores == float("-inf"), -1)
-        if level + 1 < num_levels:
-            for index, cache in enumerate(caches):  # one at a time: two copies of all would be the peak of memory
-                caches[index] = _reorder(cache, beams)
+        ancestors = [rows.gather(1, beams) for rows in ancestors] + [beams]
 
     scores, sequences = scores[:, :num_return] / num_levels, sequences[:, :num_return]
     sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), t5.config.pad_token_id)
@@ -83,8 +82,10 @@ def beam_search(
     return sequences[original], scores[original]
 
 
-def _reorder(values: Tensor, beams: Tensor) -> Tensor:
-    """Take the chosen beams: [B, M, ...] at int64 [B, M'] to [B, M', ...]."""
+def _take(values: Tensor, beams: Tensor) -> Tensor:
+    """Take the chosen beams: [B, M, ...] at int64 [B, M'] to [B, M', ...], without a copy where M is 1."""
+    if values.shape[1] == 1:
+        return values.expand(-1, beams.shape[1], *values.shape[2:])
     rows = torch.arange(len(beams), device=beams.device).unsqueeze(1) * values.shape[1] + beams
     return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, beams.shape)  # whole rows are copied
 
@@ -94,30 +95,35 @@ def _step(
     tokens: Tensor,
     level: int,
     shared: list[list[tuple[Tensor, Tensor]]],
-    caches: list[Tensor | None],
+    caches: list[list[Tensor]],
+    ancestors: list[Tensor],
 ) -> Tensor:
     """Run the decoder on each beam's newest token and return the next token's logits [B, M, V].
 
-    `caches` holds, per layer, keys and values [B, M, level, 2, H, d_kv] of the steps before; it is extended in place.
+    `caches` holds, per layer, keys and values [B, M', 2, H, d_kv] of each step before, with its own number of beams
+    M'; this step's are appended. `ancestors` says for each step before which of them the beams descend from, int64
+    [B, M].
     """
     stack = t5.decoder
     hidden = t5.shared(tokens)  # [B, M, d]
     bias = position_bias(stack.block[0].layer[0].SelfAttention, 1, level + 1, bidirectional=False)[:, 0]  # [H, t]
-    for index, block in enumerate(stack.block):
-        hidden, caches[index] = _self_attention(block.layer[0], hidden, caches[index], bias)
-        hidden = cross_attention(block.layer[1], hidden, shared[index])
+    for block, cache, keys_values in zip(stack.block, caches, shared, strict=True):
+        hidden = _self_attention(block.layer[0], hidden, cache, ancestors, bias)
+        hidden = cross_attention(block.layer[1], hidden, keys_values)
         hidden = feed_forward(block.layer[2], hidden)
     return project(t5, stack.final_layer_norm(hidden))
 
 
-def _self_attention(layer: nn.Module, hidden: Tensor, cache: Tensor | None, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Let each beam look at its own tokens so far; return hidden states [B, M, d] and the extended cache."""
-    attention = layer.SelfAttention
-    weight = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-    qkv = F.linear(layer.layer_norm(hidden), weight).unflatten(2, (3, attention.n_heads, -1))  # [B, M, 3, H, d_kv]
-    newest = qkv[:, :, None, 1:]
-    cache = newest if cache is None else torch.cat([cache, newest], dim=2)  # [B, M, t, 2, H, d_kv]
-    key, value = cache.unbind(3)
-    weights = torch.softmax((qkv[:, :, None, 0] * key).sum(-1) + bias.T, dim=2)  # [B, M, t, H]
-    out = (weights.unsqueeze(-1) * value).sum(2).flatten(2)  # [B, M, H x d_kv]
-    return hidden + attention.o(out), cache
+def _self_attention(
+    layer: nn.Module, hidden: Tensor, cache: list[Tensor], ancestors: list[Tensor], bias: Tensor
+) -> Tensor:
+    """Let each beam look at its own tokens so far: [B, M, d_model], and append this step to the cache."""
+    attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
+    query = attention.q(normed).unflatten(2, (attention.n_heads, -1))  # [B, M, H, d_kv]
+    both = F.linear(normed, torch.cat([attention.k.weight, attention.v.weight]))
+    cache.append(both.unflatten(2, (2, attention.n_heads, -1)))  # [B, M, 2, H, d_kv]
+    own = [_take(step, beams) for step, beams in zip(cache, ancestors, strict=False)] + [cache[-1]]
+    scores = torch.stack([(query * step[:, :, 0]).sum(-1) for step in own], dim=2)  # [B, M, t, H]
+    weights = torch.softmax(scores + bias.T, dim=2).unsqueeze(-1)
+    out = sum(weights[:, :, index] * step[:, :, 1] for index, step in enumerate(own))
+    return hidden + attention.o(out.flatten(2))
