@@ -155,7 +155,13 @@ def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attention: nn.Module) -> Tensor:
-    """T5 attention, unscaled, with dropout on the weights: [..., Q, d], [..., K, d], [..., K, d] to [..., Q, d]."""
+    """T5 attention, unscaled, with dropout on the weights: [..., Q, d], [..., K, d], [..., K, d] to [..., Q, d].
+
+    On the CPU bf16 is left for float32 here: its products are compiled for every new shape, and groups have many.
+    """
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        with torch.autocast("cpu", enabled=False):
+            return attend(query.float(), key.float(), value.float(), bias, attention)
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
