@@ -26,6 +26,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.published import sem_ids_prefix
 from utils.config import parse_config
 from utils.errors import InputError
+from utils.interrupts import listening, stop_if_requested, stop_requested
 from utils.runtime import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,17 +126,22 @@ class Runner:
 
         Returns:
             Whether every job is done.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; what was running has saved itself.
         """
         deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
-        try:
-            while time.monotonic() < deadline:
-                self._start_ready()
-                if not self.running:
-                    break
-                time.sleep(0.5)
-                self._look_after()
-        finally:
-            self._stop()
+        with listening():
+            try:
+                while time.monotonic() < deadline and not stop_requested():
+                    self._start_ready()
+                    if not self.running:
+                        break
+                    time.sleep(0.5)
+                    self._look_after()
+            finally:
+                self._stop()
+            stop_if_requested()
         return not self.open
 
     def _start_ready(self) -> None:

@@ -1,3 +1,6 @@
+import os
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +11,7 @@ from experiments.results import collect, open_jobs, pack_ranks, result_file, unp
 from experiments.run import RunConfig, Runner
 from experiments.study import Job
 from utils.files import read_json, write_json
+from utils.interrupts import Stopped
 
 TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere")
 PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1)
@@ -54,6 +58,16 @@ def test_what_needs_a_failed_job_does_not_run_and_the_rest_does(make_runner, tmp
     assert sorted(order(tmp_path)) == sorted([TOKENIZER.id, PRETRAINING.id, SCRATCH.id])
     assert [job.id for job in runner.open] == [PRETRAINING.id, FINETUNING.id]
     assert f"FAILED {PRETRAINING.id} (exit code 3)" in capsys.readouterr().err
+
+
+def test_sigterm_reaches_what_is_running(make_runner, tmp_path, monkeypatch):
+    runner = make_runner()
+    code = f"import time; open({str(tmp_path / 'started')!r}, 'w').close(); time.sleep(60)"
+    monkeypatch.setattr(run, "commands", lambda job, ckpt_dir: [[sys.executable, "-c", code]])
+    watcher = f"while [ ! -e {tmp_path / 'started'} ]; do sleep 0.05; done; kill -TERM {os.getpid()}"
+    with subprocess.Popen(["bash", "-c", watcher]), pytest.raises(Stopped, match="SIGTERM"):
+        runner.run()
+    assert [running.process.returncode for running in runner.running] == [-signal.SIGTERM]
 
 
 def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, monkeypatch):
