@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from tokenizer.whitening import Whitening
 from training.curriculum import mean_gradient
 from utils.files import write_json
 
+NUM_BATCHES = 8  # of training and influence; different ones in turn
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, another order of summation
 CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
 
@@ -173,18 +176,29 @@ def forward_flops(recommender: Recommender, lengths: Tensor, steps: list[int]) -
     return 2 * (encoder + decoder + rows * queries * d * vocab)
 
 
+def in_turn(count: int, size: int) -> dict[str, Iterator[slice]]:
+    """Cut `count` examples into batches of `size`; every way takes them in turn, the first `size` at first.
+
+    The same batch again and again would be too easy: bf16 products are compiled for every new shape.
+    """
+    return defaultdict(lambda: cycle(slice(start, start + size) for start in range(0, max(count - size, 0) + 1, size)))
+
+
 @contextmanager
 def train_step(world: World) -> Iterator[Stage]:
     """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
-    positions, examples = world.examples("train", world.sizes.train_batch)
+    size = world.sizes.train_batch
+    positions, examples = world.examples("train", NUM_BATCHES * size)
+    turns = in_turn(len(positions), size)
     groups = world.rng.integers(world.table.num_groups, size=len(positions))
     tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender().train()
     t5 = reference.make_t5(recommender.t5).train()
     optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, t5))
 
-    def step(precision: str) -> float:
-        batch = tokenization.batch(positions, groups)
+    def step(precision: str) -> None:
+        part = next(turns[precision])
+        batch = tokenization.batch(positions[part], groups[part])
         with world.autocast(precision):
             loss = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
         loss.backward()
@@ -193,12 +207,15 @@ def train_step(world: World) -> Iterator[Stage]:
         optimizer.zero_grad()
 
     def plain_step() -> float:
-        return reference.train_step(t5, plain_optimizer, reference.make_batch(examples, dataset, groups))
+        part = next(turns["reference"])
+        return reference.train_step(t5, plain_optimizer, reference.make_batch(examples[part], dataset, groups[part]))
 
     def equal(precision: str) -> bool:
         ours, plain = world.recommender().eval(), reference.make_t5(world.recommender().t5).eval()
-        batch = tokenization.batch(positions, groups)
-        plain_loss, plain_logits = reference.forward(plain, reference.make_batch(examples, dataset, groups))
+        batch = tokenization.batch(positions[:size], groups[:size])
+        plain_loss, plain_logits = reference.forward(
+            plain, reference.make_batch(examples[:size], dataset, groups[:size])
+        )
         with torch.no_grad(), world.autocast(precision):
             loss = ours(batch.input_ids, batch.labels, batch.lengths).mean()
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
@@ -207,9 +224,9 @@ def train_step(world: World) -> Iterator[Stage]:
         return torch.allclose(loss, plain_loss, **CLOSE) and torch.allclose(logits, plain_logits, rtol=1e-3, atol=1e-3)
 
     lengths = tokenization.batch(positions, groups).lengths
-    flops = 3 * forward_flops(recommender, lengths, [5])
+    flops = 3 * forward_flops(recommender, lengths, [5]) * min(size / len(positions), 1)  # of a batch
     project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
-    yield Stage("train_step", plain_step, project, equal, len(positions), flops)
+    yield Stage("train_step", plain_step, project, equal, min(size, len(positions)), flops)
 
 
 @contextmanager
@@ -250,27 +267,35 @@ def eval_beam50(world: World) -> AbstractContextManager[Stage]:
 @contextmanager
 def influence(world: World) -> Iterator[Stage]:
     """The mean gradient of two batches of one tokenizer's examples."""
-    positions, examples = world.examples("train", 2 * world.sizes.train_batch)
-    tokenization, dataset, size = world.loaded[0], world.loaded_reference, world.sizes.train_batch
+    size = world.sizes.train_batch
+    positions, examples = world.examples("train", NUM_BATCHES * 2 * size)
+    turns = in_turn(len(positions), 2 * size)
+    tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender()
     t5 = reference.make_t5(recommender.t5)
 
-    def gradient(precision: str) -> list[Tensor]:
-        batches = (batch for _, batch in tokenization.batches(tokenization.by_length(positions), 0, size))
+    def gradient(precision: str, part: slice) -> list[Tensor]:
+        batches = (batch for _, batch in tokenization.batches(tokenization.by_length(positions[part]), 0, size))
         with world.autocast(precision):
-            return mean_gradient(recommender, batches, len(positions))
+            return mean_gradient(recommender, batches, len(positions[part]))
 
-    def plain_gradient() -> list[Tensor]:
-        return reference.influence_gradient(t5, examples, dataset, 0, size)
+    def plain_gradient(part: slice) -> list[Tensor]:
+        return reference.influence_gradient(t5, examples[part], dataset, 0, size)
 
     def equal(precision: str) -> bool:
-        ours, plain = (torch.cat([part.flatten() for part in way]) for way in (gradient(precision), plain_gradient()))
+        first = slice(0, 2 * size)
+        ways = gradient(precision, first), plain_gradient(first)
+        ours, plain = (torch.cat([part.flatten() for part in way]) for way in ways)
         error = float((ours - plain).norm() / plain.norm())
         return error < (0.05 if precision == "bf16" else 1e-4)
 
-    flops = 3 * forward_flops(recommender, tokenization.batch(positions, 0).lengths, [5])
-    project = {precision: lambda precision=precision: gradient(precision) for precision in ("float32", "bf16")}
-    yield Stage("influence", plain_gradient, project, equal, len(positions), flops)
+    lengths, count = tokenization.batch(positions, 0).lengths, min(2 * size, len(positions))
+    flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
+    project = {
+        precision: lambda precision=precision: gradient(precision, next(turns[precision]))
+        for precision in ("float32", "bf16")
+    }
+    yield Stage("influence", lambda: plain_gradient(next(turns["reference"])), project, equal, count, flops)
 
 
 def tokenizer_config(world: World) -> TokenizerConfig:
