@@ -212,10 +212,10 @@ def train_step(world: World) -> Iterator[Stage]:
 
     def equal(precision: str) -> bool:
         ours, plain = world.recommender().eval(), reference.make_t5(world.recommender().t5).eval()
-        batch = tokenization.batch(positions[:size], groups[:size])
-        plain_loss, plain_logits = reference.forward(
-            plain, reference.make_batch(examples[:size], dataset, groups[:size])
-        )
+        first = slice(0, size)
+        batch = tokenization.batch(positions[first], groups[first])
+        plain_batch = reference.make_batch(examples[first], dataset, groups[first])
+        plain_loss, plain_logits = reference.forward(plain, plain_batch)
         with torch.no_grad(), world.autocast(precision):
             loss = ours(batch.input_ids, batch.labels, batch.lengths).mean()
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
@@ -223,10 +223,10 @@ def train_step(world: World) -> Iterator[Stage]:
             return torch.allclose(loss, plain_loss, **CLOSE_BF16)
         return torch.allclose(loss, plain_loss, **CLOSE) and torch.allclose(logits, plain_logits, rtol=1e-3, atol=1e-3)
 
-    lengths = tokenization.batch(positions, groups).lengths
-    flops = 3 * forward_flops(recommender, lengths, [5]) * min(size / len(positions), 1)  # of a batch
+    lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
+    flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
     project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
-    yield Stage("train_step", plain_step, project, equal, min(size, len(positions)), flops)
+    yield Stage("train_step", plain_step, project, equal, count, flops)
 
 
 @contextmanager
