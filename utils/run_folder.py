@@ -40,7 +40,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:
     """Return "flag=here (there: value)" for each setting, but some, in which the run in the folder differs."""
-    there = read_config(folder)
+    # A flag that is younger than the run had its default
+    there = {**yaml.safe_load(dump_config(type(config)())), **read_config(folder)}
     here = yaml.safe_load(dump_config(config))
     return [
         f"{name}={here.get(name)} (there: {there.get(name)})"

@@ -90,6 +90,9 @@ def test_differing_settings(tmp_path: Path):
     ]
     (run.path / "config.yaml").write_text("rate: 0.1\nlayers: 2\nold: 1\n")
     assert differing_settings(run.path, Settings()) == ["old=None (there: 1)"]
+    (run.path / "config.yaml").write_text("rate: 0.1\n")  # of a time before there was a flag layers
+    assert differing_settings(run.path, Settings()) == []
+    assert differing_settings(run.path, Settings(layers=3)) == ["layers=3 (there: 2)"]
 
 
 def test_broken_configuration_is_refused(tmp_path: Path):
