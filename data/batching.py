@@ -25,6 +25,7 @@ class Stream(IntEnum):
     GROUPS = 1
     INFLUENCE_SAMPLE = 2
     VALIDATION_SAMPLE = 3
+    TRAINING_USERS = 4
 
 
 def random_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:

@@ -99,6 +99,8 @@ class TrainingConfig:
     feed_forward_proj: str = "relu"
     """Feed-forward type: relu or gated-gelu."""
 
+    train_user_ratio: float = 1.0
+    """Share of the users whose histories are trained on, drawn once; validation and test always have all of them."""
     train_batch_size: int = 256
     """Training examples per process and batch."""
     gradient_accumulation_steps: int = 1
@@ -148,7 +150,7 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("val_ratio", "influence_sample_ratio"):
+        for name in ("train_user_ratio", "val_ratio", "influence_sample_ratio"):
             if not 0 < getattr(self, name, 1.0) <= 1:
                 found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
         for name in ("dataset", "run_name"):

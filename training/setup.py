@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
-from data.interactions import dataset_folder, load_interactions, split_positions
+from data.interactions import Interactions, dataset_folder, load_interactions, split_positions
 from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
     Architecture,
@@ -230,6 +230,7 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(accelerator.device)
     positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
+    positions["train"] = of_random_users(positions["train"], interactions, config.train_user_ratio, config.rand_seed)
     empty = [split for split, targets in positions.items() if len(targets) == 0]
     if empty:
         raise InputError(f"{folder}: no user has enough items for {' and '.join(empty)} examples")
@@ -246,6 +247,14 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     )
     tokenization = Tokenization(interactions, table, config.max_item_seq_len)
     return Data(tokenization, order, positions["valid"], sampled, positions["test"])
+
+
+def of_random_users(positions: np.ndarray, interactions: Interactions, ratio: float, seed: int) -> np.ndarray:
+    """Return the positions that belong to a random share of the users, in their old order; all of them for ratio 1."""
+    if ratio >= 1:
+        return positions
+    chosen = random_share(np.arange(interactions.num_users), ratio, random_stream(seed, Stream.TRAINING_USERS))
+    return positions[np.isin(interactions.users_of(positions), chosen)]
 
 
 def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:

@@ -173,6 +173,20 @@ def test_splits_and_order(resolve):
     np.testing.assert_array_equal(data.valid, data.valid_sample)
 
 
+def test_train_user_ratio_takes_whole_users_and_leaves_validation_and_test_alone(resolve):
+    full, half = (load_data(resolve(train_user_ratio=ratio), Accelerator()) for ratio in (1.0, 0.5))
+    np.testing.assert_array_equal(half.valid, full.valid)
+    np.testing.assert_array_equal(half.test, full.test)
+    interactions = full.tokenization.interactions
+    users = np.unique(interactions.users_of(half.order.positions))
+    of_them = np.isin(interactions.users_of(full.order.positions), users)
+    np.testing.assert_array_equal(half.order.positions, full.order.positions[of_them])
+    assert 0 < len(users) <= round(interactions.num_users / 2)
+    again, other = (load_data(resolve(train_user_ratio=0.5, rand_seed=seed), Accelerator()) for seed in (2024, 1))
+    np.testing.assert_array_equal(again.order.positions, half.order.positions)
+    assert other.order.positions.tolist() != half.order.positions.tolist()
+
+
 def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(resolve):
     data = load_data(resolve(val_ratio=0.4), Accelerator())
     assert (len(data.valid), len(data.valid_sample)) == (27, 11)
