@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
-from model.t5 import cross_attention, cross_keys_values, encode, feed_forward, position_bias, project
+from model.t5 import KeysValues, cross_attention, cross_keys_values, encode, feed_forward, position_bias, project
 from utils.prefix_trie import PrefixTrie
 
 
@@ -49,7 +49,7 @@ def beam_search(
     encoded = encode(t5, input_ids, lengths)
     device, num_rows = input_ids.device, len(input_ids)
     if banned is not None:
-        trie = trie.without(banned[encoded.groups.to_device(device)])
+        trie = trie.without(encoded.groups.sort(banned))
     shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
     caches: list[list[Tensor]] = [[] for _ in shared]
     ancestors: list[Tensor] = []  # for each step before, its rows that the beams descend from
@@ -78,8 +78,7 @@ def beam_search(
     if missing > 0:
         scores = F.pad(scores, (0, missing), value=float("-inf"))
         sequences = F.pad(sequences, (0, 0, 0, missing), value=t5.config.pad_token_id)
-    original = torch.argsort(encoded.groups.to_device(device))
-    return sequences[original], scores[original]
+    return encoded.groups.unsort(sequences), encoded.groups.unsort(scores)
 
 
 def _take(values: Tensor, beams: Tensor) -> Tensor:
@@ -94,7 +93,7 @@ def _step(
     t5: T5ForConditionalGeneration,
     tokens: Tensor,
     level: int,
-    shared: list[list[tuple[Tensor, Tensor]]],
+    shared: list[list[KeysValues]],
     caches: list[list[Tensor]],
     ancestors: list[Tensor],
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""The generative recommender: Hugging Face T5 weights, fed without padding."""
+"""The generative recommender, on Hugging Face's T5 weights."""
 
 import errno
 from dataclasses import asdict, dataclass, fields
@@ -107,10 +107,9 @@ class Recommender(nn.Module):
     def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits of every label position given the ones before it: [B, L + 1, V]."""
         encoded = encode(self.t5, input_ids, lengths)
-        order = encoded.groups.to_device(labels.device)
-        shifted = F.pad(labels[order, :-1], (1, 0), value=self.t5.config.decoder_start_token_id)
-        logits = project(self.t5, decode(self.t5, encoded, shifted))
-        return logits[torch.argsort(order)]
+        shifted = F.pad(labels[:, :-1], (1, 0), value=self.t5.config.decoder_start_token_id)
+        logits = project(self.t5, decode(self.t5, encoded, encoded.groups.sort(shifted)))
+        return encoded.groups.unsort(logits)
 
     @property
     def identifiers(self) -> list[str]:

@@ -1,7 +1,8 @@
-"""T5's arithmetic without padding, on the weights of Hugging Face's T5ForConditionalGeneration.
+"""T5's arithmetic on the weights of Hugging Face's T5ForConditionalGeneration, on the CPU without padding.
 
-Histories have few different lengths. Rows of a batch are sorted by length and their tokens packed one after another, so
-that every linear layer sees real tokens only; attention runs group by group of equal length and needs no mask. The
+Histories have few different lengths. On the CPU the rows of a batch are sorted by length and their tokens packed one
+after another, so that every linear layer sees real tokens only; attention runs group by group of equal length and needs
+no mask. On a GPU, where many small products cost more than a large one, all rows are one group, padded and masked. The
 numbers are those of T5ForConditionalGeneration.forward (tests/model/test_recommender.py compares them).
 """
 
@@ -14,28 +15,42 @@ from transformers import T5ForConditionalGeneration
 
 from model.dropout import dropout
 
+GROUPING_DEVICES = ("cpu",)  # types of devices that compute every length apart
+
 
 @dataclass
 class LengthGroups:
-    """A batch's rows sorted by length, in groups of equal length.
+    """A batch's rows in groups that attention handles at once.
 
     Attributes:
-        order: int64 [B] on the CPU, the rows in sorted order.
         shapes: (rows, length) of each group, lengths falling.
+        order: int64 [B], the rows in the groups' order; None where they stay as they are.
+        masks: For each group what is added to scores, float32 [rows, 1, 1, length]: the lowest number at padding, else
+            0; None where nothing is padded.
     """
 
-    order: Tensor
     shapes: list[tuple[int, int]]
+    order: Tensor | None
+    masks: list[Tensor | None]
 
     @classmethod
-    def of(cls, lengths: Tensor) -> "LengthGroups":
-        """Group rows by their number of tokens, int64 [B] on the CPU."""
-        ordered, order = torch.sort(lengths, descending=True, stable=True)
-        values, counts = torch.unique_consecutive(ordered, return_counts=True)
-        return cls(order, list(zip(counts.tolist(), values.tolist(), strict=True)))
+    def of(cls, lengths: Tensor, longest: int, device: torch.device) -> "LengthGroups":
+        """Group rows by their number of tokens, int64 [B] on the CPU, of at most `longest`."""
+        if device.type in GROUPING_DEVICES:
+            ordered, order = torch.sort(lengths, descending=True, stable=True)
+            values, counts = torch.unique_consecutive(ordered, return_counts=True)
+            return cls(list(zip(counts.tolist(), values.tolist(), strict=True)), order, [None] * len(values))
+        padding = torch.arange(longest, device=device) >= lengths.to(device, non_blocking=True).unsqueeze(1)
+        mask = torch.zeros(padding.shape, device=device).masked_fill_(padding, torch.finfo(torch.float32).min)
+        return cls([(len(lengths), longest)], None, [mask[:, None, None]])
 
-    def to_device(self, device: torch.device) -> Tensor:
-        return self.order.to(device, non_blocking=True)
+    def sort(self, rows: Tensor) -> Tensor:
+        """Put rows [B, ...] into the groups' order."""
+        return rows if self.order is None else rows[self.order.to(rows.device, non_blocking=True)]
+
+    def unsort(self, rows: Tensor) -> Tensor:
+        """Put rows [B, ...] in the groups' order back into the batch's."""
+        return rows if self.order is None else rows[torch.argsort(self.order.to(rows.device, non_blocking=True))]
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
@@ -62,8 +77,8 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
         lengths: int64 [B] on the CPU, tokens of each row that are not padding.
     """
     stack, config = t5.encoder, t5.config
-    groups = LengthGroups.of(lengths)
-    rows = input_ids[groups.to_device(input_ids.device)]
+    groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
+    rows = groups.sort(input_ids)
     starts = torch.tensor([0] + [count for count, _ in groups.shapes]).cumsum(0).tolist()
     packed = torch.cat(
         [rows[start : start + count, :length].flatten() for start, (count, length) in zip(starts, groups.shapes)]  # noqa: B905
@@ -71,6 +86,10 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     hidden = stack.dropout(t5.shared(packed))  # [T, d]
     longest = groups.shapes[0][1]
     bias = position_bias(stack.block[0].layer[0].SelfAttention, longest, longest, bidirectional=True)  # [H, S, S]
+    biases = [
+        bias[:, :length, :length] if mask is None else bias + mask
+        for (_, length), mask in zip(groups.shapes, groups.masks, strict=True)
+    ]
     for block in stack.block:
         layer = block.layer[0]
         attention = layer.SelfAttention
@@ -78,10 +97,10 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
             layer.layer_norm(hidden), torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
         )
         mixed = []
-        for part in groups.split(qkv):
+        for part, group_bias in zip(groups.split(qkv), biases, strict=True):
             rows_, length, _ = part.shape
             query, key, value = part.view(rows_, length, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
-            out = attend(query, key, value, bias[:, :length, :length], attention)
+            out = attend(query, key, value, group_bias, attention)
             mixed.append(out.transpose(1, 2).reshape(rows_ * length, -1))
         hidden = hidden + layer.dropout(attention.o(torch.cat(mixed)))
         hidden = feed_forward(block.layer[1], hidden)
@@ -119,18 +138,21 @@ def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: 
     return stack.dropout(stack.final_layer_norm(hidden))
 
 
-def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values [rows, H, length, d_kv] of each length group for a decoder layer's cross-attention."""
+KeysValues = tuple[Tensor, Tensor, Tensor | None]  # keys and values [rows, H, length, d_kv] of a group, and its mask
+
+
+def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[KeysValues]:
+    """Return each group's keys and values for a decoder layer's cross-attention."""
     attention = layer.EncDecAttention
     both = F.linear(encoded.hidden, torch.cat([attention.k.weight, attention.v.weight]))
     result = []
-    for part in encoded.groups.split(both):
+    for part, mask in zip(encoded.groups.split(both), encoded.groups.masks, strict=True):
         key, value = part.unflatten(2, (2, attention.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        result.append((key, value))
+        result.append((key, value, mask))
     return result
 
 
-def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
+def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValues]) -> Tensor:
     """Let every query of a row, be they steps or beams, look at the row's encoded history.
 
     Args:
@@ -141,8 +163,9 @@ def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[tuple[Te
     attention = layer.EncDecAttention
     queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
     mixed = []
-    for query, (key, value) in zip(queries.split([len(key) for key, _ in keys_values]), keys_values, strict=True):
-        mixed.append(attend(query, key, value, None, attention))
+    parts = queries.split([len(key) for key, _, _ in keys_values])
+    for query, (key, value, mask) in zip(parts, keys_values, strict=True):
+        mixed.append(attend(query, key, value, mask, attention))
     out = torch.cat(mixed).transpose(1, 2).flatten(2)  # [B, Q, H x d_kv]
     return hidden + layer.dropout(attention.o(out))
 

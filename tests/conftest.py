@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
 
+import model.t5
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same run on a machine with a GPU
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,3 +56,9 @@ def dataset(tmp_path: Path) -> Path:
 def joint_run(dataset: Path, tmp_path: Path) -> Path:
     """Return a run folder with an untrained recommender of the tiny dataset's tokenizers 1 and 2; 2 is the better."""
     return make_untrained_run(dataset, tmp_path / "runs" / "Tiny" / "joint")
+
+
+@pytest.fixture(params=["grouped", "padded"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both layouts of a batch in turn: a group for each length as on the CPU, one padded group as on a GPU."""
+    monkeypatch.setattr(model.t5, "GROUPING_DEVICES", ("cpu",) if request.param == "grouped" else ())

@@ -13,6 +13,8 @@ from training.evaluation import predict
 from training.schedule import cosine_factor
 from utils.metrics import mean_metrics, per_user, target_ranks
 
+pytestmark = pytest.mark.usefixtures("layout")
+
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 SCORES_TELL_APART = 1e-5  # below that, two sequences may come in either order
 

@@ -11,6 +11,8 @@ from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.prefix_trie import PrefixTrie
 
+pytestmark = pytest.mark.usefixtures("layout")
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 NUM_LEVELS = 3
 RaggedBatch = tuple[Tensor, Tensor, Tensor]

@@ -17,6 +17,8 @@ from model.recommender import (
 )
 from utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("layout")
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 RaggedBatch = tuple[Tensor, Tensor, Tensor]
 
