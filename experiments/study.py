@@ -188,7 +188,7 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     if options["pretrain"] is not None:
         many = tuple({job.id: job for job, _ in groups}.values())
         epochs = sorted({epoch for _, epoch in groups})
-        before = (Job.of("pretrain", many, **flags, **options["pretrain"], sem_id_epochs=epochs),)
+        before = (Job.of("pretrain", many, **{**flags, **options["pretrain"]}, sem_id_epochs=epochs),)
         stage = options["finetune"]
     jobs = tuple(
         Job.of("finetune", (job, *before), **{**flags, **stage}, sem_id_epochs=[epoch])
