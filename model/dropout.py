@@ -9,9 +9,10 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero elements of `x` with probability p and scale the others by 1 / (1 - p).
 
     On the CPU one 64-bit draw of torch's global generator serves four elements, so p is rounded to a multiple of
-    2**-16 (0.1 to 0.100006); torch's own dropout makes one draw for each element and takes three times as long.
+    2**-16 (0.1 to 0.100006); torch's own dropout, taken elsewhere and where torch.compile fuses it, makes one draw for
+    each element and takes three times as long.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), 2**63 - 1)
     keep = (words.view(torch.int16)[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15).to(x.dtype)

@@ -35,7 +35,7 @@ class LengthGroups:
 
     @classmethod
     def of(cls, lengths: Tensor, longest: int, device: torch.device) -> "LengthGroups":
-        """Group rows by their number of tokens, int64 [B] on the CPU, of at most `longest`."""
+        """Group rows by their number of tokens, int64 [B], at most `longest`; on the CPU where rows are grouped."""
         if device.type in GROUPING_DEVICES:
             ordered, order = torch.sort(lengths, descending=True, stable=True)
             values, counts = torch.unique_consecutive(ordered, return_counts=True)
@@ -79,10 +79,8 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     stack, config = t5.encoder, t5.config
     groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
     rows = groups.sort(input_ids)
-    starts = torch.tensor([0] + [count for count, _ in groups.shapes]).cumsum(0).tolist()
-    packed = torch.cat(
-        [rows[start : start + count, :length].flatten() for start, (count, length) in zip(starts, groups.shapes)]  # noqa: B905
-    )
+    parts = rows.split([count for count, _ in groups.shapes])
+    packed = torch.cat([part[:, :length].flatten() for part, (_, length) in zip(parts, groups.shapes, strict=True)])
     hidden = stack.dropout(t5.shared(packed))  # [T, d]
     longest = groups.shapes[0][1]
     bias = position_bias(stack.block[0].layer[0].SelfAttention, longest, longest, bidirectional=True)  # [H, S, S]
