@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import reference
-from data.batching import Tokenization
+from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
 from data.token_table import TokenTable, Vocabulary, load_token_table, resolve_groups
+from model import t5 as t5_module
 from model.beam_search import beam_search
 from model.recommender import Architecture, Recommender
 from tokenizer.config import TokenizerConfig
@@ -37,6 +39,7 @@ from tokenizer.whitening import Whitening
 from training.curriculum import mean_gradient
 from utils.files import write_json
 
+COMPILE = {"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}  # CUDA graphs where there are any
 NUM_BATCHES = 8  # of training and influence; different ones in turn
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, another order of summation
 CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
@@ -185,8 +188,7 @@ def in_turn(count: int, size: int) -> dict[str, Iterator[slice]]:
 
 
 @contextmanager
-def train_step(world: World) -> Iterator[Stage]:
-    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
+def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
     size = world.sizes.train_batch
     positions, examples = world.examples("train", NUM_BATCHES * size)
     turns = in_turn(len(positions), size)
@@ -195,16 +197,24 @@ def train_step(world: World) -> Iterator[Stage]:
     recommender = world.recommender().train()
     t5 = reference.make_t5(recommender.t5).train()
     optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, t5))
+    forward = torch.compile(recommender, **COMPILE) if compiled else recommender
 
     def step(precision: str) -> None:
-        part = next(turns[precision])
-        batch = tokenization.batch(positions[part], groups[part])
+        batch = make_batch(next(turns[precision]))
         with world.autocast(precision):
-            loss = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
+            loss = forward(batch.input_ids, batch.labels, batch.lengths).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(recommender.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+    def make_batch(part: slice) -> Batch:
+        batch = tokenization.batch(positions[part], groups[part])
+        if not compiled:
+            return batch
+        # One shape for all batches, and nothing on the CPU, as CUDA graphs ask.
+        input_ids = F.pad(batch.input_ids, (0, int(lengths.max()) - batch.input_ids.shape[1]))
+        return Batch(input_ids, batch.labels, batch.lengths.to(world.device))
 
     def plain_step() -> float:
         part = next(turns["reference"])
@@ -213,11 +223,12 @@ def train_step(world: World) -> Iterator[Stage]:
     def equal(precision: str) -> bool:
         ours, plain = world.recommender().eval(), reference.make_t5(world.recommender().t5).eval()
         first = slice(0, size)
-        batch = tokenization.batch(positions[first], groups[first])
+        batch = make_batch(first)
         plain_batch = reference.make_batch(examples[first], dataset, groups[first])
         plain_loss, plain_logits = reference.forward(plain, plain_batch)
+        loss_of = torch.compile(ours, **COMPILE) if compiled else ours
         with torch.no_grad(), world.autocast(precision):
-            loss = ours(batch.input_ids, batch.labels, batch.lengths).mean()
+            loss = loss_of(batch.input_ids, batch.labels, batch.lengths).mean()
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
         if precision == "bf16":
             return torch.allclose(loss, plain_loss, **CLOSE_BF16)
@@ -226,7 +237,22 @@ def train_step(world: World) -> Iterator[Stage]:
     lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
     flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
     project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
-    yield Stage("train_step", plain_step, project, equal, count, flops)
+    layout = t5_module.GROUPING_DEVICES
+    t5_module.GROUPING_DEVICES = () if compiled else layout
+    try:
+        yield Stage(name, plain_step, project, equal, count, flops)
+    finally:
+        t5_module.GROUPING_DEVICES = layout
+
+
+def train_step(world: World) -> AbstractContextManager[Stage]:
+    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
+    return _training(world, "train_step", compiled=False)
+
+
+def train_step_compiled(world: World) -> AbstractContextManager[Stage]:
+    """The same through torch.compile, on a GPU with CUDA graphs."""
+    return _training(world, "train_step_compiled", compiled=True)
 
 
 @contextmanager
@@ -461,4 +487,5 @@ STAGES: dict[str, Callable[[World], AbstractContextManager[Stage]]] = {
     "rqvae_epoch": rqvae_epoch,
     "export": export_tokenizers,
     "load": load,
+    "train_step_compiled": train_step_compiled,
 }

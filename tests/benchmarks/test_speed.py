@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import model.t5
 from benchmarks import speed, stages
-from benchmarks.stages import STAGES, Sizes
+from benchmarks.speed import SpeedConfig
+from benchmarks.stages import Sizes
 from model.recommender import Architecture, Recommender
+from model.t5 import GROUPING_DEVICES
 from utils.errors import InputError
 
 TINY = Sizes(
@@ -61,6 +64,14 @@ def test_stages_are_added_to_the_file(tmp_path: Path):
     assert [row["stage"] for row in measure(output, "--stages=load")["rows"]] == ["eval_beam20", "load"]
 
 
+def test_a_compiled_step_is_equal_to_the_reference_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stages, "COMPILE", {"backend": "aot_eager", "dynamic": False, "fullgraph": True})
+    rows = measure(tmp_path / "a.json", "--stages=train_step_compiled")["rows"]
+    expected = [("train_step_compiled", precision, True) for precision in ("float32", "bf16")]
+    assert [(row["stage"], row["precision"], row["equal"]) for row in rows] == expected
+    assert GROUPING_DEVICES == model.t5.GROUPING_DEVICES
+
+
 def test_another_dataset(dataset: Path, tmp_path: Path):
     rows = measure(tmp_path / "a.json", f"--dataset={dataset}", "--stages=eval_beam20,load")["rows"]
     assert [(row["stage"], row["equal"]) for row in rows] == [("eval_beam20", True), ("load", True)]
@@ -94,7 +105,9 @@ def test_wrong_flags(tmp_path: Path):
         measure(tmp_path / "a.json", "--stages=nothing,load")
     with pytest.raises(InputError, match=r"--device=tpu must be cpu or cuda"):
         measure(tmp_path / "a.json", "--device=tpu")
-    assert list(STAGES) == ["train_step", "eval_beam20", "eval_beam50", "influence", "rqvae_epoch", "export", "load"]
+    names = ["train_step", "eval_beam20", "eval_beam50", "influence", "rqvae_epoch", "export", "load"]
+    assert SpeedConfig().wanted == names
+    assert SpeedConfig(device="cuda").wanted == [*names, "train_step_compiled"]
 
 
 def test_flops_by_hand():
