@@ -46,11 +46,11 @@ class LengthGroups:
 
     def sort(self, rows: Tensor) -> Tensor:
         """Put rows [B, ...] into the groups' order."""
-        return rows if self.order is None else rows[self.order.to(rows.device, non_blocking=True)]
+        return rows if self.order is None else rows[self.order]
 
     def unsort(self, rows: Tensor) -> Tensor:
         """Put rows [B, ...] in the groups' order back into the batch's."""
-        return rows if self.order is None else rows[torch.argsort(self.order.to(rows.device, non_blocking=True))]
+        return rows if self.order is None else rows[torch.argsort(self.order)]
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
