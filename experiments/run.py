@@ -1,6 +1,7 @@
-"""Run a study: every job that is not done yet, then the table of its results.
+"""Run studies: every job that is not done yet, then the tables of their results.
 
 python -m experiments.run experiments/main.yaml                          on the CPU's budget
+python -m experiments.run experiments/main.yaml experiments/tau.yaml     both, what they share once
 python -m experiments.run experiments/main.yaml --budget=gpu
 python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two jobs at once, on to the next stretch later
 python -m experiments.run experiments/main.yaml --only_table
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.results import collect, open_jobs
@@ -34,10 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class RunConfig:
-    """Settings of a study's run; the study's file is given without a flag too."""
+    """Settings of a run; the studies' files are given without a flag too."""
 
-    study: str = ""
-    """The study's YAML file."""
+    studies: list[str] = field(default_factory=list)
+    """The studies' YAML files."""
     budget: str = "cpu"
     """Budget in experiments/budgets.yaml: cpu (2 cores) or gpu (the paper's setting)."""
     seeds: list[int] | None = None
@@ -57,7 +58,7 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        found = [] if self.study else ["name a study: python -m experiments.run experiments/main.yaml"]
+        found = [] if self.studies else ["name a study: python -m experiments.run experiments/main.yaml"]
         return found + ([f"jobs={self.jobs} must be positive"] if self.jobs < 1 else [])
 
 
@@ -111,7 +112,7 @@ class Runner:
 
     Args:
         config: Settings.
-        jobs: All jobs of a study, each after those that it needs.
+        jobs: All jobs, each after those that it needs.
     """
 
     def __init__(self, config: RunConfig, jobs: list[Job]):
@@ -201,18 +202,19 @@ def _flag(value: object) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a study; `argv` are the arguments, by default the command line's."""
+    """Run studies; `argv` are the arguments, by default the command line's."""
     argv = sys.argv[1:] if argv is None else argv
-    argv = [f"--study={argument}" if not argument.startswith("--") else argument for argument in argv]
+    argv = [f"--studies+={argument}" if not argument.startswith("--") else argument for argument in argv]
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
-    study = load_study(Path(config.study), config.budget, config.seeds)
-    runner = Runner(config, study.jobs())
+    studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
+    runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))
     if config.dry_run:
         for job in runner.open:
             print(f"{job.id}  {job.settings}  needs {' '.join(need.id for need in job.needs) or 'nothing'}")
         return
     done = config.only_table or runner.run()
-    print(write_table(study, config.budget, config.results_dir))
+    for study in studies:
+        print(write_table(study, config.budget, config.results_dir))
     if not done:
         raise InputError(f"{len(runner.open)} jobs are not done; run the same command again")
 

@@ -35,7 +35,7 @@ def make_runner(tmp_path, monkeypatch):
 
         monkeypatch.setattr(run, "commands", commands)
         monkeypatch.setattr(run, "collect", collect)
-        config = RunConfig("study.yaml", jobs=jobs, ckpt_dir=str(tmp_path), results_dir=str(tmp_path / "results"))
+        config = RunConfig(["study.yaml"], jobs=jobs, ckpt_dir=str(tmp_path), results_dir=str(tmp_path / "results"))
         return Runner(config, JOBS)
 
     return make
