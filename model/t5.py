@@ -6,6 +6,7 @@ no mask. On a GPU, where many small products cost more than a large one, all row
 numbers are those of T5ForConditionalGeneration.forward (tests/model/test_recommender.py compares them).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +55,20 @@ class LengthGroups:
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
-        parts = packed.split([rows * length for rows, length in self.shapes])
+        parts = cut(packed, [rows * length for rows, length in self.shapes])
         return [
             part.view(rows, length, *packed.shape[1:]) for part, (rows, length) in zip(parts, self.shapes, strict=True)
         ]
+
+
+def cut(packed: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Split along the first dimension. A single part stays as it is: the gradient of a split is a copy."""
+    return [packed] if len(sizes) == 1 else packed.split(sizes)
+
+
+def join(parts: list[Tensor]) -> Tensor:
+    """Concatenate along the first dimension, without copying a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass
@@ -79,8 +90,8 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     stack, config = t5.encoder, t5.config
     groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
     rows = groups.sort(input_ids)
-    parts = rows.split([count for count, _ in groups.shapes])
-    packed = torch.cat([part[:, :length].flatten() for part, (_, length) in zip(parts, groups.shapes, strict=True)])
+    parts = cut(rows, [count for count, _ in groups.shapes])
+    packed = join([part[:, :length].flatten() for part, (_, length) in zip(parts, groups.shapes, strict=True)])
     hidden = stack.dropout(t5.shared(packed))  # [T, d]
     longest = groups.shapes[0][1]
     bias = position_bias(stack.block[0].layer[0].SelfAttention, longest, longest, bidirectional=True)  # [H, S, S]
@@ -100,7 +111,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
             query, key, value = part.view(rows_, length, 3, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
             out = attend(query, key, value, group_bias, attention)
             mixed.append(out.transpose(1, 2).reshape(rows_ * length, -1))
-        hidden = hidden + layer.dropout(attention.o(torch.cat(mixed)))
+        hidden = hidden + layer.dropout(attention.o(join(mixed)))
         hidden = feed_forward(block.layer[1], hidden)
     return Encoded(stack.dropout(stack.final_layer_norm(hidden)), groups)
 
@@ -161,10 +172,10 @@ def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValu
     attention = layer.EncDecAttention
     queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
     mixed = []
-    parts = queries.split([len(key) for key, _, _ in keys_values])
+    parts = cut(queries, [len(key) for key, _, _ in keys_values])
     for query, (key, value, mask) in zip(parts, keys_values, strict=True):
         mixed.append(attend(query, key, value, mask, attention))
-    out = torch.cat(mixed).transpose(1, 2).flatten(2)  # [B, Q, H x d_kv]
+    out = join(mixed).transpose(1, 2).flatten(2)  # [B, Q, H x d_kv]
     return hidden + layer.dropout(attention.o(out))
 
 
