@@ -40,7 +40,7 @@ from training.curriculum import mean_gradient
 from utils.files import write_json
 
 COMPILE = {"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}  # CUDA graphs where there are any
-NUM_BATCHES = 8  # of training and influence; different ones in turn
+NUM_BATCHES = 8  # of training, different ones in turn; of one influence gradient
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, another order of summation
 CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
 
@@ -292,10 +292,11 @@ def eval_beam50(world: World) -> AbstractContextManager[Stage]:
 
 @contextmanager
 def influence(world: World) -> Iterator[Stage]:
-    """The mean gradient of two batches of one tokenizer's examples."""
+    """The mean gradient of one tokenizer's examples; in so few batches an estimate's have fewer lengths each."""
     size = world.sizes.train_batch
-    positions, examples = world.examples("train", NUM_BATCHES * 2 * size)
-    turns = in_turn(len(positions), 2 * size)
+    at_once = NUM_BATCHES * size
+    positions, examples = world.examples("train", 2 * at_once)
+    turns = in_turn(len(positions), at_once)
     tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender()
     t5 = reference.make_t5(recommender.t5)
@@ -309,13 +310,13 @@ def influence(world: World) -> Iterator[Stage]:
         return reference.influence_gradient(t5, examples[part], dataset, 0, size)
 
     def equal(precision: str) -> bool:
-        first = slice(0, 2 * size)
+        first = slice(0, at_once)
         ways = gradient(precision, first), plain_gradient(first)
         ours, plain = (torch.cat([part.flatten() for part in way]) for way in ways)
         error = float((ours - plain).norm() / plain.norm())
         return error < (0.05 if precision == "bf16" else 1e-4)
 
-    lengths, count = tokenization.batch(positions, 0).lengths, min(2 * size, len(positions))
+    lengths, count = tokenization.batch(positions, 0).lengths, min(at_once, len(positions))
     flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
     project = {
         precision: lambda precision=precision: gradient(precision, next(turns[precision]))
