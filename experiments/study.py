@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,14 @@ class Job:
     def of(cls, kind: str, needs: tuple["Job", ...] = (), **settings: Any) -> "Job":
         return cls(kind, json.dumps(settings, sort_keys=True), needs)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """<kind>_<hash>, the name of the run's folder and of its file in results/, wherever the data lies."""
         decisive = {name: value for name, value in self.flags.items() if name != "data_dir"}
         text = json.dumps([self.kind, decisive, *(job.id for job in self.needs)])
         return f"{self.kind}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
-    @property
+    @cached_property
     def flags(self) -> dict[str, Any]:
         return json.loads(self.settings)
 
