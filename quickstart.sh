@@ -19,7 +19,7 @@ MODEL_FLAGS=(
 PRETRAIN_FLAGS=(
   --sem_id_epochs=295:300 --epochs=10 "--epoch_per_stage=[4,3,3]" --influence_sample_ratio=0.2
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
-  --val_delay=8 --save_interval=5 --num_beams=10
+  --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
 )
 FINETUNE_FLAGS=(
   --sem_id_epochs=300 --epochs=4 --gradient_accumulation_steps=1 --lr=0.0005 --num_beams=10 --test_num_beams=20

@@ -59,7 +59,8 @@ def read_command(line: str) -> dict:
     ],
 )
 def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers, taus, share):
-    """All but the share of examples that influence is estimated on (benchmarks/README.md)."""
+    """All but the share of examples that influence is estimated on, and evaluation on the way for other datasets."""
+    evaluation = {"val_delay": 59, "eval_interval": 10, "patience": 40, "val_ratio": 0.25}
     commands = dry_run(world, "pretrain.sh", DATASET=dataset)
     assert [(command.name, command.config.tau) for command in commands] == [("pretrain", tau) for tau in taus]
     for command, tau in zip(commands, taus, strict=True):
@@ -75,8 +76,8 @@ def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers
             num_tokenizers=tokenizers,
             tau=tau,
             influence_sample_ratio=share,
-            val_delay=199,
             gradient_accumulation_steps=4,
+            **evaluation if dataset == "Another" else {"val_delay": 199},
         )
         assert (config.lr, config.warmup_steps, config.epochs, config.save_interval) == (0.005, 10000, 200, 10)
         assert config.epoch_per_stage == [60, 20, 20, 20, 20, 20, 20]
@@ -141,7 +142,7 @@ def test_defaults_lie_in_the_project(world):
         ("Musical_Instruments", [90, 100, 110, 120], range(9986, 9992)),
         ("Industrial_and_Scientific", [90, 100, 110, 120], range(9991, 9996)),
         ("Video_Games", [140, 150, 160], range(9986, 9992)),
-        ("Another", [90, 100, 110, 120], range(9996, 10001)),
+        ("Another", ["best"], range(9996, 10001)),
     ],
 )
 def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs):
@@ -151,6 +152,7 @@ def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs
     assert (selection.name, selection.names) == ("select", ["finetune", *names])
     assert (selection.config.dataset, selection.config.ckpt_dir) == (dataset, "runs")
     for command, name, (checkpoint, epoch) in zip(commands, names, pairs, strict=True):
+        model = "model" if checkpoint == "best" else f"checkpoints/epoch_{checkpoint}"
         assert expand_epochs(command.config.sem_id_epochs) == [epoch]
         assert command.config == FinetuneConfig(
             dataset=dataset,
@@ -158,7 +160,7 @@ def test_fine_tuning_has_the_papers_settings(world, dataset, checkpoints, epochs
             ckpt_dir="runs",
             run_name=name,
             reuse=True,
-            pretrained_model=f"runs/{dataset}/pretrain_tau3/checkpoints/epoch_{checkpoint}",
+            pretrained_model=f"runs/{dataset}/pretrain_tau3/{model}",
             token_prefix=PREFIX,
             sem_id_epochs=command.config.sem_id_epochs,
             lr=0.0002,
@@ -250,12 +252,12 @@ def test_dry_run_without_any_run_shows_placeholders(world, tmp_path):
     assert f"not known yet: {tmp_path}/Another holds no finished pre-training; run pretrain.sh first" in result.stderr
     first, second = (shlex.split(line) for line in result.stdout.splitlines())
     assert first[-4:] == [
-        "--run_name=finetune_CHECKPOINT_TOKENIZER",
-        "--pretrained_model=PRETRAINING/checkpoints/epoch_CHECKPOINT",
+        "--run_name=finetune_best_TOKENIZER",
+        "--pretrained_model=PRETRAINING/model",
         "--token_prefix=PREFIX",
         "--sem_id_epochs=[TOKENIZER]",
     ]
-    assert second[2:6] == ["training.candidates", "select", "finetune", "finetune_CHECKPOINT_TOKENIZER"]
+    assert second[2:6] == ["training.candidates", "select", "finetune", "finetune_best_TOKENIZER"]
 
 
 def test_without_a_dry_run_that_is_an_error(world, tmp_path):
@@ -311,7 +313,7 @@ def test_every_flag_of_the_quickstart_parses(tmp_path):
             continue
         config, _ = parse_config(QUICKSTART[name.split()[0]], rest, "test", "")
         configs[f"{name} {config.run_name}" if name == "finetune" else name] = config
-    tuned, single = "mtgrec_CHECKPOINT_300", "single_scratch_300"
+    tuned, single = "mtgrec_best_300", "single_scratch_300"
     names = ["data.sample", "tokenizer.embed", "tokenizer.train", "tokenizer.export", "pretrain"]
     names += [f"finetune {tuned}", "select mtgrec", f"finetune {single}", "select single", "report"]
     assert list(configs) == names
@@ -325,7 +327,7 @@ def test_every_flag_of_the_quickstart_parses(tmp_path):
     kept = list(range(tokenizer.first_kept_epoch, tokenizer.epochs + 1))
     assert expand_epochs(pretraining.sem_id_epochs) == kept == list(range(295, 301))
     assert (pretraining.codebook_size, pretraining.run_name) == (tokenizer.codebook_size, "pretrain_tau1")
-    model = f"{runs}/Sample/pretrain_tau1/checkpoints/epoch_CHECKPOINT"
+    model = f"{runs}/Sample/pretrain_tau1/model"
     for name, start in ((tuned, model), (single, "")):
         config = configs[f"finetune {name}"]
         assert (config.pretrained_model, expand_epochs(config.sem_id_epochs)) == (start, [300])

@@ -1,6 +1,7 @@
 """Which (checkpoint, tokenizer) pairs finetune.sh trains, and which of them wins on validation (paper section 2.4).
 
 python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per pair, tab-separated
+python -m training.candidates plan best 0:4 --dataset=Sample               from pre-training's best epoch
 python -m training.candidates select finetune --dataset=Sample             table of the pairs, <name>.winner.json
 """
 
@@ -74,7 +75,14 @@ def newest_pretraining(folder: Path) -> Path:
 
 
 def checkpoints_of(run: Path, wanted: list[int]) -> dict[str, Path]:
-    """Return {name: model folder} of the wanted 1-based epochs that were kept; where there are none, best and last."""
+    """Return {name: model folder} of the wanted 1-based epochs that were kept; where there are none, best and last.
+
+    With no epochs wanted it is the best one alone.
+    """
+    best_epoch = read_json(run / RESULTS_FILE)["best_epoch"]
+    if not wanted:
+        note(f"the best epoch of pre-training ({best_epoch}) is fine-tuned")
+        return {"best": run / "model"}
     kept = {int(path.name.split("_")[1]): path for path in (run / "checkpoints").glob("epoch_*")}
     chosen = {str(epoch): kept[epoch] for epoch in wanted if epoch in kept}
     if chosen:
@@ -82,7 +90,6 @@ def checkpoints_of(run: Path, wanted: list[int]) -> dict[str, Path]:
             note(f"{run} kept only {', '.join(chosen)} of the epochs {', '.join(map(str, wanted))}")
         return chosen
     chosen = {"best": run / "model"}
-    best_epoch = read_json(run / RESULTS_FILE)["best_epoch"]
     if kept and max(kept) != best_epoch:
         chosen["last"] = kept[max(kept)]
     wanted_text = ", ".join(map(str, wanted))
@@ -111,7 +118,7 @@ def plan(
     """Return the fine-tuning runs.
 
     Args:
-        checkpoints: 1-based epochs of pre-training that are wanted.
+        checkpoints: 1-based epochs of pre-training that are wanted; none for its best one.
         back: Places of the tokenizers, counted back from the last.
         config: Fine-tuning flags; sem_id_epochs overrides `back`, pretrained_model overrides `pretrained`.
         pretrained: Run or model folder, "none" for from scratch, "" for the newest finished pre-training.
@@ -151,13 +158,15 @@ def plan(
     return combine({name: str(model) for name, model in models.items()}, tokenizers, joint)
 
 
-def outline(config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
+def outline(checkpoints: list[int], config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
     """Return a plan for a dry run without the files to plan by, with words in capitals for what is not known yet."""
     pretrained = config.pretrained_model or pretrained
     if pretrained == "none":
         models = {"scratch": ""}
-    else:
+    elif checkpoints:
         models = {"CHECKPOINT": f"{pretrained or 'PRETRAINING'}/checkpoints/epoch_CHECKPOINT"}
+    else:
+        models = {"best": f"{pretrained or 'PRETRAINING'}/model"}
     prefixes = config.token_prefix or "PREFIX"
     epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if joint else "TOKENIZER"]
     tokenizers = [
@@ -227,13 +236,14 @@ def main() -> None:
                 f"finetune.sh makes the names of its runs: set RUN_NAME={config.run_name} instead of --run_name"
             )
         pretrained, joint = own.get("pretrained", ""), own.get("joint", "") == "true"
+        checkpoints = [] if words[1] == "best" else expand_epochs(words[1])
         try:
-            candidates = plan(expand_epochs(words[1]), expand_epochs(words[2]), config, pretrained, joint)
+            candidates = plan(checkpoints, expand_epochs(words[2]), config, pretrained, joint)
         except InputError as error:
             if os.environ.get("DRY_RUN") != "1":
                 raise
             note(f"dry run, the words in capitals are not known yet: {error}")
-            candidates = outline(config, pretrained, joint)
+            candidates = outline(checkpoints, config, pretrained, joint)
         print(*(candidate.line() for candidate in candidates), sep="\n")
     elif words[:1] == ["select"] and len(words) > 2:
         folder = Path(config.ckpt_dir) / config.dataset
@@ -243,7 +253,7 @@ def main() -> None:
         print(selection_table(selection))
         print(f"winner: {selection['winner']['run']}  (all of this: {file})")
     else:
-        raise InputError("usage: training.candidates plan CHECKPOINTS PLACES | select NAME RUN...")
+        raise InputError("usage: training.candidates plan CHECKPOINTS|best PLACES | select NAME RUN...")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,13 @@ def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
     )
 
 
+def test_the_best_epoch_alone_where_no_epoch_is_wanted(runs, capsys):
+    run = fake_run(runs / "p", {"best_epoch": 70}, (10, 100), epoch_per_stage=STAGES)
+    (found,) = plan([], [0], make_config(runs), "", joint=False)
+    assert (found.name, found.model) == ("best_15", str(run / "model"))
+    assert "the best epoch of pre-training (70) is fine-tuned" in capsys.readouterr().err
+
+
 def test_some_missing_checkpoints_are_named(runs, capsys):
     pretraining(runs / "p", kept=(10, 100))
     assert [c.name for c in plan([90, 100], [0], make_config(runs), "", joint=False)] == ["100_15"]
@@ -242,6 +249,23 @@ def test_command_prints_the_plan_and_writes_the_selection(runs, monkeypatch, cap
     candidates.main()
     assert json.loads((runs / "finetune.winner.json").read_text())["winner"]["epoch"] == 8
     assert f"winner: {runs / 'b'}" in capsys.readouterr().out
+
+
+def test_command_plans_from_the_best_epoch_and_outlines_a_dry_run(runs, monkeypatch, capsys):
+    where = ["--dataset=Tiny", f"--data_dir={runs.parent.parent / 'datasets'}", f"--ckpt_dir={runs.parent}"]
+    monkeypatch.setattr(sys, "argv", ["candidates", "plan", "best", "0", "--pretrained=", *where])
+    monkeypatch.setenv("DRY_RUN", "1")
+    candidates.main()
+    assert capsys.readouterr().out == "best_TOKENIZER\tPREFIX\t[TOKENIZER]\tPRETRAINING/model\n"
+    monkeypatch.setattr(sys, "argv", ["candidates", "plan", "90", "0", "--pretrained=", *where])
+    candidates.main()
+    assert capsys.readouterr().out == (
+        "CHECKPOINT_TOKENIZER\tPREFIX\t[TOKENIZER]\tPRETRAINING/checkpoints/epoch_CHECKPOINT\n"
+    )
+    pretraining(runs / "p")
+    monkeypatch.setattr(sys, "argv", ["candidates", "plan", "best", "0", "--pretrained=", *where])
+    candidates.main()
+    assert capsys.readouterr().out == f"best_15\t{TOY}\t[15]\t{runs / 'p' / 'model'}\n"
 
 
 def test_run_name_is_refused_where_the_script_makes_it(runs, monkeypatch):
