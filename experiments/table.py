@@ -32,6 +32,11 @@ class Row:
     cells: list[Cell]
     outcomes: list[dict]
 
+    def of(self, seeds: set[int]) -> "Row":
+        """Return the row with some of its seeds only."""
+        kept = [index for index, cell in enumerate(self.cells) if cell.seed in seeds]
+        return Row(self.name, [self.cells[index] for index in kept], [self.outcomes[index] for index in kept])
+
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
         return np.asarray([outcome["test"][metric] for outcome in self.outcomes])
@@ -64,13 +69,18 @@ def finished_rows(study: Study, results_dir: str, fixed: bool = False) -> list[R
     return list(rows.values())
 
 
-def baseline_of(row: Row, rows: list[Row], study: Study) -> Row | None:
-    """Return the baseline's row in the same setting, or its only one; None for itself and where there is none."""
-    if row.cells[0].variant == study.baseline:
-        return None
+def with_baseline(row: Row, rows: list[Row], study: Study) -> tuple[Row, Row] | None:
+    """Return a row and the baseline's, in the same setting or its only one, with the seeds that both have.
+
+    None for the baseline itself, and where there is nothing to compare: a seed also draws the users trained on.
+    """
     own = [other for other in rows if other.cells[0].variant == study.baseline]
     same = [other for other in own if other.cells[0].setting == row.cells[0].setting]
-    return (same or (own if len(own) == 1 else []) or [None])[0]
+    base = (same or (own if len(own) == 1 else []) or [None])[0]
+    if base is None or row.cells[0].variant == study.baseline:
+        return None
+    shared = {cell.seed for cell in row.cells} & {cell.seed for cell in base.cells}
+    return (row.of(shared), base.of(shared)) if shared else None
 
 
 def seconds_of(jobs: Sequence[Job], results_dir: str) -> float:
@@ -99,9 +109,9 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
             values = row.test(metric)
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             line[metric] = f"{values.mean():.4f}{spread}"
-        base = baseline_of(row, rows, study)
+        pair = with_baseline(row, rows, study)
         for metric in ("recall@10", "ndcg@10"):
-            line[f"{metric} gain"] = gain_text(row, base, metric) if base else ""
+            line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
         jobs = [job for cell in row.cells for job in cell.candidates]
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
         line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"
@@ -118,13 +128,12 @@ def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     groups = groups_of(counts[targets], list(study.popularity_edges))
     lines = []
     for row in rows:
-        base = baseline_of(row, rows, study)
+        pair = with_baseline(row, rows, study)
         line = {study.name: row.name}
         for name, members in groups.items():
-            value = row.per_user("recall@10")[members].mean()
-            reference = base.per_user("recall@10")[members].mean() if base else 0
-            gain = f" ({value / reference - 1:+.1%})" if reference else ""
-            line[f"{name} ({members.sum():,} users)"] = f"{value:.4f}{gain}"
+            paired = [side.per_user("recall@10")[members].mean() for side in pair] if pair else [0, 0]
+            gain = f" ({paired[0] / paired[1] - 1:+.1%})" if paired[1] else ""
+            line[f"{name} ({members.sum():,} users)"] = f"{row.per_user('recall@10')[members].mean():.4f}{gain}"
         lines.append(line)
     return lines
 

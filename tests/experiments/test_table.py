@@ -6,7 +6,7 @@ import pytest
 from data.interactions import load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
-from experiments.table import finished_rows, popularity_table, write_table
+from experiments.table import Row, finished_rows, popularity_table, with_baseline, write_table
 from utils.files import write_json
 from utils.metrics import mean_metrics
 
@@ -39,6 +39,17 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     assert many["recall@10 gain"].startswith("+40.0% (+")
     assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
     assert text == (tmp_path / "tables" / "main-cpu.md").read_text()
+
+
+def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
+    """A seed also draws the users trained on. Seed 1 alone: 30 hits against 20 of 100."""
+    study = Study("main", "", "TIGER++", study.cells[:3])
+    write_table(study, "cpu", str(tmp_path))
+    single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
+    assert (single["seeds"], single["recall@10"], many["seeds"]) == ("1 2", "0.2500 ± 0.0707", "1")
+    assert many["recall@10 gain"].startswith("+50.0% (+")
+    row, base = (Row(name, [Cell(name, "", seed, ())], [{}]) for name, seed in (("MTGRec", 1), ("TIGER++", 2)))
+    assert with_baseline(row, [row, base], study) is None
 
 
 def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
