@@ -11,7 +11,7 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     num_tokenizers      how many of the RQ-VAE's epochs are pre-trained with, counted back from the last one
     gap                 epochs between two of them
     candidates          how many of them are fine-tuned with; the best one on validation is the cell's result
-    independent         pre-train with that many tokenizers of different seeds instead, the last epoch of each
+    independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
     ensemble            combine the candidates' recommendations instead of picking one
     most_popular        no recommender at all: the most popular items
 """
@@ -180,7 +180,8 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     flags = {**data, **options["recommender"], "rand_seed": seed}
     if options.get("independent"):
         first = min(options["seeds"])
-        others = [s for s in range(first, first + options["independent"]) if s != seed][: options["independent"] - 1]
+        count = options["num_tokenizers"]
+        others = [s for s in range(first, first + count) if s != seed][: count - 1]
         groups = [(own, last), *((tokenizer(s), last) for s in others)]
     else:
         groups = [(own, last - index * options["gap"]) for index in range(options["num_tokenizers"])]

@@ -52,7 +52,7 @@ def test_from_scratch_has_its_own_flags_and_no_pretraining(tmp_path):
 
 
 def test_independent_tokenizers_differ_by_seed_and_the_own_one_comes_first(tmp_path):
-    study = make_study(tmp_path, variants={"other seeds": {"independent": 3}})
+    study = make_study(tmp_path, variants={"other seeds": {"independent": True}})
     first, second = study.cells[1].candidates
     pretraining = first.needs[1]
     assert [need.flags["rand_seed"] for need in pretraining.needs] == [2, 1, 3]
