@@ -54,7 +54,7 @@ class RunConfig:
     dry_run: bool = False
     """Only list the jobs that are not done."""
     only_table: bool = False
-    """Only write the table of what is done."""
+    """Only write the tables of what is done."""
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""

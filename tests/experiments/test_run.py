@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,20 @@ def test_what_needs_a_failed_job_does_not_run_and_the_rest_does(make_runner, tmp
     assert sorted(order(tmp_path)) == sorted([TOKENIZER.id, PRETRAINING.id, SCRATCH.id])
     assert [job.id for job in runner.open] == [PRETRAINING.id, FINETUNING.id]
     assert f"FAILED {PRETRAINING.id} (exit code 3)" in capsys.readouterr().err
+
+
+def test_several_studies_run_what_they_share_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    budget = {"dataset": "Tiny", "data_dir": "nowhere", "seeds": [1], "num_tokenizers": 2, "gap": 1, "candidates": 1}
+    sections = {"tokenizer": {"epochs": 9}, "recommender": {}, "pretrain": {}, "finetune": {}, "scratch": {}}
+    (tmp_path / "budgets.yaml").write_text(json.dumps({"cpu": budget | sections}))
+    for name, variants in (("a", {"MTGRec": {}}), ("b", {"MTGRec": {}, "TIGER++": {"pretrain": None}})):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"title": name, "variants": variants}))
+    run.main(["a.yaml", "b.yaml", "--dry_run"])
+    kinds = [line.split("_")[0] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == ["embed", "tokenizer", "pretrain", "finetune", "finetune"]
+    run.main(["a.yaml", "b.yaml", "--only_table"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("##")] == ["## a", "## b"]
 
 
 def test_sigterm_reaches_what_is_running(make_runner, tmp_path, monkeypatch):
