@@ -3,7 +3,7 @@
 #
 #   bash pretrain.sh                                               Musical_Instruments, the paper's settings
 #   DATASET=Video_Games NUM_GPUS=4 bash pretrain.sh
-#   DATASET=MyData RUN_NAME=small TAU_LIST=3 bash pretrain.sh --num_layers=2 --epochs=50
+#   DATASET=MyData RUN_NAME=small TAU_LIST=3 bash pretrain.sh --num_layers=2 --epochs=50 --val_delay=19
 #
 # Needs <DATA_DIR>/<DATASET> with semantic IDs (tokenizer/run.sh makes them). Runs go to <CKPT_DIR>/<DATASET>/<RUN_NAME>_tau<tau>.
 # Also read: DATA_DIR, CKPT_DIR, NUM_GPUS, RESUME, DRY_RUN, REPORT (utils/launch.sh). Flags are added to the command and override it.
@@ -17,22 +17,20 @@ RUN_NAME="${RUN_NAME:-pretrain}"
 # The last column is not the paper's (1: all examples): the share of the training examples that influence is estimated on.
 # 10,000 examples reproduce the order of the tokenizers with a rank correlation of 0.87 to 0.96 (benchmarks/README.md);
 # 0.1 of these datasets are 26,000 or more, and cut the estimates from 204 to 47 epochs' worth of computing.
+# Nor is evaluation: where the paper says which epochs are fine-tuned from (finetune.sh) it waits for the end, all tokenizers
+# on all users. Other data are evaluated on the way, on a quarter of the users, so that the best epoch is kept: on a small
+# dataset fine-tuning from it, not from the last one, which had overfitted, gained 11% in Recall@10 with one seed
+# (experiments/RESULTS.md). With fewer than 60 epochs lower --val_delay.
+evaluation=(--val_delay=199)
 #                               layers  tokenizers  taus   share
 case "$DATASET" in
   Musical_Instruments)       row="6     25          1,3,5  0.1" ;; # best: 3
   Industrial_and_Scientific) row="5     15          1,3,5  0.1" ;; # best: 1
   Video_Games)               row="7     25          1,3,5  0.1" ;;
-  *)                         row="6     25          3      1" ;;
+  *)                         row="6     25          3      1"
+                             evaluation=(--val_delay=59 --eval_interval=10 --patience=40 --val_ratio=0.25) ;;
 esac
 read -r LAYERS TOKENIZERS TAUS SHARE <<<"$row"
-
-# Where the paper says which epochs are fine-tuned from (finetune.sh), evaluation waits for the end: all tokenizers on all
-# users. Other data are evaluated on the way, on a quarter of the users, so that the best epoch is kept: on a small dataset
-# fine-tuning from it instead of the last one, which had overfitted, gained 11% in Recall@10 (experiments/RESULTS.md).
-case "$DATASET" in
-  Musical_Instruments | Industrial_and_Scientific | Video_Games) evaluation=(--val_delay=199) ;;
-  *) evaluation=(--val_delay=59 --eval_interval=10 --patience=40 --val_ratio=0.25) ;;
-esac
 
 accumulation "$@"
 for tau in $(tr ',' ' ' <<<"${TAU_LIST:-$TAUS}"); do

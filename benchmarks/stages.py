@@ -292,7 +292,7 @@ def eval_beam50(world: World) -> AbstractContextManager[Stage]:
 
 @contextmanager
 def influence(world: World) -> Iterator[Stage]:
-    """The mean gradient of one tokenizer's examples; in so few batches an estimate's have fewer lengths each."""
+    """The mean gradient of one tokenizer's examples, so many that batches sorted by length have few lengths each."""
     size = world.sizes.train_batch
     at_once = NUM_BATCHES * size
     positions, examples = world.examples("train", 2 * at_once)

@@ -27,7 +27,7 @@ class Candidate:
     """One fine-tuning run.
 
     Attributes:
-        name: What distinguishes it in run names: <checkpoint>_<tokenizer>, such as 90_9986, best_9990 or scratch_joint.
+        name: What distinguishes it in run names: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint.
         model: Folder of the checkpoint, "" to train from scratch.
         prefixes: Prefixes of its tokenizers' files; one, but for joint fine-tuning.
         epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning. In a dry run a word where they
