@@ -33,8 +33,9 @@ class Row:
     outcomes: list[dict]
 
     def of(self, seeds: set[int]) -> "Row":
-        """Return the row with some of its seeds only."""
+        """Return the row with some of its seeds only, in rising order."""
         kept = [index for index, cell in enumerate(self.cells) if cell.seed in seeds]
+        kept.sort(key=lambda index: self.cells[index].seed)
         return Row(self.name, [self.cells[index] for index in kept], [self.outcomes[index] for index in kept])
 
     def test(self, metric: str) -> np.ndarray:
@@ -100,6 +101,12 @@ def gain_text(row: Row, base: Row, metric: str) -> str:
     return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"
 
 
+def gains_by_seed(row: Row, base: Row, metric: str) -> str:
+    """Return each seed's gain over the baseline; how they differ is what the interval over users does not show."""
+    pairs = zip(row.test(metric), base.test(metric), strict=True)
+    return " ".join(f"{ours / theirs - 1:+.0%}" if theirs else "-" for ours, theirs in pairs)
+
+
 def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str]]:
     """Return the table's lines as {column: text}."""
     lines = []
@@ -112,6 +119,7 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
         pair = with_baseline(row, rows, study)
         for metric in ("recall@10", "ndcg@10"):
             line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
+            line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair and len(pair[0].cells) > 1 else ""
         jobs = [job for cell in row.cells for job in cell.candidates]
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
         line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"

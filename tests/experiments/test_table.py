@@ -37,6 +37,7 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     assert (single["main"], single["recall@10"], single["recall@10 gain"]) == ("TIGER++", "0.2500 ± 0.0707", "")
     assert (many["recall@10"], many["seeds"], many["best epoch"]) == ("0.3500 ± 0.0707", "1 2", "1 2")
     assert many["recall@10 gain"].startswith("+40.0% (+")
+    assert (many["recall@10 gain by seed"], many["ndcg@10 gain by seed"]) == ("+50% +33%", "+50% +33%")
     assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
     assert text == (tmp_path / "tables" / "main-cpu.md").read_text()
 
@@ -48,6 +49,7 @@ def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
     single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
     assert (single["seeds"], single["recall@10"], many["seeds"]) == ("1 2", "0.2500 ± 0.0707", "1")
     assert many["recall@10 gain"].startswith("+50.0% (+")
+    assert many["recall@10 gain by seed"] == ""
     row, base = (Row(name, [Cell(name, "", seed, ())], [{}]) for name, seed in (("MTGRec", 1), ("TIGER++", 2)))
     assert with_baseline(row, [row, base], study) is None
 
