@@ -40,7 +40,7 @@ class SpeedConfig:
     quick: bool = False
     """small batches and a twentieth of the data"""
     stages: str | None = None
-    """stages to measure, separated by commas; by default all, but train_step_compiled on a GPU only"""
+    """stages to measure, separated by commas; by default all, train_step_compiled only on a GPU"""
     dataset: str | None = None
     """dataset folder with .sem_ids; by default one of Musical_Instruments' shape is generated"""
     output: str | None = None

@@ -85,7 +85,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     Args:
         t5: The network.
         input_ids: int64 [B, S], padded at the end.
-        lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+        lengths: int64 [B], tokens of each row that are not padding; on the CPU where rows are grouped.
     """
     stack, config = t5.encoder, t5.config
     groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
