@@ -1,6 +1,6 @@
 """Measure every costly stage beside the plain reference way, interleaved in one process on the same data.
 
-    python -m benchmarks.speed                                   the table of record (20 minutes on 2 cores, and 5 for influence)
+    python -m benchmarks.speed                                   the table of record (20 + 5 minutes on 2 cores)
     python -m benchmarks.speed --quick                           small batches, a twentieth of the data (3 minutes)
     python -m benchmarks.speed --stages=train_step,load          some stages; others that the JSON file holds stay
     python -m benchmarks.speed --dataset=datasets/MyData --device=cuda
