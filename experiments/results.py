@@ -101,7 +101,10 @@ def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
 
 
 def _of_training(job: Job, ckpt_dir: Path) -> dict:
-    """Metrics, the course of training and, after fine-tuning, every test user's rank."""
+    """Metrics, the course of training, hashes of the semantic IDs and, after fine-tuning, every test user's rank.
+
+    The hashes tell which identifiers it trained with: a tokenizer trained again elsewhere has the same name and others.
+    """
     run = ckpt_dir / job.flags["dataset"] / job.id
     results = read_json(run / RESULTS_FILE)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -112,6 +115,7 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
         "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
+        "semantic_ids_sha256": read_json(run / "model" / "config.json")["semantic_ids_sha256"],
     }
     if job.kind == "pretrain":
         outcome["per_tokenizer"] = results["per_tokenizer"]

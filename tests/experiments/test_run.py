@@ -116,3 +116,22 @@ def test_an_ensemble_joins_its_candidates_results(tmp_path):
     assert outcome["test"]["recall@5"] == outcome["test"]["ndcg@10"] == 1.0
     assert unpack_ranks(outcome["ranks"]).tolist() == [0]
     assert (outcome["needs"], outcome["threads"]) == ([candidate.id for candidate in candidates], 1)
+
+
+def test_a_trainings_outcome_says_what_it_was_trained_with_and_how_it_went(tmp_path):
+    run = tmp_path / FINETUNING.flags["dataset"] / FINETUNING.id
+    metrics = {"recall@10": 0.5}
+    write_json(run / "results.json", {"valid": metrics, "test": metrics, "best_epoch": 1})
+    write_json(run / "model" / "config.json", {"semantic_ids_sha256": ["abc"]})
+    write_json(run / "test_results_1.json", {"pred_ids": [["a"], ["a"]], "scores": [[0], [0]], "label_ids": ["b", "a"]})
+    events = [
+        {"event": "epoch", "epoch": 1, "loss": 1.23456, "seconds": 2.5},
+        {"event": "valid", "epoch": 1, "mean": {"recall@10": 0.123456}, "seconds": 1.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    collect(FINETUNING, str(tmp_path), str(tmp_path / "results"), threads=1)
+    outcome = read_json(result_file(FINETUNING, tmp_path / "results"))
+    assert outcome["semantic_ids_sha256"] == ["abc"]
+    assert (outcome["losses"], outcome["validation"]) == ([1.2346], {"1": {"recall@10": 0.12346}})
+    assert (outcome["seconds"], outcome["best_epoch"]) == (3.5, 1)
+    assert unpack_ranks(outcome["ranks"]).tolist() == [1, 0]  # no item of a list of one; its first
