@@ -30,14 +30,7 @@ from data.interactions import (
 )
 from data.token_table import Vocabulary, check_identifiers, load_token_table, resolve_groups
 from inference.model_folder import named_folder, read_settings
-from inference.results import (
-    Results,
-    check_same_examples,
-    ensemble,
-    groups_of,
-    paired_bootstrap,
-    read_results,
-)
+from inference.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from model.recommender import Recommender, find_model_folder
 from training.evaluation import predict, write_results
 from utils.config import Epochs, expand_epochs, parse_config
@@ -125,6 +118,22 @@ def as_list(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
+def short_name(path: Path) -> str:
+    """Return what a model's result files are called after: its folder and the one around it."""
+    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "/")][-2:])
+
+
+def check_names(paths: list[Path]) -> None:
+    """Raise InputError where two models' result files would have the same name."""
+    names = {short_name(path): path for path in paths}
+    for path in paths:
+        if names[short_name(path)] != path:
+            raise InputError(
+                f"{path} and {names[short_name(path)]} end alike, and so would their result files; "
+                "evaluate them apart, each with its own --output"
+            )
+
+
 def evaluate_model(path: Path, config: EvaluateConfig, processes: Accelerator, device: torch.device) -> list[dict]:
     """Evaluate a model with every combination of tokenizer, beams and constraint; write a result file for each.
 
@@ -162,8 +171,7 @@ def evaluate_model(path: Path, config: EvaluateConfig, processes: Accelerator, d
         seconds = time.perf_counter() - started
         if not processes.is_main_process:
             continue
-        run = "_".join([part for part in path.parts if part not in ("checkpoints", "model", "/")][-2:])
-        name = f"{run}_{table.labels[group]}_beams{beams}{'_constrained' if constrained else ''}"
+        name = f"{short_name(path)}_{table.labels[group]}_beams{beams}{'_constrained' if constrained else ''}"
         file = Path(config.output) / f"{config.split}_results_{name}.json"
         write_results(file, predictions, tokenization)
         results = read_results(file)
@@ -233,8 +241,7 @@ def as_text(row: dict, config: EvaluateConfig) -> str:
 def join(config: EvaluateConfig) -> dict:
     """Join result files, write the ensemble's, and print each alone, the best alone and the ensemble."""
     files = [Path(file) for file in config.ensemble]
-    results = [read_results(file) for file in files]
-    check_same_examples(files, results)
+    results = read_comparable(files, max(config.topk))
     joined = ensemble(results)
     target = Path(config.output) / "ensemble_results.json"
     joined.save(target)
@@ -249,8 +256,7 @@ def join(config: EvaluateConfig) -> dict:
 def compare(config: EvaluateConfig) -> dict:
     """Print how much better the second result file is, with 95% intervals."""
     files = [Path(file) for file in config.compare]
-    first, second = results = [read_results(file) for file in files]
-    check_same_examples(files, results)
+    first, second = results = read_comparable(files, max(config.topk))
     differences = paired_bootstrap(first, second, config.metrics, config.resamples, config.rand_seed)
     means = [mean_metrics(result.ranks(), config.metrics) for result in results]
     print(f"{len(first.targets):,} users, {config.resamples:,} bootstrap samples of them")
@@ -273,11 +279,9 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(EvaluateConfig, argv, "evaluate.py", __doc__)
     processes, device = join_processes(config.device)
     if config.model:
-        outcome: object = [
-            row
-            for path in as_list(config.model)
-            for row in evaluate_model(named_folder(path), config, processes, device)
-        ]
+        paths = [named_folder(path) for path in as_list(config.model)]
+        check_names(paths)
+        outcome: object = [row for path in paths for row in evaluate_model(path, config, processes, device)]
     elif processes.is_main_process:
         outcome = join(config) if config.ensemble else compare(config)
     if processes.is_main_process:

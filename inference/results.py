@@ -71,16 +71,25 @@ def read_results(file: Path) -> Results:
     return found
 
 
-def check_same_examples(files: list[Path], results: list[Results]) -> None:
-    """Refuse files of different users or targets.
+def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
+    """Read result files of the same users that all list enough items.
+
+    Args:
+        files: Result files per user.
+        cutoff: The largest cut-off that metrics are wanted for.
 
     Raises:
-        InputError: Names the first two files that differ.
+        InputError: Two differ in users or targets, or one lists fewer items, so that its misses would look like hits.
     """
+    results = [read_results(file) for file in files]
+    for file, result in zip(files, results, strict=True):
+        if result.k < cutoff:
+            raise InputError(f"{file} lists {result.k} items for each user: lower the cut-offs, --topk, from {cutoff}")
     for file, other in zip(files[1:], results[1:], strict=True):
         same_users = not (other.users and results[0].users) or other.users == results[0].users
         if other.targets != results[0].targets or not same_users:
             raise InputError(f"{files[0]} and {file} are results of different users or splits")
+    return results
 
 
 def ensemble(results: list[Results]) -> Results:

@@ -83,6 +83,12 @@ def test_ensemble_and_comparison(joint_run: Path, tmp_path: Path, capsys: pytest
     assert compared["difference"]["recall@10"]["mean"] == pytest.approx(difference)
 
 
+def test_models_of_one_name_are_not_written_over_each_other(joint_run: Path):
+    alike = joint_run.parent / "again" / joint_run.parent.name / joint_run.name
+    with pytest.raises(InputError, match="end alike, and so would their result files"):
+        evaluate.main([f"--model=[{joint_run},{alike}]"])
+
+
 def test_wrong_flags(joint_run: Path):
     for argv, message in (
         ([], "one of --model, --ensemble, --compare"),

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.results import Results, check_same_examples, ensemble, groups_of, paired_bootstrap, read_results
+from inference.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from utils.errors import InputError
 
 
@@ -69,7 +69,10 @@ def test_files_are_checked(tmp_path: Path):
     assert read_results(file) == results
     make([["a", "b"], ["c", "None"]], ["b", "a"]).save(other)
     with pytest.raises(InputError, match=r"a\.json and .*b\.json are results of different users or splits"):
-        check_same_examples([file, other], [read_results(file), read_results(other)])
+        read_comparable([file, other], 2)
+    assert read_comparable([file, file], 2) == [results, results]
+    with pytest.raises(InputError, match=r"a\.json lists 2 items for each user: lower the cut-offs, --topk, from 3"):
+        read_comparable([file, file], 3)
     content = json.loads(file.read_text())
     other.write_text(json.dumps(content | {"label_ids": ["b"]}))
     with pytest.raises(InputError, match="must be equally long"):
