@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from training.config import PretrainConfig
-from training.curriculum import accumulate_scores, estimate_influence, sampling_probabilities
+from training.curriculum import accumulate_scores, entropy, estimate_influence, sampling_probabilities
 from training.schedule import stage_ends
 from training.setup import influence_positions, resolve_config, start_run
 from training.trainer import Progress, Trainer
@@ -85,12 +85,12 @@ def report_stage(
 ) -> None:
     """Say, record and track a stage's influence scores [G] and the sampling probabilities [G] that follow from them."""
     names = trainer.data.tokenization.table.labels
-    low, high, entropy = probabilities.argmin(), probabilities.argmax(), float(-(probabilities @ np.log(probabilities)))
+    low, high = probabilities.argmin(), probabilities.argmax()
     for line in (
         f"stage {stage} is over after epoch {trainer.progress.epoch}; influence estimated in {duration(seconds)}",
         f"  the next stage's sampling probabilities: lowest {probabilities[low]:.4f} (tokenizer {names[low]}), "
         f"highest {probabilities[high]:.4f} (tokenizer {names[high]}), uniform {1 / len(names):.4f}",
-        f"  their entropy: {entropy:.4f}, uniform {np.log(len(names)):.4f}",
+        f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
     ):
         trainer.run.say(line)
     trainer.run.record(

@@ -87,7 +87,8 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
         try:
             row = json.loads(line) if line.lstrip().startswith("{") else {"user": line.strip()}
             user, history = row["user"], row.get("history")
-            if not isinstance(user, str) or not (history is None or all(isinstance(item, str) for item in history)):
+            items = [] if history is None else history
+            if not isinstance(items, list) or not all(isinstance(name, str) for name in [user, *items]):
                 raise TypeError
         except (json.JSONDecodeError, KeyError, TypeError):
             raise InputError(

@@ -133,9 +133,10 @@ def test_users_file_of_names_and_histories(joint_run: Path, tmp_path: Path, caps
     ]
     assert lines[2]["scores"] == [None] * 3
     assert lines[1]["items"] == inference.load(joint_run).recommend([["item1"]], k=3)[0][0]
-    users.write_text('{"user": 3}')
-    with pytest.raises(InputError, match=r'line 1 is neither a user nor \{"user"'):
-        recommend.main([f"--model={joint_run}", f"--users_file={users}"])
+    for line in ('{"user": 3}', '{"user": "a", "history": "item1"}', '{"user": "a", "history": [1]}'):
+        users.write_text(line)
+        with pytest.raises(InputError, match=r'line 1 is neither a user nor \{"user"'):
+            recommend.main([f"--model={joint_run}", f"--users_file={users}"])
 
 
 def test_mistakes_are_named(joint_run: Path):

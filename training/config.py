@@ -176,8 +176,10 @@ class TrainingConfig:
         ]
         if not self.metrics or not self.topk or min(self.topk, default=1) < 1:
             found.append(f"metrics={self.metrics} and topk={self.topk} must not be empty, cut-offs from 1")
-        elif max(self.topk) > min(self.num_beams, getattr(self, "test_num_beams", None) or self.num_beams):
-            found.append(f"topk={self.topk} asks for more items than there are beams (num_beams={self.num_beams})")
+        for name in ("num_beams", "test_num_beams"):
+            beams = getattr(self, name, None)
+            if beams and self.topk and max(self.topk) > beams:
+                found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
         try:
             metric, cutoff = parse_metric(self.val_metric)
             if metric not in self.metrics or cutoff not in self.topk:

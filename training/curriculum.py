@@ -154,3 +154,9 @@ def sampling_probabilities(scores: np.ndarray, tau: float) -> np.ndarray:
         raise FloatingPointError(f"the influence scores are not finite: {scores}; lower --lr or raise --warmup_steps")
     exponentials = np.exp((scores - scores.max()) / tau)
     return exponentials / exponentials.sum()
+
+
+def entropy(probabilities: np.ndarray) -> float:
+    """Return the entropy of probabilities [G] in nats; one that has underflowed to 0 adds nothing."""
+    drawn = probabilities[probabilities > 0]
+    return float(-(drawn @ np.log(drawn)))

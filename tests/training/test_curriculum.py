@@ -11,6 +11,7 @@ from training.curriculum import (
     accumulate_scores,
     adam_direction,
     adam_moments,
+    entropy,
     estimate_influence,
     inner_product,
     mean_gradient,
@@ -145,6 +146,13 @@ def test_scores_of_any_size(shift: float):
     assert sampling_probabilities(scores + shift, 1.0) == pytest.approx(expected, rel=1e-9)
     extreme = sampling_probabilities(np.asarray([-1e4, 1e4, 0.0]), 0.1)
     assert extreme.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_entropy():
+    assert entropy(np.full(4, 0.25)) == pytest.approx(np.log(4))
+    underflowed = sampling_probabilities(np.array([0.0, 0.0, -80.0]), tau=0.1)
+    assert underflowed[2] == 0
+    assert entropy(underflowed) == pytest.approx(np.log(2))
 
 
 def test_scores_that_are_not_finite_are_refused():

@@ -55,7 +55,7 @@ def test_defaults_are_the_reference_codes(config_class: type, own: dict):
         ("--metrics=[ndcg,hit]", "metrics has 'hit'; there are recall and ndcg"),
         ("--topk=[]", "must not be empty"),
         ("--topk=[5,10,30]", "topk=[5, 10, 30] asks for more items than there are beams (num_beams=20)"),
-        ("--test_num_beams=5", "asks for more items than there are beams"),
+        ("--test_num_beams=5", "asks for more items than there are beams (test_num_beams=5)"),
         ("--val_metric=ndcg@20", "val_metric=ndcg@20 is not among metrics=['ndcg', 'recall'] at topk=[5, 10]"),
         ("--val_metric=auc", "val_metric: 'auc' is no metric"),
         ("--val_metric=NDCG@10", "val_metric: 'NDCG@10' is no metric"),
