@@ -17,6 +17,7 @@ from utils.prefix_trie import PrefixTrie
 
 TOKENIZER_FOLDER = "rqvae"
 TRAINING_FILE = "training.json"  # in a tokenizer's folder that was trained here, not published
+NEW_ITEMS_FILE = "new_items.json"
 QUALITY_FILE = "quality.json"  # written when all its semantic IDs are
 
 
@@ -160,6 +161,11 @@ def write_sem_ids(file: Path, item_names: Sequence[str], codes: np.ndarray) -> N
         codes: int [N, L], 0-based codes, disambiguation (from 1) last.
     """
     write_json(file, dict(zip(item_names, codes.tolist(), strict=True)), indent=None)
+
+
+def codes_sha256(codes: np.ndarray) -> str:
+    """Return a hash of codes, int [N, L], of any integer type."""
+    return hashlib.sha256(np.ascontiguousarray(codes, dtype=np.int32)).hexdigest()
 
 
 def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
-from data.token_table import Group, TokenTable, Vocabulary, load_token_table, resolve_groups
+from data.token_table import Group, TokenTable, Vocabulary, codes_sha256, load_token_table, resolve_groups
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
@@ -98,7 +98,8 @@ class Catalogue:
         """
         assigned, group = read_json(file), self.table.groups[0]
         epoch = str(group.epoch or "best")
-        if assigned.get("prefix") != group.prefix or epoch not in assigned.get("semantic_ids", {}):
+        same = assigned.get("prefix") == group.prefix and assigned.get("old_sha256", {}).get(epoch)
+        if same != codes_sha256(self.codes()):
             raise InputError(
                 f"{file} has no semantic IDs of the model's tokenizer {group.prefix}, epoch {epoch}; "
                 "make it with tokenizer/export.py --assign from the tokenizer that the model was trained with"

@@ -5,22 +5,21 @@ from pathlib import Path
 import numpy as np
 
 from data.interactions import dataset_folder, load_interactions
-from data.token_table import level_sizes, read_sem_ids
+from data.token_table import NEW_ITEMS_FILE, codes_sha256, level_sizes, read_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.embed import encode_texts
+from tokenizer.embed import encode_texts, load_embeddings
 from tokenizer.published import sem_ids_file, sem_ids_prefix
 from tokenizer.train import load_tokenizer
 from utils.errors import InputError
 from utils.files import read_json, write_json
 
-NEW_ITEMS_FILE = "new_items.json"
-
 
 def assign(config: TokenizerConfig, file: Path) -> str:
     """Give semantic IDs of every kept tokenizer to new items, and add them to new_items.json.
 
-    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}}}; items that it has
-    already, like the dataset's own, keep what they have.
+    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}}, "old_sha256":
+    {epoch or "best": hash of the dataset's own items' codes}}; items that it has already, like the dataset's own, keep
+    what they have.
 
     Args:
         config: Settings of the training.
@@ -30,25 +29,30 @@ def assign(config: TokenizerConfig, file: Path) -> str:
         What was done, in words.
 
     Raises:
-        InputError: The file is something else, the tokenizer is not there, or a disambiguation level is full.
+        InputError: The file is something else, the tokenizer is not there or was trained on other embeddings, or a
+            disambiguation level is full.
     """
     texts = read_json(file)
     if not isinstance(texts, dict) or not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise InputError(f"{file} is not a dictionary {{item: text}} with a text for every item")
-    old_names = load_interactions(dataset_folder(config.data_dir, config.dataset)).item_names[1:]
+    interactions = load_interactions(dataset_folder(config.data_dir, config.dataset))
+    old_names = interactions.item_names[1:]
     target = config.tokenizer_folder / NEW_ITEMS_FILE
     prefix = f"{config.ckpt_name}/{sem_ids_prefix(config)}"
-    assigned = read_json(target) if target.exists() else {"prefix": prefix, "texts": {}, "semantic_ids": {}}
+    assigned = read_json(target) if target.exists() else {"prefix": prefix, "texts": {}}
     known = {*old_names, *assigned["texts"]}
     names = [name for name in texts if name not in known]
     if not names:
         return f"{file}: all {len(texts)} items have semantic IDs already"
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config, load_embeddings(config, interactions.num_items))
     inputs = tokenizer.prepare(encode_texts(config, [texts[name] for name in names]))
     sizes = level_sizes(config.n_codebooks, config.codebook_size)
     for epoch in [*range(config.first_kept_epoch, config.epochs + 1), None]:
-        present = assigned["semantic_ids"].setdefault(str(epoch or "best"), {})
-        taken = np.asarray([*read_sem_ids(sem_ids_file(config, epoch), old_names, sizes), *present.values()])
+        key = str(epoch or "best")
+        present = assigned.setdefault("semantic_ids", {}).setdefault(key, {})
+        old = read_sem_ids(sem_ids_file(config, epoch), old_names, sizes)
+        assigned.setdefault("old_sha256", {})[key] = codes_sha256(old)
+        taken = np.asarray([*old, *present.values()])
         for name, codes in zip(names, next_semantic_ids(taken, tokenizer.codes(inputs, epoch)), strict=True):
             if codes[-1] >= sizes[-1]:
                 raise InputError(

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from data.interactions import dataset_folder, load_interactions, training_items
-from data.token_table import TRAINING_FILE, level_sizes
+from data.token_table import NEW_ITEMS_FILE, TRAINING_FILE, level_sizes
 from tokenizer.config import TokenizerConfig, choose_device
 from tokenizer.embed import load_embeddings
 from tokenizer.published import announce_published
@@ -315,11 +315,11 @@ def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier training made: its semantic IDs would not fit the new checkpoints."""
+    """Remove what an earlier training made: its semantic IDs, new items' too, would not fit the new checkpoints."""
     for name in ("epochs", _STATE_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
     names = ("best.safetensors", "last.safetensors", "pca.safetensors", "metrics.jsonl", "config.yaml", "quality.*")
-    for pattern in (*names, "*.sem_ids"):
+    for pattern in (*names, "*.sem_ids", NEW_ITEMS_FILE):
         for file in folder.glob(pattern):
             file.unlink()
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,23 @@ def test_new_items_get_the_codes_of_their_texts(config: TokenizerConfig, tmp_pat
         assert more["semantic_ids"][epoch] == rows
         assert twin3 == [*rows["twin2"][:3], rows["twin2"][3] + 1]
     assert assign(config, tmp_path / "more.json").endswith("all 2 items have semantic IDs already")
+
+
+def test_new_items_do_not_outlive_their_tokenizer(config: TokenizerConfig, tmp_path: Path):
+    (tmp_path / "new.json").write_text(json.dumps({"odd": "Crane glove size L"}))
+    assign(config, tmp_path / "new.json")
+    train(replace(config, epochs=7, overwrite=True))
+    assert not (config.tokenizer_folder / "new_items.json").exists()
+
+
+def test_new_items_are_encoded_as_the_old_ones_were(config: TokenizerConfig, tmp_path: Path):
+    """A built-in encoder fitted to other texts would give codes that mean nothing."""
+    texts = config.folder / "metadata.sentence.json"
+    texts.write_text(texts.read_text().replace("glove", "mitten"))
+    embed(replace(config, overwrite=True))
+    (tmp_path / "new.json").write_text(json.dumps({"odd": "Crane glove size L"}))
+    with pytest.raises(InputError, match="was trained with other settings: embeddings_sha256"):
+        assign(config, tmp_path / "new.json")
 
 
 def test_next_semantic_ids():
