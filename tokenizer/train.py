@@ -39,6 +39,7 @@ from utils.files import read_json, remove_leftovers, write_json, write_text
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.locks import LOCK_FILE, FileLock
 from utils.progress import ProgressLine, duration
+from utils.run_folder import HANDLING_FLAGS
 from utils.runtime import run_command, seed_everything
 from utils.snapshots import (
     Snapshot,
@@ -54,7 +55,7 @@ from utils.snapshots import (
 # Settings that do not change what is trained; all others must be the same for a training to be reused.
 _FREE_SETTINGS = (
     *("data_dir", "dataset", "ckpt_name", "device", "reproducibility", "sent_emb_batch_size", "assign"),
-    *("overwrite", "resume", "checkpoint_minutes", "debug"),
+    *("overwrite", "resume", "checkpoint_minutes"),
     *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),  # the embeddings' hash stands for these
 )
 _STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finished
@@ -82,12 +83,12 @@ class TrainingState:
     best_epoch: int = 0
     best_weights: dict[str, Tensor] | None = None
 
-    def save(self, folder: Path, metrics_size: int) -> None:
-        """Write a snapshot into `folder`; `metrics_size` are the bytes of metrics.jsonl so far."""
+    def save(self, folder: Path, metrics_size: int, seconds: float) -> None:
+        """Write a snapshot into `folder`, with the bytes of metrics.jsonl and the seconds of training so far."""
         tensors = with_prefix("model", self.model.state_dict()) | with_prefix("best", self.best_weights or {})
         tensors |= with_prefix("optimizer", optimizer_tensors(self.optimizer))
         values = {name: getattr(self, name) for name in ("epoch", "best_loss", "best_epoch")}
-        write_snapshot(folder, tensors, values | {"metrics_size": metrics_size})
+        write_snapshot(folder, tensors, values | {"metrics_size": metrics_size, "seconds": seconds})
 
     def load_(self, snapshot: Snapshot) -> None:
         """Take over a snapshot that `save` wrote."""
@@ -232,6 +233,12 @@ class EpochWriter:
         self.line = ProgressLine("RQ-VAE", config.epochs - (snapshot.values["epoch"] if snapshot else 0))
         self.codes = ""
         self.saved_at = time.monotonic()
+        self.started = self.saved_at - (snapshot.values.get("seconds", 0.0) if snapshot else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """How long training has taken, with what an interrupted run before this one had saved."""
+        return time.monotonic() - self.started
 
     def __call__(self, state: TrainingState, metrics: dict[str, object]) -> None:
         self.metrics_file.write(json.dumps(metrics).encode() + b"\n")
@@ -250,7 +257,7 @@ class EpochWriter:
         due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
         if due or stop_requested():
             os.fsync(self.metrics_file.fileno())
-            state.save(self.folder / _STATE_FOLDER, self.metrics_file.tell())
+            state.save(self.folder / _STATE_FOLDER, self.metrics_file.tell(), self.seconds)
             self.saved_at = time.monotonic()
         if stop_requested():
             raise Stopped(f"stopped after epoch {state.epoch}; the state is saved in {self.folder}, --resume goes on")
@@ -343,7 +350,7 @@ def train(config: TokenizerConfig) -> None:
 
 def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray, items: np.ndarray) -> None:
     """Train on `items`, int [training items], of the embeddings, float32 [N, E], and write the tokenizer's folder."""
-    folder, device, start = config.tokenizer_folder, choose_device(config.device), time.perf_counter()
+    folder, device = config.tokenizer_folder, choose_device(config.device)
     snapshot, whitening = _snapshot_to_resume(folder) if config.resume else None, None
     if config.sent_emb_pca != -1:
         whitening = (
@@ -355,7 +362,7 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
     if snapshot is None:
         write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
         _clear(folder)
-        write_text(folder / "config.yaml", dump_config(config))
+        write_text(folder / "config.yaml", dump_config(config, without=HANDLING_FLAGS))
         if whitening is not None:
             whitening.save(folder / "pca.safetensors")
     inputs = torch.from_numpy(embeddings[items - 1]).to(device)
@@ -368,7 +375,7 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
         writer.close()
     save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
     save_weights(folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
-    result = {"best_epoch": state.best_epoch, "best_loss": state.best_loss, "seconds": time.perf_counter() - start}
+    result = {"best_epoch": state.best_epoch, "best_loss": state.best_loss, "seconds": writer.seconds}
     write_json(folder / TRAINING_FILE, {"finished": True, "settings": settings, **result})
     shutil.rmtree(folder / _STATE_FOLDER, ignore_errors=True)
     print(

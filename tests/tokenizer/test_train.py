@@ -1,5 +1,7 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from data.interactions import load_interactions, training_items
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.train import (
+    EpochWriter,
     TrainingState,
     _differences,
     build_model,
@@ -116,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops(make_config: MakeConfig):
 
 def test_files_of_a_training(make_config: MakeConfig):
     config = make_config()
-    train(config)
+    train(replace(config, overwrite=True))  # what to do with the folder is no setting that config.yaml gives back
     folder = config.tokenizer_folder
     assert sorted(path.name for path in (folder / "epochs").iterdir()) == [
         f"{epoch}.safetensors" for epoch in (4, 5, 6)
@@ -248,3 +251,11 @@ def test_settings_that_an_old_training_does_not_know_had_their_defaults(make_con
     before = {name: value for name, value in now.items() if name != "mixed_precision"}
     assert _differences(before, now) == ""
     assert _differences(before, now | {"mixed_precision": "bf16"}) == "mixed_precision was 'no', now 'bf16'"
+
+
+def test_seconds_count_what_came_before_an_interruption(make_config: MakeConfig):
+    config = make_config()
+    config.tokenizer_folder.mkdir(parents=True)
+    writer = EpochWriter(config, SimpleNamespace(values={"metrics_size": 0, "epoch": 1, "seconds": 50.0}))
+    assert 50 <= writer.seconds < 60
+    writer.close()
