@@ -25,7 +25,6 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "reuse": ("true, false", "", ""),
     "resume": ("true, false", "", ""),
     "checkpoint_minutes": ("0 or more", "", "low: time to save; high: more to do again after an interruption"),
-    "debug": ("true, false", "", ""),
     "allow_other_identifiers": ("true, false", "", "true: tokens may mean other items than in pre-training"),
     "pretrained_model": (
         "path or empty",

@@ -32,8 +32,6 @@ class TokenizerConfig:
     """go on with an unfinished training, exactly where it was; without one, start anew"""
     checkpoint_minutes: float = 10.0
     """minutes between two saved states for --resume; 0 saves after every epoch"""
-    debug: bool = False
-    """show the traceback of an error instead of one sentence"""
 
     sent_emb_model: str = "sentence-transformers/sentence-t5-base"
     """text encoder: a sentence-transformers name or local folder, or tfidf (built in, no download); the last part

@@ -44,8 +44,6 @@ class TrainingConfig:
     """Go on with the unfinished run in the folder, exactly where it was; without one, start anew."""
     checkpoint_minutes: float = 10.0
     """Minutes between two saved states for --resume; 0 saves after every step."""
-    debug: bool = False
-    """Show the traceback of an error instead of one sentence."""
     pretrained_model: str = ""
     """Model to start from: a run folder, a model folder, or a reference-code .pth file. Empty: from scratch."""
     allow_other_identifiers: bool = False

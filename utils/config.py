@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
 
+from utils import errors
 from utils.errors import InputError
 
 
@@ -76,6 +77,7 @@ def make_parser(config_class: type, prog: str, description: str) -> ArgumentPars
         allow_abbrev=False,
     )
     parser.add_argument("--config_file", action="config", help="YAML file of flags; later flags override it")
+    parser.add_argument("--debug", type=bool, default=False, help="Show an error's traceback instead of one sentence.")
     parser.add_class_arguments(config_class, as_group=False)
     return parser
 
@@ -106,6 +108,7 @@ def parse_config(
         raise InputError(f"the file of --config_file is not UTF-8: {error}") from None
     except (ArgumentError, RecursionError) as error:
         raise InputError(_explain(str(error), config_class)) from None
+    errors.show_traceback = values["debug"]
     hints = get_type_hints(config_class)
     empty = [name for name, hint in hints.items() if values[name] is None and type(None) not in get_args(hint)]
     if empty:  # the library takes null for any setting
@@ -120,7 +123,7 @@ def parse_config(
 
 def _with_bare_switches(argv: list[str], config_class: type) -> list[str]:
     """Let `--overwrite` alone mean `--overwrite=true`, for every boolean field."""
-    switches = {f"--{field.name}" for field in fields(config_class) if field.type is bool}
+    switches = {"--debug", *(f"--{field.name}" for field in fields(config_class) if field.type is bool)}
     bare = [
         argument in switches and (following.startswith("--") or following == "")
         for argument, following in zip(argv, [*argv[1:], ""], strict=False)

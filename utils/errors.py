@@ -1,4 +1,6 @@
-"""The one error type for what a user can mend."""
+"""The one error type for what a user can mend, and whether errors show where they were raised."""
+
+show_traceback = False  # set by --debug
 
 
 class InputError(ValueError):

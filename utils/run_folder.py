@@ -19,7 +19,7 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ENVIRONMENT_FILE = "environment.json"
 # Flags that say what to do with a folder, not what the run is.
-HANDLING_FLAGS = ("overwrite", "reuse", "resume", "debug")
+HANDLING_FLAGS = ("overwrite", "reuse", "resume")
 
 
 def is_finished(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from utils import errors
 from utils.errors import InputError
 from utils.interrupts import Stopped
 
@@ -23,12 +24,12 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; what a user can mend or has asked for becomes one sentence and an exit code.
 
     InputError 2; numbers that are not finite and failures of disk or memory 1; SIGTERM and SIGINT with a saved state
-    75, SIGINT without one 130. `--debug` on the command line shows the traceback of an error instead.
+    75, SIGINT without one 130. `--debug` shows the traceback of an error instead.
     """
     try:
         main()
     except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:
-        if "--debug" in sys.argv and not isinstance(error, Stopped):
+        if errors.show_traceback and not isinstance(error, Stopped):
             raise
         if is_main_process():
             print(_sentence(error), file=sys.stderr)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from training.config import FinetuneConfig, PretrainConfig
+from utils import errors
 from utils.config import Epochs, dump_config, expand_epochs, parse_config
 from utils.errors import InputError
 
@@ -69,6 +70,17 @@ def test_every_problem_is_in_one_message():
         parse_config(PretrainConfig, [*flags, "--codebook_size=[4,4]", "--sem_id_epochs=9:7"], "pretrain.py", "")
     for part in ("tau=-1", "d_model=0", "mrr@10", "dropout_rate=1", "epoch_per_stage=[]", "codebook_size=", "9:7"):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [["--debug"], ["--debug=true"], ["--config_file=debug.yaml"]])
+def test_debug_belongs_to_every_command(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errors, "show_traceback", False)
+    (tmp_path / "debug.yaml").write_text("debug: true\n")
+    assert parse(*flags) == Settings()
+    assert errors.show_traceback
+    parse()
+    assert not errors.show_traceback
 
 
 def test_switches():

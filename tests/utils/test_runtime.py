@@ -59,7 +59,7 @@ def test_stops_have_codes_of_their_own(error: BaseException, code: int, capsys: 
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sys.argv", ["pretrain.py", "--debug"])
+    monkeypatch.setattr("utils.errors.show_traceback", True)
     with pytest.raises(InputError, match="mend it"):
         run_command(raising(InputError("mend it")))
 
