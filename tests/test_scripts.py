@@ -92,6 +92,15 @@ def test_pre_training_by_taus_and_flags_of_the_user(world):
     assert (config.epoch_per_stage, config.overwrite, config.data_dir) == ([3, 3], True, "/elsewhere")
 
 
+@pytest.mark.parametrize("flag", [["--dataset=Video_Games"], ["--dataset", "Video_Games"]])
+def test_a_dataset_given_as_a_flag_has_its_own_settings(world, flag):
+    for script in ("pretrain.sh", "finetune.sh"):
+        by_flag = dry_run(world, script, *flag, DATASET="Another")
+        by_variable = dry_run(world, script, DATASET="Video_Games")
+        assert [command.config for command in by_flag] == [command.config for command in by_variable]
+        assert by_flag[0].config.dataset == "Video_Games"
+
+
 @pytest.mark.parametrize(("gpus", "accumulation", "said"), [(1, 4, 4), (2, 2, 4), (3, 1, 3), (8, 1, 8)])
 def test_accumulation_keeps_the_papers_global_batch(world, gpus, accumulation, said):
     (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS=str(gpus))

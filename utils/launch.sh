@@ -24,6 +24,24 @@ fi
   exit 1
 }
 
+# Print the last value that the flags after $1 give to --$1, as --$1=value or --$1 value.
+value_of() {
+  local name="--$1" found=
+  shift
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      "$name="*) found="${1#*=}" ;;
+      "$name") found="${2:-}" ;;
+    esac
+    shift
+  done
+  echo "$found"
+}
+
+# A dataset given as a flag decides the settings that the script has for it, as DATASET does.
+given="$(value_of dataset "$@")"
+DATASET="${given:-${DATASET:-}}"
+
 DATA_DIR="${DATA_DIR:-$ROOT/datasets}"
 CKPT_DIR="${CKPT_DIR:-$ROOT/ckpt}"
 NUM_GPUS="${NUM_GPUS:-1}"
@@ -61,12 +79,6 @@ accumulation() {
   fi
 }
 
-# Print the last value that the flags after $1 give to --$1.
-value_of() {
-  local flag found=
-  for flag in "${@:2}"; do case "$flag" in "--$1="*) found="${flag#*=}" ;; esac; done
-  echo "$found"
-}
 
 # Make report.html of what file or folder $1 of <ckpt_dir>/<dataset> names, both as in the flags after it. The run stands
 # even where its report fails.

@@ -56,4 +56,7 @@ def test_dry_run_prints_the_commands(tmp_path: Path):
     assert [line.split()[0] for line in lines[:4]] == ["mkdir", "curl", "gzip", "mv"]
     assert "benchmark/5core/rating_only/Musical_Instruments.csv.gz" in lines[1]
     assert lines[-1].split()[-1] == "--k_core=10"
+    other = run_script("data/prepare.sh", "--dataset=Video_Games", folder=tmp_path, DATA_DIR="data", DRY_RUN="1")
+    assert "rating_only/Video_Games.csv.gz" in other.stdout
+    assert "Musical_Instruments" not in other.stdout
     assert not (tmp_path / "data").exists()
