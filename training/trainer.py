@@ -349,7 +349,9 @@ class Trainer:
     def load_best(self) -> None:
         """Go back to the best weights so far."""
         self.accelerator.wait_for_everyone()
-        self.recommender.load_state_dict(Recommender.from_pretrained(self.best_folder).state_dict())
+        with torch.random.fork_rng(devices=[]):  # making a network draws weights, and a resumed run makes it once more
+            best = Recommender.from_pretrained(self.best_folder)
+        self.recommender.load_state_dict(best.state_dict())
 
     def test(self) -> dict:
         """Test the best weights with every tokenizer; write a result file for each, and results.json.

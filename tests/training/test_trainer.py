@@ -122,6 +122,15 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
 
 
 def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
+def test_loading_the_best_weights_draws_no_random_number(make_trainer):
+    """A run that is resumed after it loads them once more; its dropout must not notice."""
+    trainer = make_trainer()
+    trainer.recommender.save_pretrained(trainer.best_folder)
+    before = torch.get_rng_state()
+    trainer.load_best()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
     trainer = make_trainer(epochs=2, val_delay=5)
     script_scores(monkeypatch, trainer, [0.1, 0.2])
     trainer.fit(2, UNIFORM)
