@@ -36,8 +36,8 @@ def whole(world: SimpleNamespace) -> Path:
 
 def test_results_are_as_architecture_fixes_them(whole):
     results = read_results(whole)
-    assert list(results) == ["valid", "test", "per_tokenizer", "best_epoch", "num_users"]
-    assert results["num_users"] == 28
+    assert list(results) == ["valid", "test", "per_tokenizer", "best_epoch", "num_users", "global_batch_size"]
+    assert (results["num_users"], results["global_batch_size"]) == (28, 16)
     assert results["best_epoch"] in (2, 3, 4)
     assert [(row["epoch"], row["prefix"]) for row in results["per_tokenizer"]] == [
         (epoch, "rqvae/toy_8,8,8,8") for epoch in (1, 2, 3)

@@ -16,6 +16,9 @@ RESUMABLE_CHANGES = (
     *("data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
 )
 
+# Settings in which a finished run may differ and still be the one that is asked for: where it lies, how it was watched.
+FINISHED_CHANGES = ("checkpoint_minutes", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir")
+
 
 def process_state(loss_sums: Tensor) -> dict[str, Tensor]:
     """Return what differs between processes: random generators, and the partial sums of the epoch's loss."""

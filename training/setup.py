@@ -21,7 +21,7 @@ from model.recommender import (
     read_reference_checkpoint,
     sizes_of_weights,
 )
-from training.checkpoint import RESUMABLE_CHANGES, STATE_FOLDER
+from training.checkpoint import FINISHED_CHANGES, RESUMABLE_CHANGES, STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
 from training.progress import plain_settings
 from training.trainer import Data, Trainer
@@ -29,8 +29,8 @@ from utils.advice import tokenizer_advice
 from utils.config import expand_epochs
 from utils.environment import describe_environment
 from utils.errors import InputError
-from utils.files import write_json
-from utils.run_folder import ENVIRONMENT_FILE, RunFolder
+from utils.files import read_json, write_json
+from utils.run_folder import ENVIRONMENT_FILE, RESULTS_FILE, RunFolder
 from utils.runtime import seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot
 
@@ -134,7 +134,7 @@ def start_run(config: ConfigType) -> Trainer | None:
         )
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
     run = RunFolder(path, accelerator.is_main_process, log_file)
-    if not on_main_process(lambda: run.check(config, RESUMABLE_CHANGES), accelerator):
+    if not on_main_process(lambda: may_start(run, config, accelerator.num_processes), accelerator):
         accelerator.print(f"{path} is already finished with these settings")
         return None
     seed_everything(config.rand_seed, config.reproducibility)
@@ -160,6 +160,19 @@ def start_run(config: ConfigType) -> Trainer | None:
     for line in judge_tokenizer(table):
         run.say(f"warning: {line}")
     return Trainer(config, accelerator, run, data, recommender, snapshot)
+
+
+def may_start(run: RunFolder, config: TrainingConfig, num_processes: int) -> bool:
+    """Return whether a run is to be made; see RunFolder.check. False where it is finished, on any number of processes.
+
+    Raises:
+        InputError: Another run is in the folder.
+    """
+    results = run.path / RESULTS_FILE
+    batch = config.train_batch_size * num_processes * config.gradient_accumulation_steps
+    same_batch = results.is_file() and read_json(results).get("global_batch_size") == batch
+    finished_change = (*FINISHED_CHANGES, *(["gradient_accumulation_steps"] if same_batch else []))
+    return run.check(config, RESUMABLE_CHANGES, finished_change)
 
 
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:

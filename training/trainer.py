@@ -386,6 +386,7 @@ class Trainer:
             "per_tokenizer": per_tokenizer,
             "best_epoch": progress.best_epoch,
             "num_users": len(self.data.test),
+            "global_batch_size": self.data.order.global_batch_size,
         }
         seconds, peak = time.perf_counter() - started, peak_memory_mb(self.accelerator.device)
         self.run.record("test", epoch=progress.best_epoch, mean=results["test"], seconds=seconds, peak_memory_mb=peak)

@@ -74,12 +74,13 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / METRICS_FILE
 
-    def check(self, config: Any, may_change: tuple[str, ...] = ()) -> bool:
+    def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> bool:
         """Decide whether the run may start here.
 
         Args:
             config: The run's settings.
             may_change: Names of those that may be others when an unfinished run is resumed.
+            finished_change: Names of those that may be others in a finished run.
 
         Returns:
             False if the run is already finished with the same settings and `config.reuse` or `config.resume` is set.
@@ -105,7 +106,7 @@ class RunFolder:
                 )
             return True
         if config.reuse or config.resume:
-            different = differing_settings(self.path, config)
+            different = differing_settings(self.path, config, finished_change)
             if not different:
                 return False
             raise InputError(

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from training.setup import (
     judge_tokenizer,
     load_data,
     make_recommender,
+    may_start,
     resolve_config,
     start_run,
 )
@@ -258,6 +260,17 @@ def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
     run.unlock()
     assert start_run(resolve(overwrite=True, lr=0.5)) is not None
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml", "environment.json", "log.txt"]
+
+
+def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpus(resolve, tmp_path):
+    run = start_run(resolve(train_batch_size=4, gradient_accumulation_steps=4)).run
+    run.unlock()
+    (run.path / "results.json").write_text(json.dumps({"global_batch_size": 16}))
+    moved = {"train_batch_size": 4, "resume": True, "checkpoint_minutes": 3, "log_with": "none"}
+    assert may_start(run, resolve(gradient_accumulation_steps=1, **moved), num_processes=4) is False
+    for settings in ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 4, "epochs": 7}):
+        with pytest.raises(InputError, match="holds a finished run with other settings"):
+            may_start(run, resolve(**settings, **moved), num_processes=1)
 
 
 def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):

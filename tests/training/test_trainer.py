@@ -117,11 +117,11 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
         ],
         "best_epoch": 3,
         "num_users": 28,
+        "global_batch_size": 16,
     }
     assert not (trainer.run.path / "checkpoints").exists()
 
 
-def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
 def test_loading_the_best_weights_draws_no_random_number(make_trainer):
     """A run that is resumed after it loads them once more; its dropout must not notice."""
     trainer = make_trainer()
@@ -131,6 +131,7 @@ def test_loading_the_best_weights_draws_no_random_number(make_trainer):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=2, val_delay=5)
     script_scores(monkeypatch, trainer, [0.1, 0.2])
     trainer.fit(2, UNIFORM)
