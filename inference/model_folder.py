@@ -24,7 +24,8 @@ class TrainedModel:
         recommender: The network in eval mode.
         catalogue: What it can recommend.
         settings: What it was trained with, as the run's config.yaml has it.
-        metrics: Of the tokenizer in the catalogue: {"valid": {metric: mean}, "test": {...}}, if finished.
+        metrics: Of the tokenizer in the catalogue: {"valid": {metric: mean}, "test": {...}}, if these are a finished
+            run's best weights.
     """
 
     recommender: Recommender
@@ -34,9 +35,9 @@ class TrainedModel:
 
 
 def named_folder(path: Path | str) -> Path:
-    """Return the folder itself, or the winning run's of a <name>.winner.json that finetune.sh wrote."""
+    """Return the folder itself, or the winning run's, beside the <name>.winner.json that finetune.sh wrote."""
     path = Path(path)
-    return Path(read_json(path)["winner"]["run"]) if path.name.endswith(".winner.json") else path
+    return path.parent / Path(read_json(path)["winner"]["run"]).name if path.name.endswith(".winner.json") else path
 
 
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
@@ -73,7 +74,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     )
     remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
     check_identifiers(recommender.identifiers, catalogue.table, path, remedy)
-    metrics = {split: tokenizer[split] for split in ("valid", "test") if split in tokenizer}
+    best = weights.resolve() == (run / "model").resolve()  # the results are this epoch's
+    metrics = {split: tokenizer[split] for split in ("valid", "test") if best and split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
 
 

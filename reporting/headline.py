@@ -102,7 +102,7 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
     """Return the metrics in large figures, each compared with the strongest baseline."""
     tiles = []
     for name, title in titles.items():
-        other = max(others, key=lambda other: other.metrics[name])
+        other = max((row for row in others if name in row.metrics), key=lambda other: other.metrics[name])
         before = other.metrics[name]
         gain = f"{(row.metrics[name] - before) / before:+.1%}" if before else "above 0"
         label = "most popular" if other is others[0] else "one tokenizer, no pre-training"

@@ -114,12 +114,12 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Read a run folder, or the winner that a `.winner.json` names.
+    """Read a run folder, or that of the winner, which lies beside the `.winner.json`.
 
     Raises:
         InputError: It holds no results.
     """
-    folder = Path(read_json(path)["winner"]["run"]) if path.is_file() else path
+    folder = path.parent / Path(read_json(path)["winner"]["run"]).name if path.is_file() else path
     for name in (RESULTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no finished run ({name} is not there)")

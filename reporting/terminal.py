@@ -19,7 +19,9 @@ def metrics_table(rows: list[tuple[str, dict[str, float]]]) -> str:
     titles = metric_titles(list(rows[-1][1]))
     width = max(len(label) for label, _ in rows)
     lines = [f"{'test':{width}}  " + "  ".join(f"{title:>9}" for title in titles.values())]
-    lines += [f"{label:{width}}  " + "  ".join(f"{metrics[name]:9.4f}" for name in titles) for label, metrics in rows]
+    for label, metrics in rows:
+        values = (f"{metrics[name]:9.4f}" if name in metrics else f"{'-':>9}" for name in titles)
+        lines.append(f"{label:{width}}  " + "  ".join(values))
     return "\n".join(lines)
 
 

@@ -35,9 +35,9 @@ def test_a_table_per_user(joint_run: Path, capsys: pytest.CaptureFixture):
     assert [line.split() for line in tables[0][5:]] == expected
 
 
-def test_the_winner_that_finetune_sh_names(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    winner = tmp_path / "finetune.winner.json"
-    winner.write_text(json.dumps({"winner": {"run": str(joint_run)}}))
+def test_the_winner_that_finetune_sh_names(joint_run: Path, capsys: pytest.CaptureFixture):
+    winner = joint_run.parent / "finetune.winner.json"
+    winner.write_text(json.dumps({"winner": {"run": f"where/the/runs/were/before/{joint_run.name}"}}))
     recommend.main([f"--model={winner}", "--users=user5"])
     by_winner = shown(capsys)
     recommend.main([f"--model={joint_run}", "--users=user5"])

@@ -87,7 +87,9 @@ def test_a_changed_file_is_refused(joint_run: Path, tmp_path: Path):
 
 def test_a_checkpoint_takes_its_runs_settings_and_a_stray_model_is_refused(joint_run: Path, tmp_path: Path):
     shutil.copytree(joint_run / "model", joint_run / "checkpoints" / "epoch_5")
-    assert load_trained_model(joint_run / "checkpoints" / "epoch_5").catalogue.table.groups[0].epoch == 2
+    of_checkpoint, of_run = load_trained_model(joint_run / "checkpoints" / "epoch_5"), load_trained_model(joint_run)
+    assert of_checkpoint.catalogue.table.groups[0].epoch == 2
+    assert (of_checkpoint.metrics, list(of_run.metrics)) == ({}, ["valid", "test"])  # the results are the best epoch's
     stray = tmp_path / "a" / "b" / "c"
     shutil.copytree(joint_run / "model", stray)
     with pytest.raises(InputError, match=r"lies in no run folder; python export\.py makes a complete folder"):

@@ -10,10 +10,11 @@ from tiny_runs import read_results
 
 from reporting.curves import marks_of, phase_seconds
 from reporting.facts import default_settings
-from reporting.headline import paper_rows
+from reporting.headline import headline_section, paper_rows
 from reporting.pictures import Marks
 from reporting.report import write_report
 from reporting.run import load_material, load_run, pretraining_of, single_identifier_run
+from reporting.terminal import metrics_table
 from training.config import PretrainConfig
 
 PICTURES = {
@@ -55,6 +56,15 @@ def test_headline_has_all_methods_with_intervals(finished, reports):
     value = run.users.metric("ndcg@10")
     half = 1.959964 * value.std(ddof=1) / np.sqrt(len(value))
     assert f"{read_results(run.folder)['test']['ndcg@10']:.4f} <small>± {half:.4f}</small>" in rows[2][1]
+
+
+def test_a_baseline_may_have_fewer_cut_offs(finished):
+    material = load_material(load_run(finished / "tuned"), load_run(finished / "single"))
+    material.run.row["test"]["recall@20"] = material.run.row["test"]["recall@10"]
+    tiles = headline_section(material).blocks[0]
+    assert "<span>Recall@20</span>" in tiles
+    rows = [("single", material.baseline.row["test"]), ("tuned", material.run.row["test"])]
+    assert metrics_table(rows).splitlines()[1].split()[3] == "-"
 
 
 def test_papers_rows_stand_beside_its_datasets():
