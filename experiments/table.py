@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import sem, t
 
 from data.interactions import dataset_folder, load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, result_file, unpack_ranks
@@ -102,9 +103,16 @@ def gain_text(row: Row, base: Row, metric: str) -> str:
 
 
 def gains_by_seed(row: Row, base: Row, metric: str) -> str:
-    """Return each seed's gain over the baseline; how they differ is what the interval over users does not show."""
-    pairs = zip(row.test(metric), base.test(metric), strict=True)
-    return " ".join(f"{ours / theirs - 1:+.0%}" if theirs else "-" for ours, theirs in pairs)
+    """Return each seed's gain over the baseline, and the 95% interval that they make (paired t-test over seeds).
+
+    It says what other seeds would change, which the interval over users does not; relative to the baseline's mean.
+    """
+    ours, theirs = row.test(metric), base.test(metric)
+    each = " ".join(f"{one / other - 1:+.0%}" if other else "-" for one, other in zip(ours, theirs, strict=True))
+    if not theirs.all():
+        return each
+    gain, half = (ours - theirs).mean(), t.ppf(0.975, len(ours) - 1) * sem(ours - theirs)
+    return f"{each} ({(gain - half) / theirs.mean():+.0%} to {(gain + half) / theirs.mean():+.0%})"
 
 
 def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str]]:
