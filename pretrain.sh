@@ -19,8 +19,8 @@ RUN_NAME="${RUN_NAME:-pretrain}"
 # 0.1 of these datasets are 26,000 or more, and cut the estimates from 204 to 47 epochs' worth of computing.
 # Nor is evaluation: where the paper says which epochs are fine-tuned from (finetune.sh) it waits for the end, all tokenizers
 # on all users. Other data are evaluated on the way, on a quarter of the users, so that the best epoch is kept: on a small
-# dataset fine-tuning from it, not from the last one, which had overfitted, gained 11% in Recall@10 with one seed
-# (experiments/RESULTS.md). With fewer than 60 epochs lower --val_delay.
+# dataset the last one had overfitted, and fine-tuning from it was 11% behind fine-tuning from the best one in Recall@10, with
+# one seed (experiments/RESULTS.md). With fewer than 60 epochs lower --val_delay.
 evaluation=(--val_delay=199)
 #                               layers  tokenizers  taus   share
 case "$DATASET" in
