@@ -1,6 +1,6 @@
 """Write a complete model folder, which recommends on another machine without the dataset.
 
-    python export.py --run=ckpt/Sample/mtgrec_best_300 --output=model
+    python export.py --run=ckpt/Sample/mtgrec_best_300 --output=exported
 
 It holds the weights (plain T5ForConditionalGeneration.from_pretrained reads them), every item's semantic ID and text,
 the vocabulary layout, the training settings, metrics and hashes. Fine-tuning leaves such a folder in <run>/model.
@@ -9,7 +9,7 @@ the vocabulary layout, the training settings, metrics and hashes. Fine-tuning le
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.model_folder import export_model, named_folder
+from inference.model_folder import ABOUT_FILE, export_model, named_folder
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
@@ -26,7 +26,7 @@ class ExportConfig:
     data_dir: str | None = None
     """Folder that holds the dataset's folder; by default where the run had it."""
     overwrite: bool = False
-    """Replace a folder that is there."""
+    """Replace an exported folder that is there."""
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     """Export; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(ExportConfig, argv, "export.py", __doc__)
     output = Path(config.output)
+    if output.exists() and not (output / ABOUT_FILE).is_file():
+        raise InputError(f"{output} is there already and is no exported model; name another --output")
     if output.exists() and not config.overwrite:
         raise InputError(f"{output} is there already; --overwrite replaces it")
     model = export_model(named_folder(config.run), output, config.data_dir)

@@ -75,6 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         short = interactions.user_names[int(lengths.argmin())]
         raise InputError(f"{folder}: {short!r} has {lengths.min()} items; RecBole's leave-one-out needs 3 of each user")
     target = Path(config.output) / config.dataset
+    if target.exists() and not (target / f"{config.dataset}.yaml").is_file():
+        raise InputError(f"{target} is there already and was not made by this command; name another --output")
     if target.exists() and not config.overwrite:
         raise InputError(f"{target} is there already; --overwrite replaces it")
     with atomic_folder(target) as temporary:

@@ -54,6 +54,14 @@ def test_flags_of_every_command_parse(page):
             make_parser(config_class, "", "").parse_args([*needed, *flags])  # raises where a flag is wrong
 
 
+def test_no_command_writes_where_the_project_has_something():
+    pages = [*PAGES, *ROOT.glob("*.py")]
+    outputs = {name for page in pages for name in re.findall(r"--output=([\w./]+)", page.read_text())}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert "exported" in outputs
+    assert not {name.split("/")[0] for name in outputs} & {*packages, "tests", "docs", "asset"}
+
+
 def test_commands_are_found():
     found = [parsed(words) for page in PAGES for words in commands(page)]
     counts = {config: sum(pair is not None and pair[0] is config for pair in found) for config in SCRIPTS.values()}

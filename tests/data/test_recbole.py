@@ -36,6 +36,8 @@ def test_leave_one_out_of_the_files_gives_the_same_splits(tmp_path: Path):
     assert settings["MAX_ITEM_LIST_LENGTH"] == 20
     with pytest.raises(InputError, match="Shop is there already; --overwrite replaces it"):
         recbole.main(["--dataset=Shop", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}"])
+    with pytest.raises(InputError, match="Shop is there already and was not made by this command"):
+        recbole.main(["--dataset=Shop", f"--data_dir={tmp_path}", f"--output={tmp_path}", "--overwrite"])
 
 
 def test_short_users_are_refused(dataset: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ import torch
 from tiny_runs import assert_same_weights
 from transformers import T5ForConditionalGeneration
 
+import export
 from data.token_table import read_sem_ids
 from inference.model_folder import export_model, load_trained_model
 from model.recommender import Recommender
@@ -55,6 +56,20 @@ def test_an_exported_folder_needs_nothing_else(joint_run: Path, dataset: Path, t
         **{"sizes": [8, 8, 8, 8], "n_user_tokens": 1, "level_offsets": [1, 9, 17, 25]},
         **{"base_user_token": 33, "eos_token": 34},
     }
+
+
+def test_export_replaces_exported_models_only(joint_run: Path, tmp_path: Path):
+    flags = [f"--run={joint_run}", "--overwrite"]
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "t5.py").write_text("code")
+    with pytest.raises(InputError, match="is there already and is no exported model; name another --output"):
+        export.main([*flags, f"--output={source}"])
+    assert (source / "t5.py").read_text() == "code"
+    export.main([*flags, f"--output={tmp_path / 'out'}"])
+    export.main([*flags, f"--output={tmp_path / 'out'}"])
+    with pytest.raises(InputError, match="out is there already; --overwrite replaces it"):
+        export.main([flags[0], f"--output={tmp_path / 'out'}"])
 
 
 def test_a_run_can_be_completed_in_place(joint_run: Path, dataset: Path):
