@@ -96,7 +96,8 @@ def compare(config: ReportConfig) -> None:
         if not matches:
             raise InputError(f"{pattern} matches no run")
         several = len(matches) > 1  # of a pattern's matches, those that are no finished run are passed over
-        paths += [path for path in matches if not several or (path / RESULTS_FILE).is_file()]
+        finished = [path for path in matches if path.name.endswith(".winner.json") or (path / RESULTS_FILE).is_file()]
+        paths += finished if several else matches
     runs = {run.folder.resolve(): run for run in map(load_run, paths)}
     if len(runs) < 2:
         raise InputError(f"{len(runs)} finished run is nothing to compare; name at least two")

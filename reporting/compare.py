@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
-from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short
+from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short, without_middle
 from reporting.run import Run
 from reporting.statistics import mean_interval
 from reporting.terminal import metric_titles
@@ -150,7 +150,7 @@ def differences_picture(found: dict[str, tuple[float, float]], metric: str, firs
         means, halves = zip(*found.values(), strict=True)
         axes.errorbar(means, rows, xerr=halves, fmt="o", capsize=4, color=COLOURS[0])
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(rows, [short(name, 28) for name in found])
+        axes.set_yticks(rows, without_middle(list(found), 28))
         axes.set_ylim(-0.6, len(found) - 0.4)
 
     return draw()
@@ -162,8 +162,8 @@ def curves_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Se
 
     def lines(event: str, value) -> dict[str, tuple[list, list]]:
         return {
-            short(name, 30): ([line["epoch"] for line in run.events[event]], list(map(value, run.events[event])))
-            for name, run in zip(names, runs, strict=True)
+            name: ([line["epoch"] for line in run.events[event]], list(map(value, run.events[event])))
+            for name, run in zip(without_middle(names, 30), runs, strict=True)
             if run.events.get(event)
         }
 

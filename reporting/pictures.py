@@ -147,6 +147,16 @@ def short(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def without_middle(names: Sequence[str], length: int) -> list[str]:
+    """Return names without their middle, of at most `length` characters; whole where they would not differ any more.
+
+    Run names begin alike, and differ at the end.
+    """
+    end = length // 2
+    cut = [name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}" for name in names]
+    return cut if len(set(cut)) == len(set(names)) else list(names)
+
+
 def png_size(png: bytes) -> tuple[int, int]:
     """Return width and height in pixels, from the file's header."""
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

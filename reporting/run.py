@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
-from data.token_table import group_labels, level_sizes, read_sem_ids
+from data.token_table import Group, Vocabulary, group_labels, level_sizes, load_token_table, read_sem_ids
 from utils.errors import InputError
 from utils.files import read_json
 from utils.metrics import per_user
@@ -99,6 +99,12 @@ class Run:
         return found
 
     @cached_property
+    def identifiers(self) -> list[str]:
+        """Hashes of its tokenizers' semantic IDs, in their order; empty where they were not recorded."""
+        file = self.folder / "model" / "config.json"
+        return read_json(file).get("semantic_ids_sha256", []) if file.is_file() else []
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         """Command, versions and hardware; empty where they were not recorded."""
         file = self.folder / ENVIRONMENT_FILE
@@ -163,7 +169,8 @@ class Material:
         pretraining: The run itself, or the pre-training that it started from.
         interactions: The dataset.
         texts: N item texts in item id order, without padding.
-        codes: int64 [N, L], the chosen tokenizer's semantic IDs; None where the file is no longer there.
+        codes: int32 [N, L], the chosen tokenizer's semantic IDs; None where those of the run's training are no longer
+            there.
     """
 
     run: Run
@@ -187,5 +194,12 @@ def _codes(run: Run, folder: Path, item_names: list[str]) -> np.ndarray | None:
     suffix = run.settings["token_suffix"]
     epoch = "" if run.row["epoch"] is None else f"_{run.row['epoch']}"
     file = folder / f"{run.row['prefix']}{epoch}.{suffix}"
+    if not file.is_file():
+        return None
+    group = Group(run.row["prefix"], run.row["epoch"], file)
     sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])
-    return read_sem_ids(file, item_names, sizes) if file.is_file() else None
+    table = load_token_table([group], item_names, Vocabulary(sizes, run.settings["n_user_tokens"]))
+    trained_with = run.identifiers
+    if trained_with and table.sha256[0] != trained_with[run.chosen]:
+        return None
+    return read_sem_ids(file, item_names, sizes)

@@ -29,7 +29,7 @@ def tokenizer_section(material: Material) -> Section:
         "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
     )
     if codes is None:
-        return Section("Tokenizer", lead, [paragraph("The files with its semantic IDs are no longer there.")])
+        return Section("Tokenizer", lead, [paragraph("The semantic IDs that it was trained with are no longer there.")])
     sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])[:-1]
     folder = (run.dataset_folder / run.row["prefix"]).parent
     report = quality_report(material, folder, sizes)

@@ -227,6 +227,12 @@ def test_compare_expands_patterns_and_drops_what_is_named_twice_or_unfinished(ru
     names = ["one", "two", "unfinished"]
     folders = [make_run(runs / name, [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json") for name in names]
     (folders[2] / "results.json").unlink()
+    for folder in folders[:2]:
+        winner(folder)
+    report.main(["--compare", str(folders[1]), str(runs / "*.winner.json")])
+    ((found, _),) = compared
+    assert [run.folder.name for run in found] == ["two", "one"]
+    compared.clear()
     report.main(["--compare", str(folders[1]), str(runs / "*")])
     ((found, file),) = compared
     assert [run.folder.name for run in found] == ["two", "one"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reporting.compare import compare_runs, differing_settings, paired_difference, short_names
+from reporting.pictures import without_middle
 from reporting.run import load_run
 from reporting.statistics import mean_interval
 from utils.errors import InputError
@@ -47,6 +48,13 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     runs[1].settings["dataset"] = "Other"
     with pytest.raises(InputError, match=r"the runs differ in dataset \(Tiny, Other\)"):
         compare_runs(runs, tmp_path / "compare.html")
+
+
+def test_runs_whose_names_begin_alike_keep_their_curves():
+    names = [f"pretrain_25tokenizers_6layers_tau{tau}_seed2024" for tau in (1, 3)]
+    assert without_middle(names, 30) == ["pretrain_25tok…s_tau1_seed2024", "pretrain_25tok…s_tau3_seed2024"]
+    assert without_middle(["a" * 40, "a" * 20 + "b" + "a" * 19], 30) == ["a" * 40, "a" * 20 + "b" + "a" * 19]
+    assert without_middle(["short", "short"], 30) == ["short", "short"]
 
 
 def test_equal_names_are_shown_with_their_folders(runs):

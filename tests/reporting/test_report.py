@@ -112,6 +112,17 @@ def test_settings_that_are_no_defaults_are_bold(finished, reports):
     assert default_settings(load_run(finished / "pretrained"))["epoch_per_stage"] == PretrainConfig().epoch_per_stage
 
 
+def test_semantic_ids_made_again_are_not_shown_as_the_runs(finished, tmp_path):
+    shutil.copytree(finished.parents[1] / "datasets", tmp_path / "datasets")
+    run = load_run(finished / "tuned")
+    run.settings["data_dir"] = str(tmp_path / "datasets")
+    assert load_material(run, None).codes.shape == (70, 4)
+    file = tmp_path / "datasets" / "Tiny" / "rqvae" / "toy_8,8,8,8_2.sem_ids"
+    codes = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
+    assert load_material(run, None).codes is None
+
+
 def test_run_without_records_still_has_a_report(finished, tmp_path):
     folder = tmp_path / "bare" / "Tiny" / "run"
     folder.mkdir(parents=True)
@@ -124,7 +135,7 @@ def test_run_without_records_still_has_a_report(finished, tmp_path):
     for sentence in (
         "no metrics.jsonl with epochs",
         "no pre-training with several tokenizers",
-        "semantic IDs are no longer there",
+        "semantic IDs that it was trained with are no longer there",
         "test_results_2.json is no longer there",
         "not recorded by this run",
     ):
