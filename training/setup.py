@@ -172,7 +172,16 @@ def may_start(run: RunFolder, config: TrainingConfig, num_processes: int) -> boo
     batch = config.train_batch_size * num_processes * config.gradient_accumulation_steps
     same_batch = results.is_file() and read_json(results).get("global_batch_size") == batch
     finished_change = (*FINISHED_CHANGES, *(["gradient_accumulation_steps"] if same_batch else []))
-    return run.check(config, RESUMABLE_CHANGES, finished_change)
+    if run.check(config, RESUMABLE_CHANGES, finished_change):
+        return True
+    weights = run.path / "model" / "config.json"
+    trained_with = read_json(weights).get("semantic_ids_sha256") if weights.is_file() else None
+    if trained_with and trained_with != token_table(config, load_dataset(config)).sha256:
+        raise InputError(
+            f"{run.path} holds a finished run with other semantic IDs of the same name: the tokenizer was trained "
+            "again since; set another RUN_NAME (--run_name), or start anew with --overwrite"
+        )
+    return False
 
 
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:
@@ -235,17 +244,28 @@ def on_main_process(question: Callable[[], Answer], accelerator: Accelerator) ->
     return answer[0]
 
 
-def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
-    """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
+def load_dataset(config: TrainingConfig) -> Interactions:
+    """Read the dataset's interactions."""
+    return load_interactions(dataset_folder(config.data_dir, config.dataset))
+
+
+def token_table(config: TrainingConfig, interactions: Interactions) -> TokenTable:
+    """Read the semantic IDs of the chosen tokenizers."""
     folder = dataset_folder(config.data_dir, config.dataset)
-    interactions = load_interactions(folder)
     groups = resolve_groups(folder, config.token_prefix, expand_epochs(config.sem_id_epochs), config.token_suffix)
     vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
-    table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(accelerator.device)
+    return load_token_table(groups, interactions.item_names[1:], vocabulary)
+
+
+def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
+    """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
+    interactions = load_dataset(config)
+    table = token_table(config, interactions).to(accelerator.device)
     positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
     positions["train"] = of_random_users(positions["train"], interactions, config.train_user_ratio, config.rand_seed)
     empty = [split for split, targets in positions.items() if len(targets) == 0]
     if empty:
+        folder = dataset_folder(config.data_dir, config.dataset)
         raise InputError(f"{folder}: no user has enough items for {' and '.join(empty)} examples")
     order = TrainingOrder(
         positions["train"],

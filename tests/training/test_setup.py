@@ -273,6 +273,19 @@ def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpu
             may_start(run, resolve(**settings, **moved), num_processes=1)
 
 
+def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(resolve, dataset):
+    trainer = start_run(resolve())
+    trainer.run.unlock()
+    trainer.recommender.save_pretrained(trainer.run.path / "model")
+    (trainer.run.path / "results.json").write_text("{}")
+    assert start_run(resolve(reuse=True)) is None
+    file = next(dataset.glob("rqvae/*_3.sem_ids"))
+    codes = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
+    with pytest.raises(InputError, match="other semantic IDs of the same name: the tokenizer was trained again since"):
+        start_run(resolve(reuse=True))
+
+
 def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):
     config = resolve()
     next(dataset.glob("rqvae/*_3.sem_ids")).write_text("{}")
