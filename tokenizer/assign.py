@@ -7,11 +7,11 @@ import numpy as np
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import NEW_ITEMS_FILE, codes_sha256, level_sizes, read_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.embed import encode_texts, load_embeddings
+from tokenizer.embed import check_encoder, encode_texts, load_embeddings
 from tokenizer.published import sem_ids_file, sem_ids_prefix
 from tokenizer.train import load_tokenizer
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import read_json, whole_characters, write_json
 
 
 def assign(config: TokenizerConfig, file: Path) -> str:
@@ -35,6 +35,7 @@ def assign(config: TokenizerConfig, file: Path) -> str:
     texts = read_json(file)
     if not isinstance(texts, dict) or not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise InputError(f"{file} is not a dictionary {{item: text}} with a text for every item")
+    texts = {name: whole_characters(text) for name, text in texts.items()}
     interactions = load_interactions(dataset_folder(config.data_dir, config.dataset))
     old_names = interactions.item_names[1:]
     target = config.tokenizer_folder / NEW_ITEMS_FILE
@@ -44,6 +45,7 @@ def assign(config: TokenizerConfig, file: Path) -> str:
     names = [name for name in texts if name not in known]
     if not names:
         return f"{file}: all {len(texts)} items have semantic IDs already"
+    check_encoder(config)
     tokenizer = load_tokenizer(config, load_embeddings(config, interactions.num_items))
     inputs = tokenizer.prepare(encode_texts(config, [texts[name] for name in names]))
     sizes = level_sizes(config.n_codebooks, config.codebook_size)

@@ -104,6 +104,19 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
     return settings
 
 
+def check_encoder(config: TokenizerConfig) -> None:
+    """Raise InputError where texts would be embedded otherwise than the dataset's were."""
+    free = ("model", "items", "texts_sha256")  # the tokenizer's settings name the model, wherever it lies
+    made_with = read_json(_side_file(config)) if _side_file(config).exists() else {}
+    settings = embedding_settings(config, []) if made_with else {}
+    for name in sorted((settings.keys() | made_with.keys()) - set(free)):
+        if made_with.get(name) != settings.get(name):
+            raise InputError(
+                f"{config.embedding_file} was made with {name}={made_with.get(name)!r}, new texts would be with "
+                f"{settings.get(name)!r}; give the same (--config_file takes the tokenizer's config.yaml)"
+            )
+
+
 def encode_texts(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
     """Embed the texts of new items as the dataset's were: float32 [texts, sent_emb_dim]."""
     if config.sent_emb_model == tfidf.NAME:

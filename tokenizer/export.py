@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
     seed_everything(config.rand_seed, config.reproducibility)
     if config.assign:
-        print(assign(config, Path(config.assign)))
+        with FileLock(config.tokenizer_folder / LOCK_FILE):
+            print(assign(config, Path(config.assign)))
         return
     report = export(config)
     if report:

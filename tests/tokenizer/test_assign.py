@@ -74,6 +74,12 @@ def test_new_items_are_encoded_as_the_old_ones_were(config: TokenizerConfig, tmp
         assign(config, tmp_path / "new.json")
 
 
+def test_new_texts_are_embedded_with_the_old_ones_settings(config: TokenizerConfig, tmp_path: Path):
+    (tmp_path / "new.json").write_text(json.dumps({"odd": "Crane glove size L"}))
+    with pytest.raises(InputError, match="was made with seed=2024, new texts would be with 7; give the same"):
+        assign(replace(config, rand_seed=7), tmp_path / "new.json")
+
+
 def test_next_semantic_ids():
     taken = np.asarray([[0, 1, 1], [0, 1, 2], [2, 2, 5]])
     codes = np.asarray([[2, 2], [0, 1], [3, 3], [0, 1]])
