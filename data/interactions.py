@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, read_json_pieces
+from utils.files import read_json, read_json_pieces, whole_characters
 
 PADDING = "[PAD]"
 SPLITS = ("train", "valid", "test")
@@ -211,6 +211,9 @@ def _ids(mapping: dict, key: str, file: Path) -> dict[str, int]:
     ids = {name: number for name, number in mapping[key].items() if name != PADDING}
     if not ids:
         raise InputError(f"{file}: {key} is empty")
+    halves = [name for name in ids if name != whole_characters(name)]
+    if halves:
+        raise InputError(f"{file}: {key} has {len(halves)} names with half a character, the first is {halves[0]!r}")
     if not all(type(number) is int for number in ids.values()) or set(ids.values()) != set(range(1, len(ids) + 1)):
         raise InputError(f"{file}: the {len(ids)} ids of {key} are not 1..{len(ids)}, each once")
     return ids
@@ -231,4 +234,4 @@ def item_texts(folder: Path, item_names: list[str]) -> list[str]:
         raise InputError(
             f"{file}: {len(missing)} of {len(item_names) - 1} items have no text, the first is {missing[0]!r}"
         )
-    return [texts[name] for name in item_names[1:]]
+    return [whole_characters(texts[name]) for name in item_names[1:]]

@@ -28,7 +28,7 @@ from data.interactions import PADDING
 from data.raw import SOURCES, Columns, file_format, item_rows, quoted, scan, sentence
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, write_json
+from utils.files import atomic_folder, read_json, sha256_of, write_json
 from utils.runtime import run_command
 
 STATS_FILE = "stats.json"
@@ -219,17 +219,25 @@ class Preparation:
         """Return the texts of the items that are left, and drop the interactions of those without one."""
         config, columns = self.config, self.config.columns
         names = self.sql.execute("SELECT name FROM items WHERE rowid IN (SELECT i FROM pairs)").fetchall()
-        wanted, texts, rows, unreadable = {name for (name,) in names}, {}, 0, 0
+        wanted, texts, rows, unreadable, first = {name for (name,) in names}, {}, 0, 0, []
         for row in item_rows(Path(config.items), [columns.item, *columns.text]):
             rows += 1
             unreadable += row is None
             name = str((row or {}).get(columns.item, "")).strip()
+            if len(first) < 3:
+                first.append(name)
             if name in wanted:
                 text = sentence(row, columns.text)
                 if text:  # of several rows the smallest text, whatever their order
                     texts[name] = min(texts.get(name, text), text)
             if rows % 500_000 == 0:
                 self.say(f"{rows:,} rows of {config.items} read")
+        if wanted and not texts:
+            here = ", ".join(sorted(wanted)[:3])
+            raise InputError(
+                f"none of the {len(wanted):,} items of {config.interactions} ({here}, ...) has a text in "
+                f"{config.items} ({', '.join(first)}, ...); check the columns, and that both files write items alike"
+            )
         before = self.count("pairs")
         without = [(name,) for name in sorted(wanted - texts.keys())]
         if without:
@@ -315,13 +323,13 @@ def stats_text(stats: dict, paper: tuple[int, int, int] | None) -> str:
 
 
 def settings_of(config: PrepareConfig) -> dict:
-    """Return what determines the dataset, as stats.json keeps it: the settings and the sizes of the files."""
+    """Return what determines the dataset, as stats.json keeps it: the settings and the hashes of the files."""
     free = ("data_dir", "memory_limit", "threads", "overwrite")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     for name in ("interactions", "items"):
         file = Path(settings[name])
         file_format(file)
-        settings[name] = {"file": file.name, "bytes": file.stat().st_size}
+        settings[name] = {"file": file.name, "sha256": sha256_of(file)}
     return settings
 
 

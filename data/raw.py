@@ -15,6 +15,7 @@ from typing import TextIO
 import duckdb
 
 from utils.errors import InputError
+from utils.files import whole_characters
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def scan(file: Path, columns: list[str], connection: duckdb.DuckDBPyConnection) 
         else:  # nothing is guessed from rows: a broken one at the top would mislead
             delimiter = "\t" if kind == "tsv" else ","
             with opened(file) as lines:
-                present = next(csv.reader(lines, delimiter=delimiter), [])
+                header = next(csv.reader(lines, delimiter=delimiter), [])
+            present = [name or f"column {number}" for number, name in enumerate(header, start=1)]  # pandas' index
             fields = ", ".join(quoted(column, "'") + ": 'VARCHAR'" for column in present)
             expression = (
                 f"read_csv({path}, header = true, auto_detect = false, columns = {{{fields}}}, delim = '{delimiter}', "
@@ -132,10 +134,10 @@ def parse_line(line: str) -> object:
     """Return the value of a line of JSON or of a Python literal, None if it is neither."""
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         try:
             return ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
 
 
@@ -144,7 +146,10 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def clean(value: object) -> str:
-    """Return a field as one line of text: no markup, no entities; lists and dictionaries joined by commas."""
+    """Return a field as one line of text: no markup, no entities, no halves of characters; lists joined by commas.
+
+    So are the values of dictionaries.
+    """
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -153,7 +158,7 @@ def clean(value: object) -> str:
         return ""
     text = html.unescape(html.unescape(str(value)))  # some shops escape twice
     text = _TAG.sub(" ", _INVISIBLE.sub(" ", text))
-    return " ".join(text.split())
+    return whole_characters(" ".join(text.split()))
 
 
 def sentence(row: dict, columns: tuple[str, ...]) -> str:

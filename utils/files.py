@@ -182,6 +182,11 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def whole_characters(text: str) -> str:
+    """Return a text with a ? for each half of a character, such as an emoji cut in two: UTF-8 has no such thing."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def sha256(data: bytes) -> str:
     """Return the hash of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -159,6 +159,17 @@ def test_item_texts(dataset: Path):
         item_texts(dataset, names)
 
 
+def test_halves_of_characters_do_not_reach_the_texts_or_names(dataset: Path):
+    """JSON can write half an emoji, UTF-8 can not; it would end fine-tuning when its model is written."""
+    metadata, mapping = dataset / "metadata.sentence.json", dataset / "id_mapping.json"
+    texts = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(texts | {"item2": "cut \ud83d"}))
+    assert item_texts(dataset, load_interactions(dataset).item_names)[1] == "cut ?"
+    mapping.write_text(mapping.read_text().replace('"item2"', '"item2\\ud83d"'))
+    with pytest.raises(InputError, match="item2id has 1 names with half a character, the first is 'item2"):
+        load_interactions(dataset)
+
+
 def test_names_in_one_block():
     words = ["a", "", "Zoë", "\ud800", "日本"]
     names = Names.joined([Names.of(words[:2]), Names.of([]), Names.of(words[2:])])

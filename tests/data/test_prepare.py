@@ -149,6 +149,28 @@ def test_broken_rows_at_the_top_of_a_csv_with_windows_line_ends(tmp_path: Path):
     assert stats(folder)["dropped"]["unreadable row"] == 2  # an empty line is no row
 
 
+def test_a_table_with_an_unnamed_index_and_one_of_the_same_size_with_other_times(tmp_path: Path):
+    table, items = tmp_path / "orders.csv", tmp_path / "items.csv"
+    rows = [(user, item, 100 + item) for user in range(2) for item in range(2)]
+    items.write_text(",what,name\n" + "".join(f"{item},B{item},Thing {item}\n" for item in range(2)))
+
+    def write(rows: list[tuple[int, int, int]]) -> None:  # as pandas' to_csv does
+        lines = [f"{number},U{user},B{item},{time}\n" for number, (user, item, time) in enumerate(rows)]
+        table.write_text(",who,what,when\n" + "".join(lines))
+
+    flags = [f"--interactions={table}", f"--items={items}", "--user_col=who", "--item_col=what", "--time_col=when"]
+    flags += ["--text_cols=name", "--k_core=2"]
+    write(rows)
+    assert sequences(run(tmp_path, *flags)) == {"U0": ["B0", "B1"], "U1": ["B0", "B1"]}
+    write([(user, item, 201 - time) for user, item, time in rows])
+    with pytest.raises(InputError, match="holds a dataset of other files or settings; --overwrite replaces it"):
+        run(tmp_path, *flags)
+    assert sequences(run(tmp_path, *flags, "--overwrite")) == {"U0": ["B1", "B0"], "U1": ["B1", "B0"]}
+    items.write_text("what,name\n0,Thing\n1.0,Thing\n")
+    with pytest.raises(InputError, match=r"none of the 2 items of .* \(B0, B1, \.\.\.\) has a text in .* \(0, 1\.0, "):
+        run(tmp_path, *flags, "--overwrite")
+
+
 def plain_files(tmp_path: Path, reviews: list[Review], name: str = "raw") -> list[str]:
     """Write the 2023 edition's files and return the flags that name them."""
     folder = tmp_path / name
@@ -254,6 +276,9 @@ def test_texts_are_cleaned():
     assert sentence({"a": "One", "b": None, "c": "Two!"}, ("a", "b", "c", "d")) == "One. Two!"
     assert parse_line("{'a': 'it\\'s', 'b': [1.5, None]}") == {"a": "it's", "b": [1.5, None]}
     assert parse_line("__import__('os').system('true')") is None
+    assert parse_line("{[1]: 2}") is None
+    assert parse_line(f'{{"price": {"9" * 5000}}}') is None
+    assert clean("half an emoji \ud83d") == "half an emoji ?"
 
 
 LARGE = 10_000_000
