@@ -42,7 +42,7 @@ class RunConfig:
     budget: str = "cpu"
     """Budget in experiments/budgets.yaml: cpu (2 cores) or gpu (the paper's setting)."""
     seeds: list[int] | None = None
-    """Seeds instead of the budget's."""
+    """Seeds instead of the budget's and the study's own; the table is named after them."""
     jobs: int = 1
     """Jobs at once; they share the cores evenly. A job's numbers depend on its threads, as sums do on their order."""
     minutes: float | None = None
@@ -213,8 +213,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{job.id}  {job.settings}  needs {' '.join(need.id for need in job.needs) or 'nothing'}")
         return
     done = config.only_table or runner.run()
+    label = "-".join([config.budget, *map(str, config.seeds or [])])  # other seeds have a table of their own
     for study in studies:
-        print(write_table(study, config.budget, config.results_dir))
+        print(write_table(study, label, config.results_dir))
     if not done:
         raise InputError(f"{len(runner.open)} jobs are not done; run the same command again")
 

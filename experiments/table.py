@@ -154,8 +154,8 @@ def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     return lines
 
 
-def write_table(study: Study, budget: str, results_dir: str) -> str:
-    """Write a study's table as Markdown and CSV into <results_dir>/tables; return the Markdown."""
+def write_table(study: Study, label: str, results_dir: str) -> str:
+    """Write a study's table as Markdown and CSV, <results_dir>/tables/<study>-<label>; return the Markdown."""
     rows = finished_rows(study, results_dir)
     lines = table(study, rows, results_dir)
     parts = [f"## {study.title}", "", markdown(lines)]
@@ -166,7 +166,7 @@ def write_table(study: Study, budget: str, results_dir: str) -> str:
     if study.popularity_edges and rows:
         parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
     text = "\n".join(parts) + "\n"
-    file = Path(results_dir) / "tables" / f"{study.name}-{budget}"
+    file = Path(results_dir) / "tables" / f"{study.name}-{label}"
     write_text(file.with_suffix(".md"), text)
     if lines:
         with (
