@@ -117,7 +117,11 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "topk": ("list", "", "at most num_beams"),
     "metrics": ("ndcg, recall", "", ""),
     "val_metric": ("a metric @ a cut-off", "", ""),
-    "train_user_ratio": ("above 0, to 1", "", "low: a quick trial, or a study of how much data matters"),
+    "train_user_ratio": (
+        "above 0, to 1",
+        "",
+        "low: a quick trial; validation stops late, since it has users trained on (experiments/RESULTS.md)",
+    ),
     "val_ratio": ("above 0, to 1", "", "low: fast, noisy choice of the best epoch"),
     "num_beams": ("max(topk) or more", "", "low: misses items; high: slow, hardly better"),
     "test_num_beams": ("max(topk) or more", "50 fine-tuning", "as num_beams"),
