@@ -132,6 +132,10 @@ class TokenTable:
         """A hash of each group's semantic IDs, of which item has which."""
         return [hashlib.sha256(group.cpu().contiguous().numpy()).hexdigest() for group in self.tokens]
 
+    def codes(self, group: int) -> np.ndarray:
+        """Return a group's semantic IDs without padding, int64 [N, L], 0-based codes."""
+        return self.tokens[group, 1:].cpu().numpy() - np.asarray(self.vocabulary.level_offsets)
+
     @property
     def labels(self) -> list[str]:
         """A short name for each group."""
@@ -161,11 +165,6 @@ def write_sem_ids(file: Path, item_names: Sequence[str], codes: np.ndarray) -> N
         codes: int [N, L], 0-based codes, disambiguation (from 1) last.
     """
     write_json(file, dict(zip(item_names, codes.tolist(), strict=True)), indent=None)
-
-
-def codes_sha256(codes: np.ndarray) -> str:
-    """Return a hash of codes, int [N, L], of any integer type."""
-    return hashlib.sha256(np.ascontiguousarray(codes, dtype=np.int32)).hexdigest()
 
 
 def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from tokenizer.config import TokenizerConfig
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.metrics import mean_metrics, target_ranks
-from utils.run_folder import RESULTS_FILE
+from utils.run_folder import RESULTS_FILE, trained_identifiers
 
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -115,7 +115,7 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
         "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
-        "semantic_ids_sha256": read_json(run / "model" / "config.json")["semantic_ids_sha256"],
+        "semantic_ids_sha256": trained_identifiers(run),
     }
     if job.kind == "pretrain":
         outcome["per_tokenizer"] = results["per_tokenizer"]

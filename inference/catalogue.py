@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
-from data.token_table import Group, TokenTable, Vocabulary, codes_sha256, load_token_table, resolve_groups
+from data.token_table import Group, TokenTable, Vocabulary, load_token_table, resolve_groups
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
@@ -43,7 +43,7 @@ class Catalogue:
 
     def codes(self) -> np.ndarray:
         """Return the items' semantic IDs, int64 [N, L], 0-based codes."""
-        return self.table.tokens[0, 1:].cpu().numpy() - np.asarray(self.table.vocabulary.level_offsets)
+        return self.table.codes(0)
 
     def save(self, file: Path) -> None:
         """Write a line of JSON for each item, in item id order."""
@@ -98,8 +98,8 @@ class Catalogue:
         """
         assigned, group = read_json(file), self.table.groups[0]
         epoch = str(group.epoch or "best")
-        same = assigned.get("prefix") == group.prefix and assigned.get("old_sha256", {}).get(epoch)
-        if same != codes_sha256(self.codes()):
+        same_name = assigned.get("prefix") == group.prefix
+        if not same_name or assigned.get("semantic_ids_sha256", {}).get(epoch) != self.table.sha256[0]:
             raise InputError(
                 f"{file} has no semantic IDs of the model's tokenizer {group.prefix}, epoch {epoch}; "
                 "make it with tokenizer/export.py --assign from the tokenizer that the model was trained with"

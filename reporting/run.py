@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
-from data.token_table import Group, Vocabulary, group_labels, level_sizes, load_token_table, read_sem_ids
+from data.token_table import Group, Vocabulary, group_labels, level_sizes, load_token_table
 from utils.errors import InputError
 from utils.files import read_json
 from utils.metrics import per_user
@@ -21,6 +21,7 @@ from utils.run_folder import (
     is_finished,
     read_config,
     results_folder_of,
+    trained_identifiers,
 )
 
 
@@ -99,12 +100,6 @@ class Run:
         return found
 
     @cached_property
-    def identifiers(self) -> list[str]:
-        """Hashes of its tokenizers' semantic IDs, in their order; empty where they were not recorded."""
-        file = self.folder / "model" / "config.json"
-        return read_json(file).get("semantic_ids_sha256", []) if file.is_file() else []
-
-    @cached_property
     def environment(self) -> dict[str, Any]:
         """Command, versions and hardware; empty where they were not recorded."""
         file = self.folder / ENVIRONMENT_FILE
@@ -169,7 +164,7 @@ class Material:
         pretraining: The run itself, or the pre-training that it started from.
         interactions: The dataset.
         texts: N item texts in item id order, without padding.
-        codes: int32 [N, L], the chosen tokenizer's semantic IDs; None where those of the run's training are no longer
+        codes: int64 [N, L], the chosen tokenizer's semantic IDs; None where those of the run's training are no longer
             there.
     """
 
@@ -199,7 +194,5 @@ def _codes(run: Run, folder: Path, item_names: list[str]) -> np.ndarray | None:
     group = Group(run.row["prefix"], run.row["epoch"], file)
     sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])
     table = load_token_table([group], item_names, Vocabulary(sizes, run.settings["n_user_tokens"]))
-    trained_with = run.identifiers
-    if trained_with and table.sha256[0] != trained_with[run.chosen]:
-        return None
-    return read_sem_ids(file, item_names, sizes)
+    trained_with = trained_identifiers(run.folder)
+    return None if trained_with and table.sha256[0] != trained_with[run.chosen] else table.codes(0)

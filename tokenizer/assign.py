@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data.interactions import dataset_folder, load_interactions
-from data.token_table import NEW_ITEMS_FILE, codes_sha256, level_sizes, read_sem_ids
+from data.token_table import NEW_ITEMS_FILE, Group, Vocabulary, level_sizes, load_token_table
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
 from tokenizer.published import sem_ids_file, sem_ids_prefix
@@ -17,9 +17,9 @@ from utils.files import read_json, whole_characters, write_json
 def assign(config: TokenizerConfig, file: Path) -> str:
     """Give semantic IDs of every kept tokenizer to new items, and add them to new_items.json.
 
-    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}}, "old_sha256":
-    {epoch or "best": hash of the dataset's own items' codes}}; items that it has already, like the dataset's own, keep
-    what they have.
+    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}},
+    "semantic_ids_sha256": {epoch or "best": hash of the dataset's own items' semantic IDs}}; items that it has already,
+    like the dataset's own, keep what they have.
 
     Args:
         config: Settings of the training.
@@ -52,9 +52,9 @@ def assign(config: TokenizerConfig, file: Path) -> str:
     for epoch in [*range(config.first_kept_epoch, config.epochs + 1), None]:
         key = str(epoch or "best")
         present = assigned.setdefault("semantic_ids", {}).setdefault(key, {})
-        old = read_sem_ids(sem_ids_file(config, epoch), old_names, sizes)
-        assigned.setdefault("old_sha256", {})[key] = codes_sha256(old)
-        taken = np.asarray([*old, *present.values()])
+        old = load_token_table([Group(prefix, epoch, sem_ids_file(config, epoch))], old_names, Vocabulary(sizes, 1))
+        assigned.setdefault("semantic_ids_sha256", {})[key] = old.sha256[0]
+        taken = np.asarray([*old.codes(0), *present.values()])
         for name, codes in zip(names, next_semantic_ids(taken, tokenizer.codes(inputs, epoch)), strict=True):
             if codes[-1] >= sizes[-1]:
                 raise InputError(

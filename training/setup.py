@@ -30,7 +30,7 @@ from utils.config import expand_epochs
 from utils.environment import describe_environment
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.run_folder import ENVIRONMENT_FILE, RESULTS_FILE, RunFolder
+from utils.run_folder import ENVIRONMENT_FILE, RESULTS_FILE, RunFolder, trained_identifiers
 from utils.runtime import seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot
 
@@ -174,8 +174,7 @@ def may_start(run: RunFolder, config: TrainingConfig, num_processes: int) -> boo
     finished_change = (*FINISHED_CHANGES, *(["gradient_accumulation_steps"] if same_batch else []))
     if run.check(config, RESUMABLE_CHANGES, finished_change):
         return True
-    weights = run.path / "model" / "config.json"
-    trained_with = read_json(weights).get("semantic_ids_sha256") if weights.is_file() else None
+    trained_with = trained_identifiers(run.path)
     if trained_with and trained_with != token_table(config, load_dataset(config)).sha256:
         raise InputError(
             f"{run.path} holds a finished run with other semantic IDs of the same name: the tokenizer was trained "

@@ -11,7 +11,7 @@ import yaml
 
 from utils.config import dump_config
 from utils.errors import InputError
-from utils.files import remove_leftovers, write_text
+from utils.files import read_json, remove_leftovers, write_text
 from utils.locks import LOCK_FILE, FileLock
 
 RESULTS_FILE = "results.json"
@@ -36,6 +36,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{folder} has no settings in its {CONFIG_FILE}")
     return config
+
+
+def trained_identifiers(folder: Path) -> list[str]:
+    """Return the hashes of the semantic IDs that a run's best weights were trained with (TokenTable.sha256).
+
+    Empty where they were not recorded.
+    """
+    weights = folder / "model" / "config.json"
+    return read_json(weights).get("semantic_ids_sha256", []) if weights.is_file() else []
 
 
 def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.token_table import codes_sha256
+from data.token_table import TokenTable
 from inference.recommend import RecommendationModel, load
 from model.beam_search import beam_search
 from utils.errors import InputError
@@ -77,18 +77,18 @@ def test_too_few_items_are_an_error(model: RecommendationModel):
         model.recommend([["item1"], [f"item{number}" for number in range(1, 19)]], k=3)
 
 
-def assigned(old_codes: np.ndarray, prefix: str = PREFIX, **semantic_ids: list[int]) -> str:
+def assigned(old: TokenTable, prefix: str = PREFIX, **semantic_ids: list[int]) -> str:
     texts = {name: f"text of {name}" for name in semantic_ids}
     content = {"prefix": prefix, "texts": texts, "semantic_ids": {"2": semantic_ids}}
-    return json.dumps(content | {"old_sha256": {"2": codes_sha256(old_codes)}})
+    return json.dumps(content | {"semantic_ids_sha256": {"2": old.sha256[0]}})
 
 
 def test_new_items_are_recommended_and_known_in_histories(joint_run: Path, tmp_path: Path):
     model = load(joint_run)
-    codes = model.catalogue.codes()
+    codes, old = model.catalogue.codes(), model.catalogue.table
     twin = [*codes[4, :3].tolist(), 7]  # shares item5's codes
     file = tmp_path / "new.json"
-    file.write_text(assigned(codes, novelty=twin, item3=[0, 0, 0, 7]))
+    file.write_text(assigned(old, novelty=twin, item3=[0, 0, 0, 7]))
     catalogue = model.catalogue.with_new_items(file)
     assert catalogue.names[20:] == ["item20", "novelty"]
     assert catalogue.texts[21] == "text of novelty"
@@ -97,11 +97,11 @@ def test_new_items_are_recommended_and_known_in_histories(joint_run: Path, tmp_p
     items, _ = model.recommend([["novelty", "item1"], ["item1"]], k=19)
     assert "novelty" not in items[0]
     assert "novelty" in model.recommend([["item1"]], k=20)[0][0]
-    file.write_text(assigned(codes, novelty=codes[4].tolist()))
+    file.write_text(assigned(old, novelty=codes[4].tolist()))
     with pytest.raises(InputError, match="a new item has another item's semantic ID"):
         load(joint_run).catalogue.with_new_items(file)
-    retrained = codes[::-1]  # a tokenizer of the same name, trained again
-    for text in (assigned(codes, "rqvae/other", novelty=twin), assigned(retrained, novelty=twin)):
+    retrained = TokenTable(old.tokens.flip(1), old.groups, old.vocabulary)  # a tokenizer of the same name
+    for text in (assigned(old, "rqvae/other", novelty=twin), assigned(retrained, novelty=twin)):
         file.write_text(text)
         with pytest.raises(InputError, match="no semantic IDs of the model's tokenizer"):
             load(joint_run).catalogue.with_new_items(file)
