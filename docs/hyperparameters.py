@@ -120,8 +120,9 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "train_user_ratio": (
         "above 0, to 1",
         "",
-        "low: a quick trial; validation stops late, since it has users trained on (experiments/RESULTS.md)",
+        "low: a quick trial, to be validated with val_users=new",
     ),
+    "val_users": ("all, new", "", "all with train_user_ratio below 1: stops late (experiments/RESULTS.md)"),
     "val_ratio": ("above 0, to 1", "", "low: fast, noisy choice of the best epoch"),
     "num_beams": ("max(topk) or more", "", "low: misses items; high: slow, hardly better"),
     "test_num_beams": ("max(topk) or more", "50 fine-tuning", "as num_beams"),

@@ -98,7 +98,7 @@ class TrainingConfig:
     """Feed-forward type: relu or gated-gelu."""
 
     train_user_ratio: float = 1.0
-    """Share of the users whose histories are trained on, drawn once; validation and test always have all of them."""
+    """Share of the users whose histories are trained on, drawn once; the test always has all of them."""
     train_batch_size: int = 256
     """Training examples per process and batch."""
     gradient_accumulation_steps: int = 1
@@ -117,6 +117,8 @@ class TrainingConfig:
     """Metrics: ndcg, recall and mrr."""
     val_metric: str = "ndcg@10"
     """Metric that picks the best checkpoint on validation."""
+    val_users: str = "all"
+    """Whose validation targets count: all users', or only new ones', whom train_user_ratio keeps from training."""
     val_ratio: float = 1.0
     """Share of the validation users that evaluation looks at, drawn once; influence always uses all of them."""
     num_beams: int = 20
@@ -163,6 +165,10 @@ class TrainingConfig:
             found.append(f"dropout_rate={self.dropout_rate} must be at least 0 and below 1")
         if self.mixed_precision not in ("no", "bf16"):
             found.append(f"mixed_precision={self.mixed_precision} must be no or bf16")
+        if self.val_users not in ("all", "new"):
+            found.append(f"val_users={self.val_users} must be all or new")
+        elif self.val_users == "new" and self.train_user_ratio == 1:
+            found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             found.append(f"feed_forward_proj={self.feed_forward_proj} must be relu or gated-gelu")
         found += self._problems_of_metrics() + self._problems_of_tokens()

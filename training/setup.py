@@ -261,7 +261,11 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     interactions = load_dataset(config)
     table = token_table(config, interactions).to(accelerator.device)
     positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
-    positions["train"] = of_random_users(positions["train"], interactions, config.train_user_ratio, config.rand_seed)
+    if config.train_user_ratio < 1:
+        trained_on = training_users(interactions.num_users, config.train_user_ratio, config.rand_seed)
+        positions["train"] = positions["train"][trained_on[interactions.users_of(positions["train"])]]
+        if config.val_users == "new":
+            positions["valid"] = positions["valid"][~trained_on[interactions.users_of(positions["valid"])]]
     empty = [split for split, targets in positions.items() if len(targets) == 0]
     if empty:
         folder = dataset_folder(config.data_dir, config.dataset)
@@ -281,12 +285,10 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     return Data(tokenization, order, positions["valid"], sampled, positions["test"])
 
 
-def of_random_users(positions: np.ndarray, interactions: Interactions, ratio: float, seed: int) -> np.ndarray:
-    """Return the positions that belong to a random share of the users, in their old order; all of them for ratio 1."""
-    if ratio >= 1:
-        return positions
-    chosen = random_share(np.arange(interactions.num_users), ratio, random_stream(seed, Stream.TRAINING_USERS))
-    return positions[np.isin(interactions.users_of(positions), chosen)]
+def training_users(num_users: int, ratio: float, seed: int) -> np.ndarray:
+    """Return which users' histories are trained on, a random share of them, bool [num_users]."""
+    users = np.arange(num_users)
+    return np.isin(users, random_share(users, ratio, random_stream(seed, Stream.TRAINING_USERS)))
 
 
 def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:

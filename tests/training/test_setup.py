@@ -25,6 +25,7 @@ from training.setup import (
     may_start,
     resolve_config,
     start_run,
+    training_users,
 )
 from utils.advice import tokenizer_advice
 from utils.config import parse_config
@@ -187,6 +188,20 @@ def test_train_user_ratio_takes_whole_users_and_leaves_validation_and_test_alone
     again, other = (load_data(resolve(train_user_ratio=0.5, rand_seed=seed), Accelerator()) for seed in (2024, 1))
     np.testing.assert_array_equal(again.order.positions, half.order.positions)
     assert other.order.positions.tolist() != half.order.positions.tolist()
+
+
+def test_validation_of_new_users_has_none_that_is_trained_on(resolve):
+    configs = [resolve(train_user_ratio=0.5, val_users=users) for users in ("all", "new")]
+    everyone, new = (load_data(config, Accelerator()) for config in configs)
+    np.testing.assert_array_equal(new.order.positions, everyone.order.positions)
+    np.testing.assert_array_equal(new.test, everyone.test)
+    interactions = new.tokenization.interactions
+    trained_on = np.flatnonzero(training_users(interactions.num_users, 0.5, seed=2024))
+    assert len(trained_on) == interactions.num_users // 2
+    assert set(interactions.users_of(new.order.positions)) <= set(trained_on)
+    expected = [target for target in everyone.valid if interactions.users_of(target) not in trained_on]
+    assert new.valid.tolist() == expected
+    assert 0 < len(expected) < len(everyone.valid)
 
 
 def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(resolve):
