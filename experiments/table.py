@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import sem, t
 
-from data.interactions import dataset_folder, load_interactions, split_positions, training_interactions
-from experiments.results import METRICS, result_file, unpack_ranks
+from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from experiments.results import METRICS, pack_ranks, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
 from inference.results import bootstrap, groups_of
+from training.setup import training_users
 from utils.files import atomic_path, read_json, write_text
-from utils.metrics import per_user
+from utils.metrics import mean_metrics, per_user
 
 VALID_METRIC = "ndcg@10"
 RESAMPLES = 10_000
@@ -42,6 +43,14 @@ class Row:
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
         return np.asarray([outcome["test"][metric] for outcome in self.outcomes])
+
+    def among(self, members: list[np.ndarray]) -> "Row":
+        """Return the row with the test metrics of some users alone; `members` has each seed's, bool [U]."""
+        outcomes = []
+        for outcome, mask in zip(self.outcomes, members, strict=True):
+            ranks = unpack_ranks(outcome["ranks"])[mask]
+            outcomes.append({**outcome, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks)})
+        return Row(self.name, self.cells, outcomes)
 
     def per_user(self, metric: str) -> np.ndarray:
         """Return each test user's metric, the mean over the seeds, float64 [U]."""
@@ -137,8 +146,7 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
 
 def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
-    flags = next(study.cells[0].candidates[0].with_needs()).flags
-    interactions = load_interactions(dataset_folder(flags["data_dir"], flags["dataset"]))
+    interactions = _interactions(study)
     counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
     targets = interactions.items[split_positions(interactions.offsets, "test")]
     groups = groups_of(counts[targets], list(study.popularity_edges))
@@ -154,6 +162,38 @@ def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     return lines
 
 
+def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
+    """Return the rows' metrics among the test users that training saw, and among the others, with each seed's gain.
+
+    Empty unless `train_user_ratio` keeps users from training.
+    """
+    rows = [row for row in rows if all(_train_user_ratio(cell) < 1 for cell in row.cells)]
+    if not rows:
+        return []
+    interactions = _interactions(study)
+    users = interactions.users_of(split_positions(interactions.offsets, "test"))
+
+    def trained_on(cell: Cell) -> np.ndarray:
+        return training_users(interactions.num_users, _train_user_ratio(cell), cell.seed)[users]
+
+    groups = {
+        "trained on": [row.among([trained_on(cell) for cell in row.cells]) for row in rows],
+        "new": [row.among([~trained_on(cell) for cell in row.cells]) for row in rows],
+    }
+    lines = []
+    for index, row in enumerate(rows):
+        line = {study.name: row.name}
+        for group, members in groups.items():
+            pair = with_baseline(members[index], members, study)
+            for metric in ("recall@10", "ndcg@10"):
+                line[f"{metric}, {group}"] = f"{members[index].test(metric).mean():.4f}"
+                line[f"{metric}, {group}, gain"] = (
+                    gains_by_seed(*pair, metric) if pair and len(pair[0].cells) > 1 else ""
+                )
+        lines.append(line)
+    return lines
+
+
 def write_table(study: Study, label: str, results_dir: str) -> str:
     """Write a study's table as Markdown and CSV, <results_dir>/tables/<study>-<label>; return the Markdown."""
     rows = finished_rows(study, results_dir)
@@ -163,6 +203,9 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
         fixed = table(study, finished_rows(study, results_dir, fixed=True), results_dir)
         parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
+    users = trained_users_table(study, rows)
+    if users:
+        parts += ["", "Test users that training saw, and those that are new to the model:", "", markdown(users)]
     if study.popularity_edges and rows:
         parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
     text = "\n".join(parts) + "\n"
@@ -185,6 +228,16 @@ def markdown(lines: list[dict[str, str]]) -> str:
         return "Nothing is done yet."
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _interactions(study: Study) -> Interactions:
+    flags = next(study.cells[0].candidates[0].with_needs()).flags
+    return load_interactions(dataset_folder(flags["data_dir"], flags["dataset"]))
+
+
+def _train_user_ratio(cell: Cell) -> float:
+    """Return the share of the users that a cell's recommender is trained on; 1.0 where nothing is trained."""
+    return min(job.flags.get("train_user_ratio", 1.0) for job in cell.candidates[0].with_needs())
 
 
 def _outcome(job: Job, results_dir: str) -> dict | None:

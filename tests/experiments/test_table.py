@@ -6,7 +6,16 @@ import pytest
 from data.interactions import load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
-from experiments.table import Row, finished_rows, gains_by_seed, popularity_table, with_baseline, write_table
+from experiments.table import (
+    Row,
+    finished_rows,
+    gains_by_seed,
+    popularity_table,
+    trained_users_table,
+    with_baseline,
+    write_table,
+)
+from training.setup import training_users
 from utils.files import write_json
 from utils.metrics import mean_metrics
 
@@ -89,3 +98,32 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
     assert [single[group] for group in groups] == ["0.0000", "0.0000"]
     assert [many[group] for group in groups] == ["1.0000", "1.0000"]
     assert "Recall@10 by the target's training interactions" in write_table(study, "cpu", str(tmp_path))
+
+
+def test_users_trained_on_and_new_ones_are_told_apart(dataset, tmp_path):
+    interactions = load_interactions(dataset)
+    users = interactions.users_of(split_positions(interactions.offsets, "test"))
+    cells = []
+    for seed in (1, 2):
+        seen = training_users(interactions.num_users, 0.5, seed)[users]
+        assert 0 < seen.sum() < len(users)
+        for variant, hits in (("TIGER++", np.arange(len(users)) % 2 == 0), ("MTGRec", seen)):
+            settings = {"variant": variant, "rand_seed": seed, "train_user_ratio": 0.5}
+            job = Job.of("finetune", dataset=dataset.name, data_dir=str(dataset.parent), **settings)
+            ranks = np.where(hits, 0, 10)
+            outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
+            write_json(result_file(job, tmp_path), outcome)
+            cells.append(Cell(variant, "", seed, (job,)))
+    study = Study("seeds", "For whom?", "TIGER++", tuple(cells))
+    single, many = trained_users_table(study, finished_rows(study, str(tmp_path)))
+    assert (many["recall@10, trained on"], many["recall@10, new"]) == ("1.0000", "0.0000")
+    assert many["ndcg@10, new, gain"].startswith("-100% -100%")
+    halves = [training_users(interactions.num_users, 0.5, seed)[users] for seed in (1, 2)]
+    expected = np.mean([(np.flatnonzero(seen) % 2 == 0).mean() for seen in halves])
+    assert single["recall@10, trained on"] == f"{expected:.4f}"
+    assert single["recall@10, trained on, gain"] == ""
+    assert "those that are new to the model" in write_table(study, "cpu", str(tmp_path))
+
+
+def test_no_users_are_told_apart_where_all_are_trained_on(study, tmp_path):
+    assert trained_users_table(study, finished_rows(study, str(tmp_path))) == []
