@@ -193,3 +193,9 @@ def random_share(positions: np.ndarray, ratio: float, rng: np.random.Generator) 
         return positions
     count = max(1, round(ratio * len(positions)))
     return positions[np.sort(rng.permutation(len(positions))[:count])]
+
+
+def training_users(num_users: int, ratio: float, seed: int) -> np.ndarray:
+    """Return which users' histories are trained on, a random share of them, bool [num_users]."""
+    users = np.arange(num_users)
+    return np.isin(users, random_share(users, ratio, random_stream(seed, Stream.TRAINING_USERS)))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import sem, t
 
+from data.batching import training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, pack_ranks, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
 from inference.results import bootstrap, groups_of
-from training.setup import training_users
 from utils.files import atomic_path, read_json, write_text
 from utils.metrics import mean_metrics, per_user
 

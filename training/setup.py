@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream
+from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream, training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions
 from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
@@ -283,12 +283,6 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     )
     tokenization = Tokenization(interactions, table, config.max_item_seq_len)
     return Data(tokenization, order, positions["valid"], sampled, positions["test"])
-
-
-def training_users(num_users: int, ratio: float, seed: int) -> np.ndarray:
-    """Return which users' histories are trained on, a random share of them, bool [num_users]."""
-    users = np.arange(num_users)
-    return np.isin(users, random_share(users, ratio, random_stream(seed, Stream.TRAINING_USERS)))
 
 
 def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:

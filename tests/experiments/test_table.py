@@ -3,6 +3,7 @@ import csv
 import numpy as np
 import pytest
 
+from data.batching import training_users
 from data.interactions import load_interactions, split_positions, training_interactions
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
@@ -15,7 +16,6 @@ from experiments.table import (
     with_baseline,
     write_table,
 )
-from training.setup import training_users
 from utils.files import write_json
 from utils.metrics import mean_metrics
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from tiny_dataset import make_dataset
 from tiny_runs import MODEL, ROOT, flags, sizes_of_files
 
+from data.batching import training_users
 from data.token_table import TokenTable, Vocabulary, level_sizes
 from model.recommender import Architecture, Recommender
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
@@ -25,7 +26,6 @@ from training.setup import (
     may_start,
     resolve_config,
     start_run,
-    training_users,
 )
 from utils.advice import tokenizer_advice
 from utils.config import parse_config
