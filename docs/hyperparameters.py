@@ -117,11 +117,7 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "topk": ("list", "", "at most num_beams"),
     "metrics": ("ndcg, recall", "", ""),
     "val_metric": ("a metric @ a cut-off", "", ""),
-    "train_user_ratio": (
-        "above 0, to 1",
-        "",
-        "low: a quick trial, to be validated with val_users=new",
-    ),
+    "train_user_ratio": ("above 0, to 1", "", "low: a quick trial, to be validated with val_users=new"),
     "val_users": ("all, new", "", "all with train_user_ratio below 1: stops late (experiments/RESULTS.md)"),
     "val_ratio": ("above 0, to 1", "", "low: fast, noisy choice of the best epoch"),
     "num_beams": ("max(topk) or more", "", "low: misses items; high: slow, hardly better"),

@@ -10,7 +10,7 @@ from scipy.stats import sem, t
 
 from data.batching import training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
-from experiments.results import METRICS, pack_ranks, result_file, unpack_ranks
+from experiments.results import METRICS, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
 from inference.results import bootstrap, groups_of
 from utils.files import atomic_path, read_json, write_text
@@ -46,11 +46,8 @@ class Row:
 
     def among(self, members: list[np.ndarray]) -> "Row":
         """Return the row with the test metrics of some users alone; `members` has each seed's, bool [U]."""
-        outcomes = []
-        for outcome, mask in zip(self.outcomes, members, strict=True):
-            ranks = unpack_ranks(outcome["ranks"])[mask]
-            outcomes.append({**outcome, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks)})
-        return Row(self.name, self.cells, outcomes)
+        ranks = [unpack_ranks(outcome["ranks"])[mask] for outcome, mask in zip(self.outcomes, members, strict=True)]
+        return Row(self.name, self.cells, [{"test": mean_metrics(each, METRICS)} for each in ranks])
 
     def per_user(self, metric: str) -> np.ndarray:
         """Return each test user's metric, the mean over the seeds, float64 [U]."""
@@ -115,8 +112,11 @@ def gains_by_seed(row: Row, base: Row, metric: str) -> str:
     """Return each seed's gain over the baseline, and the 95% interval that they make (paired t-test over seeds).
 
     It says what other seeds would change, which the interval over users does not; relative to the baseline's mean.
+    "" for one seed, which has no interval.
     """
     ours, theirs = row.test(metric), base.test(metric)
+    if len(ours) == 1:
+        return ""
     each = " ".join(f"{one / other - 1:+.0%}" if other else "-" for one, other in zip(ours, theirs, strict=True))
     if not theirs.all():
         return each
@@ -136,7 +136,7 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
         pair = with_baseline(row, rows, study)
         for metric in ("recall@10", "ndcg@10"):
             line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
-            line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair and len(pair[0].cells) > 1 else ""
+            line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair else ""
         jobs = [job for cell in row.cells for job in cell.candidates]
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
         line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"
@@ -187,9 +187,7 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
             pair = with_baseline(members[index], members, study)
             for metric in ("recall@10", "ndcg@10"):
                 line[f"{metric}, {group}"] = f"{members[index].test(metric).mean():.4f}"
-                line[f"{metric}, {group}, gain"] = (
-                    gains_by_seed(*pair, metric) if pair and len(pair[0].cells) > 1 else ""
-                )
+                line[f"{metric}, {group}, gain"] = gains_by_seed(*pair, metric) if pair else ""
         lines.append(line)
     return lines
 
