@@ -18,6 +18,7 @@ from data.token_table import QUALITY_FILE, TRAINING_FILE
 from experiments.study import Job
 from inference.results import ensemble, read_results
 from tokenizer.config import TokenizerConfig
+from tokenizer.published import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.metrics import mean_metrics, target_ranks
@@ -38,7 +39,10 @@ def product(job: Job, ckpt_dir: str) -> Path | None:
     folder = Path(ckpt_dir) / job.flags.get("dataset", "") / job.id
     if job.kind in ("embed", "tokenizer"):
         config = TokenizerConfig(**job.flags, ckpt_name=job.id)
-        return config.embedding_file if job.kind == "embed" else config.tokenizer_folder / QUALITY_FILE
+        if job.kind == "embed":
+            return config.embedding_file
+        trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
+        return config.tokenizer_folder / QUALITY_FILE if trained_here else sem_ids_file(config, config.epochs)
     return folder / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
 
 

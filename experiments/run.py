@@ -7,7 +7,8 @@ python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two job
 python -m experiments.run experiments/main.yaml --only_table
 
 What a finished job came to lies in experiments/results/<dataset>/<job>.json and is never run again; what was cut off
-goes on where it was.
+goes on where it was. The semantic IDs that it was trained with lie beside it in <tokenizer's job>.npz, and further jobs
+use them wherever they run: trained again on another machine, the tokenizer would be another one.
 """
 
 import json
@@ -20,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.identifiers import keep_identifiers, restore_identifiers
 from experiments.results import collect, open_jobs
 from experiments.study import Job, load_study
 from experiments.table import write_table
@@ -118,6 +120,7 @@ class Runner:
     def __init__(self, config: RunConfig, jobs: list[Job]):
         self.config = config
         self.threads = max(1, (os.cpu_count() or 1) // config.jobs)
+        self.jobs = jobs
         self.open = open_jobs(jobs, config.ckpt_dir, config.results_dir)
         self.failed: set[str] = set()
         self.running: list[Running] = []
@@ -129,8 +132,11 @@ class Runner:
             Whether every job is done.
 
         Raises:
+            InputError: A tokenizer's semantic IDs are not those that earlier results rest on.
             Stopped: SIGTERM or SIGINT came; what was running has saved itself.
         """
+        restore_identifiers(self.open, self.config.results_dir)
+        self.open = open_jobs(self.jobs, self.config.ckpt_dir, self.config.results_dir)
         deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
         with listening():
             try:
@@ -185,6 +191,7 @@ class Runner:
 
     def _finish(self, job: Job) -> None:
         collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
+        keep_identifiers([job], self.config.results_dir)
         self.open.remove(job)
         print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
 

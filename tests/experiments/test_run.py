@@ -14,10 +14,10 @@ from experiments.study import Job
 from utils.files import read_json, write_json
 from utils.interrupts import Stopped
 
-TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere")
-PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1)
-FINETUNING = Job.of("finetune", (TOKENIZER, PRETRAINING), dataset="Tiny")
-SCRATCH = Job.of("finetune", (TOKENIZER,), dataset="Tiny")
+TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere", epochs=3)
+PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1, sem_id_epochs=[2, 3])
+FINETUNING = Job.of("finetune", (TOKENIZER, PRETRAINING), dataset="Tiny", sem_id_epochs=[3])
+SCRATCH = Job.of("finetune", (TOKENIZER,), dataset="Tiny", sem_id_epochs=[3])
 JOBS = [TOKENIZER, PRETRAINING, FINETUNING, SCRATCH]
 
 
@@ -94,7 +94,10 @@ def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, 
     result_file(FINETUNING, tmp_path / "results").unlink()
     assert open_jobs(*arguments) == [TOKENIZER, PRETRAINING, FINETUNING]
     write_json(tmp_path / "Tiny" / PRETRAINING.id / "results.json", {})
-    write_json(tmp_path / "nowhere" / "Tiny" / TOKENIZER.id / "quality.json", {})
+    tokenizer = tmp_path / "nowhere" / "Tiny" / TOKENIZER.id
+    write_json(tokenizer / "training.json", {})
+    assert open_jobs(*arguments) == [TOKENIZER, FINETUNING]
+    write_json(tokenizer / "quality.json", {})
     assert open_jobs(*arguments) == [FINETUNING]
 
 

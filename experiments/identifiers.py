@@ -1,0 +1,93 @@
+"""The semantic IDs that results rest on, kept beside them: trained again elsewhere, a tokenizer would give others."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from data.interactions import load_interactions
+from data.token_table import TRAINING_FILE, level_sizes, read_sem_ids, write_sem_ids
+from experiments.study import Job
+from tokenizer.config import TokenizerConfig
+from tokenizer.published import sem_ids_file
+from utils.errors import InputError
+from utils.files import atomic_path
+
+
+def identifiers_file(tokenizer: Job, results_dir: str | Path) -> Path:
+    """Return where a tokenizer's semantic IDs are kept: for each epoch, its key, int32 [N, L] in item id order."""
+    return Path(results_dir) / tokenizer.flags["dataset"] / f"{tokenizer.id}.npz"
+
+
+def keep_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
+    """Keep the semantic IDs that finished jobs were trained with."""
+    for tokenizer, epochs in _used(jobs).items():
+        file = identifiers_file(tokenizer, results_dir)
+        kept = _kept(file)
+        if new := epochs - kept.keys():
+            kept |= _present(tokenizer, new)
+            with atomic_path(file) as temporary, open(temporary, "wb") as handle:
+                np.savez_compressed(handle, **{str(epoch): kept[epoch] for epoch in sorted(kept)})
+
+
+def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
+    """Give open jobs the semantic IDs that earlier results of their tokenizers rest on, where such were kept.
+
+    The tokenizer's folder then holds semantic IDs without a model, as published ones come.
+
+    Raises:
+        InputError: The folder has other ones, or a job needs an epoch that was not kept.
+    """
+    for tokenizer, epochs in _used(jobs).items():
+        file, config = identifiers_file(tokenizer, results_dir), _config(tokenizer)
+        kept, present = _kept(file), _present(tokenizer, epochs)
+        if not kept:
+            continue
+        trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
+        absent = epochs - present.keys()
+        if (trained_here and absent) or any((present[epoch] != kept[epoch]).any() for epoch in present.keys() & kept):
+            raise InputError(
+                f"{config.tokenizer_folder} holds a tokenizer with other semantic IDs than {file}, which results rest "
+                "on; remove that folder, and they are put there, or take other --seeds"
+            )
+        if lacking := absent - kept.keys():
+            raise InputError(
+                f"{file} keeps the semantic IDs of the epochs {sorted(kept)}, which results rest on, not of "
+                f"{sorted(lacking)}, and a tokenizer trained again would be another one; take other --seeds"
+            )
+        names = load_interactions(config.folder).item_names[1:]
+        for epoch in sorted(absent):  # the last epoch last: its file tells that all are there
+            write_sem_ids(sem_ids_file(config, epoch), names, kept[epoch])
+
+
+def _used(jobs: Iterable[Job]) -> dict[Job, set[int]]:
+    """Return the tokenizers that jobs train with, and their epochs."""
+    used: dict[Job, set[int]] = defaultdict(set)
+    for job in jobs:
+        for need in job.needs:
+            if need.kind == "tokenizer":
+                used[need].update(job.flags["sem_id_epochs"])
+    return used
+
+
+def _config(tokenizer: Job) -> TokenizerConfig:
+    return TokenizerConfig(**tokenizer.flags, ckpt_name=tokenizer.id)
+
+
+def _kept(file: Path) -> dict[int, np.ndarray]:
+    if not file.exists():
+        return {}
+    with np.load(file) as arrays:
+        return {int(epoch): arrays[epoch] for epoch in arrays.files}
+
+
+def _present(tokenizer: Job, epochs: set[int]) -> dict[int, np.ndarray]:
+    """Return the codes of those of the epochs whose semantic IDs are in the tokenizer's folder."""
+    config = _config(tokenizer)
+    files = {epoch: file for epoch in sorted(epochs) if (file := sem_ids_file(config, epoch)).exists()}
+    if not files:
+        return {}
+    names = load_interactions(config.folder).item_names[1:]
+    sizes = level_sizes(config.n_codebooks, config.codebook_size)
+    return {epoch: read_sem_ids(file, names, sizes) for epoch, file in files.items()}
