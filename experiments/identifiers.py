@@ -16,7 +16,7 @@ from utils.files import atomic_path
 
 
 def identifiers_file(tokenizer: Job, results_dir: str | Path) -> Path:
-    """Return where a tokenizer's semantic IDs are kept: for each epoch, its key, int32 [N, L] in item id order."""
+    """Return where a tokenizer's semantic IDs are kept: for each epoch, its key, uint [N, L] in item id order."""
     return Path(results_dir) / tokenizer.flags["dataset"] / f"{tokenizer.id}.npz"
 
 
@@ -27,8 +27,9 @@ def keep_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
         kept = _kept(file)
         if new := epochs - kept.keys():
             kept |= _present(tokenizer, new)
+            small = {str(epoch): kept[epoch].astype(np.min_scalar_type(kept[epoch].max())) for epoch in sorted(kept)}
             with atomic_path(file) as temporary, open(temporary, "wb") as handle:
-                np.savez_compressed(handle, **{str(epoch): kept[epoch] for epoch in sorted(kept)})
+                np.savez_compressed(handle, **small)
 
 
 def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:

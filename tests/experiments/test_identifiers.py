@@ -81,4 +81,4 @@ def test_further_epochs_are_added_and_none_is_made_where_none_is_kept(jobs, data
         keep_identifiers([training], results)
         with np.load(identifiers_file(jobs[0], results)) as arrays:
             assert arrays.files == epochs
-            assert {(arrays[epoch].shape, arrays[epoch].dtype.name) for epoch in epochs} == {((20, 4), "int32")}
+            assert {(arrays[epoch].shape, arrays[epoch].dtype.name) for epoch in epochs} == {((20, 4), "uint8")}
