@@ -128,7 +128,7 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
     """Return the table's lines as {column: text}."""
     lines = []
     for row in rows:
-        line = {study.name: row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
+        line = {"variant": row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
         for metric in METRICS:
             values = row.test(metric)
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
@@ -153,7 +153,7 @@ def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     lines = []
     for row in rows:
         pair = with_baseline(row, rows, study)
-        line = {study.name: row.name}
+        line = {"variant": row.name}
         for name, members in groups.items():
             paired = [side.per_user("recall@10")[members].mean() for side in pair] if pair else [0, 0]
             gain = f" ({paired[0] / paired[1] - 1:+.1%})" if paired[1] else ""
@@ -182,7 +182,7 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     }
     lines = []
     for index, row in enumerate(rows):
-        line = {study.name: row.name}
+        line = {"variant": row.name}
         for group, members in groups.items():
             pair = with_baseline(members[index], members, study)
             for metric in ("recall@10", "ndcg@10"):

@@ -37,25 +37,25 @@ def study(tmp_path) -> Study:
     for seed, hits in ((1, 30), (2, 40)):
         cells.append(Cell("MTGRec", "", seed, (job("first", seed, 10, 0.4), job("second", seed, hits, 0.5))))
     cells.append(Cell("MTGRec", "", 3, (Job.of("finetune", dataset="Tiny"),)))  # not done
-    return Study("main", "Who wins?", "TIGER++", tuple(cells))
+    return Study("seeds", "Who wins?", "TIGER++", tuple(cells))
 
 
 def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     text = write_table(study, "cpu", str(tmp_path))
-    single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
-    assert (single["main"], single["recall@10"], single["recall@10 gain"]) == ("TIGER++", "0.2500 ± 0.0707", "")
+    single, many = csv.DictReader((tmp_path / "tables" / "seeds-cpu.csv").read_text().splitlines())
+    assert (single["variant"], single["recall@10"], single["recall@10 gain"]) == ("TIGER++", "0.2500 ± 0.0707", "")
     assert (many["recall@10"], many["seeds"], many["best epoch"]) == ("0.3500 ± 0.0707", "1 2", "1 2")
     assert many["recall@10 gain"].startswith("+40.0% (+")
     assert many["recall@10 gain by seed"] == "+50% +33% (+40% to +40%)"  # 10 more hits with both seeds, of 25
     assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
-    assert text == (tmp_path / "tables" / "main-cpu.md").read_text()
+    assert text == (tmp_path / "tables" / "seeds-cpu.md").read_text()
 
 
 def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
     """A seed also draws the users trained on. Seed 1 alone: 30 hits against 20 of 100."""
-    study = Study("main", "", "TIGER++", study.cells[:3])
+    study = Study("seeds", "", "TIGER++", study.cells[:3])
     write_table(study, "cpu", str(tmp_path))
-    single, many = csv.DictReader((tmp_path / "tables" / "main-cpu.csv").read_text().splitlines())
+    single, many = csv.DictReader((tmp_path / "tables" / "seeds-cpu.csv").read_text().splitlines())
     assert (single["seeds"], single["recall@10"], many["seeds"]) == ("1 2", "0.2500 ± 0.0707", "1")
     assert many["recall@10 gain"].startswith("+50.0% (+")
     assert many["recall@10 gain by seed"] == ""
@@ -94,7 +94,7 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
     study = Study("longtail", "For whom?", "TIGER", tuple(cells), (edge,))
     single, many = popularity_table(study, finished_rows(study, str(tmp_path)))
     groups = [f"0-{edge - 1} ({rare} users)", f"{edge}+ ({users - rare} users)"]
-    assert list(single) == ["longtail", *groups]
+    assert list(single) == ["variant", *groups]
     assert [single[group] for group in groups] == ["0.0000", "0.0000"]
     assert [many[group] for group in groups] == ["1.0000", "1.0000"]
     assert "Recall@10 by the target's training interactions" in write_table(study, "cpu", str(tmp_path))
