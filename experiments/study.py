@@ -3,7 +3,7 @@
 A study crosses `variants` with `settings` and seeds. Both override the sections of a budget (experiments/budgets.yaml):
 
     dataset, data_dir   what is run on
-    seeds               of the recommender; a tokenizer takes the same seed
+    seeds               of the recommender; a tokenizer takes the same seed unless its section has a rand_seed
     tokenizer           flags of tokenizer/run.sh
     recommender         flags of pretrain.py and finetune.py
     pretrain            flags of pretrain.py, or null to train from scratch
@@ -81,7 +81,7 @@ class Cell:
 
     Attributes:
         variant, setting: Its row; `setting` is "" in a study without settings.
-        seed: Of the recommender and of the tokenizer.
+        seed: Of the recommender and, unless the study fixes another one, of the tokenizer.
         candidates: Jobs of which the best one on validation counts; the first is the one fixed beforehand.
     """
 
@@ -174,14 +174,15 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     embedding = Job.of("embed", **data, **encoder)  # one for all seeds
 
     def tokenizer(tokenizer_seed: int) -> Job:
-        return Job.of("tokenizer", (embedding,), **data, **options["tokenizer"], rand_seed=tokenizer_seed)
+        return Job.of("tokenizer", (embedding,), **{**data, **options["tokenizer"], "rand_seed": tokenizer_seed})
 
-    own, last = tokenizer(seed), options["tokenizer"]["epochs"]
+    own_seed, last = options["tokenizer"].get("rand_seed", seed), options["tokenizer"]["epochs"]
+    own = tokenizer(own_seed)
     flags = {**data, **options["recommender"], "rand_seed": seed}
     if options.get("independent"):
         first = min(options["seeds"])
         count = options["num_tokenizers"]
-        others = [s for s in range(first, first + count) if s != seed][: count - 1]
+        others = [s for s in range(first, first + count) if s != own_seed][: count - 1]
         groups = [(own, last), *((tokenizer(s), last) for s in others)]
     else:
         groups = [(own, last - index * options["gap"]) for index in range(options["num_tokenizers"])]

@@ -60,6 +60,14 @@ def test_independent_tokenizers_differ_by_seed_and_the_own_one_comes_first(tmp_p
     assert [job.needs[0].flags["rand_seed"] for job in (first, second)] == [2, 1]
 
 
+def test_a_tokenizers_own_seed_stays_the_same_for_every_seed_of_the_recommender(tmp_path):
+    study = make_study(tmp_path, variants={"one tokenizer": {"tokenizer": {"rand_seed": 7}}})
+    pairs = [
+        (cell.candidates[0].needs[0].flags["rand_seed"], cell.candidates[0].flags["rand_seed"]) for cell in study.cells
+    ]
+    assert pairs == [(7, 1), (7, 2)]
+
+
 def test_studies_share_jobs_and_other_flags_make_other_jobs(tmp_path):
     one = make_study(tmp_path, variants={"MTGRec": {}, "sharp": {"pretrain": {"tau": 0.1}}})
     other = make_study(tmp_path, variants={"anything": {}})
