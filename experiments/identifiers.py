@@ -8,8 +8,8 @@ import numpy as np
 
 from data.interactions import load_interactions
 from data.token_table import TRAINING_FILE, level_sizes, read_sem_ids, write_sem_ids
+from experiments.results import tokenizer_config
 from experiments.study import Job
-from tokenizer.config import TokenizerConfig
 from tokenizer.published import sem_ids_file
 from utils.errors import InputError
 from utils.files import atomic_path
@@ -41,10 +41,11 @@ def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
         InputError: The folder has other ones, or a job needs an epoch that was not kept.
     """
     for tokenizer, epochs in _used(jobs).items():
-        file, config = identifiers_file(tokenizer, results_dir), _config(tokenizer)
-        kept, present = _kept(file), _present(tokenizer, epochs)
+        file, config = identifiers_file(tokenizer, results_dir), tokenizer_config(tokenizer)
+        kept = _kept(file)
         if not kept:
             continue
+        present = _present(tokenizer, epochs)
         trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
         absent = epochs - present.keys()
         if (trained_here and absent) or any((present[epoch] != kept[epoch]).any() for epoch in present.keys() & kept):
@@ -72,10 +73,6 @@ def _used(jobs: Iterable[Job]) -> dict[Job, set[int]]:
     return used
 
 
-def _config(tokenizer: Job) -> TokenizerConfig:
-    return TokenizerConfig(**tokenizer.flags, ckpt_name=tokenizer.id)
-
-
 def _kept(file: Path) -> dict[int, np.ndarray]:
     if not file.exists():
         return {}
@@ -85,7 +82,7 @@ def _kept(file: Path) -> dict[int, np.ndarray]:
 
 def _present(tokenizer: Job, epochs: set[int]) -> dict[int, np.ndarray]:
     """Return the codes of those of the epochs whose semantic IDs are in the tokenizer's folder."""
-    config = _config(tokenizer)
+    config = tokenizer_config(tokenizer)
     files = {epoch: file for epoch in sorted(epochs) if (file := sem_ids_file(config, epoch)).exists()}
     if not files:
         return {}

@@ -34,11 +34,16 @@ def result_file(job: Job, results_dir: str | Path) -> Path:
     return Path(results_dir) / dataset / f"{job.id}.json"
 
 
+def tokenizer_config(job: Job) -> TokenizerConfig:
+    """Return the settings of an embed or tokenizer job; its folder is named after it."""
+    return TokenizerConfig(**job.flags, ckpt_name=job.id)
+
+
 def product(job: Job, ckpt_dir: str) -> Path | None:
     """Return the file that is there when a job has made what others need of it; None where others need nothing."""
     folder = Path(ckpt_dir) / job.flags.get("dataset", "") / job.id
     if job.kind in ("embed", "tokenizer"):
-        config = TokenizerConfig(**job.flags, ckpt_name=job.id)
+        config = tokenizer_config(job)
         if job.kind == "embed":
             return config.embedding_file
         trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
@@ -95,7 +100,7 @@ def _of_embedding(job: Job, ckpt_dir: Path) -> dict:
 
 
 def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
-    folder = TokenizerConfig(**job.flags, ckpt_name=job.id).tokenizer_folder
+    folder = tokenizer_config(job).tokenizer_folder
     quality = read_json(folder / QUALITY_FILE)
     return {
         "drift": quality["drift"],
