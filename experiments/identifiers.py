@@ -12,7 +12,7 @@ from experiments.results import tokenizer_config
 from experiments.study import Job
 from tokenizer.published import sem_ids_file
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import atomic_path, read_json
 
 
 def identifiers_file(tokenizer: Job, results_dir: str | Path) -> Path:
@@ -38,16 +38,20 @@ def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
     The tokenizer's folder then holds semantic IDs without a model, as published ones come.
 
     Raises:
-        InputError: The folder has other ones, or a job needs an epoch that was not kept.
+        InputError: The folder has other ones, or a job needs an epoch that was not kept though results rest on others.
     """
     for tokenizer, epochs in _used(jobs).items():
         file, config = identifiers_file(tokenizer, results_dir), tokenizer_config(tokenizer)
-        kept = _kept(file)
-        if not kept:
-            continue
-        present = _present(tokenizer, epochs)
+        kept, present = _kept(file), _present(tokenizer, epochs)
         trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
         absent = epochs - present.keys()
+        if not kept:
+            if absent and _results_rest_on(tokenizer, file.parent):
+                raise InputError(
+                    f"results in {file.parent} rest on {tokenizer.id}, whose semantic IDs were not kept, and trained "
+                    "again it may be another one; take other --seeds, or --results_dir to begin anew"
+                )
+            continue
         if (trained_here and absent) or any((present[epoch] != kept[epoch]).any() for epoch in present.keys() & kept):
             raise InputError(
                 f"{config.tokenizer_folder} holds a tokenizer with other semantic IDs than {file}, which results rest "
@@ -71,6 +75,11 @@ def _used(jobs: Iterable[Job]) -> dict[Job, set[int]]:
             if need.kind == "tokenizer":
                 used[need].update(job.flags["sem_id_epochs"])
     return used
+
+
+def _results_rest_on(tokenizer: Job, folder: Path) -> bool:
+    trainings = [file for kind in ("pretrain", "finetune") for file in folder.glob(f"{kind}_*.json")]
+    return any(tokenizer.id in read_json(file)["needs"] for file in trainings)
 
 
 def _kept(file: Path) -> dict[int, np.ndarray]:

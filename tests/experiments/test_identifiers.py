@@ -82,3 +82,13 @@ def test_further_epochs_are_added_and_none_is_made_where_none_is_kept(jobs, data
         with np.load(identifiers_file(jobs[0], results)) as arrays:
             assert arrays.files == epochs
             assert {(arrays[epoch].shape, arrays[epoch].dtype.name) for epoch in epochs} == {((20, 4), "uint8")}
+
+
+def test_a_tokenizer_whose_semantic_ids_were_not_kept_is_not_trained_again_for_results(jobs, dataset, tmp_path):
+    results = tmp_path / "results"
+    write_json(result_file(jobs[1], results), {"needs": [jobs[0].id]})
+    restore_identifiers(jobs[2:], results)  # its semantic IDs are there
+    shutil.rmtree(dataset / jobs[0].id)
+    with pytest.raises(InputError, match="were not kept, and trained again it may be another one"):
+        restore_identifiers(jobs[2:], results)
+    restore_identifiers(jobs[2:], tmp_path / "others")
