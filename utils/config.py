@@ -5,6 +5,7 @@ import re
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import asdict, fields
+from types import NoneType, UnionType
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -55,6 +56,16 @@ class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 # What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7]. Types are tried in this
 # order; int comes last because the library's reading of an int is base 60, 430 for 7:10.
 Epochs = str | list[str | int] | int
+
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[int]: "a list of whole numbers such as [1,2]",
+    list[str]: "a list of names such as [a,b]",
+    NoneType: "null",
+}
 
 
 class Config(Protocol):
@@ -132,7 +143,13 @@ def _with_bare_switches(argv: list[str], config_class: type) -> list[str]:
 
 
 def _explain(message: str, config_class: type) -> str:
-    """Turn the parser's message into one sentence, with near matches for flags that do not exist."""
+    """Turn the parser's message into one sentence: what a flag takes, or near matches for one that does not exist."""
+    if wrong := re.match(r'Parser key "(\w+)":.*\b(?:Got|Given) value: (.*)', message, re.DOTALL):
+        name, value = wrong.groups()
+        hint = get_type_hints(config_class)[name]
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if set(kinds) <= _WANTED.keys():
+            return f"{name}={value.strip()} must be {' or '.join(_WANTED[kind] for kind in kinds)}"
     unknown = re.findall(r"--[\w-]+", message) if "unrecognized arguments" in message else []
     if unknown:
         names = [field.name for field in fields(config_class)]

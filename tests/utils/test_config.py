@@ -54,8 +54,11 @@ def test_a_flag_given_at_its_default_is_given():
         (["--num_user=3"], r"unknown flag --num_user \(did you mean --num_users\?\)"),  # no abbreviations
         (["--over"], r"unknown flag --over"),
         (["stray"], "stray"),
-        (["--rate=fast"], "rate"),
-        (["--num_layers=2.5"], "num_layers"),
+        (["--rate=fast"], "^rate=fast must be a number$"),
+        (["--num_layers=2.5"], "^num_layers=2.5 must be a whole number$"),
+        (["--stages=3"], r"^stages=3 must be a list of whole numbers such as \[1,2\]$"),
+        (["--sizes=[1,b]"], r"^sizes=\[1, 'b'\] must be a whole number or a list of whole numbers such as \[1,2\]$"),
+        (["--overwrite=maybe"], "^overwrite=maybe must be true or false$"),
         (["--rate=-1", "--num_layers=0"], "rate must be positive; num_layers must be positive"),
     ],
 )
