@@ -77,10 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     rows.append((f"MTGRec ({run.folder.name})" if baseline else run.folder.name, run.row["test"]))
     print(f"{run.settings['dataset']}: {len(popular.values[next(iter(popular.values))]):,} test users\n")
     print(metrics_table(rows))
-    if config.users:
+    has_users = run.file.is_file()
+    if config.users and has_users:
         texts = dict(zip(material.interactions.item_names[1:], material.texts, strict=True))
         print("\n" + recommendations(run, material.interactions, texts, config.users))
-    print(f"\nrun: {run.folder}\nper user: {run.file}")
+    print(f"\nrun: {run.folder}\nper user: {run.file}{'' if has_users else ' (gone)'}")
     file = Path(config.output) if config.output else run.folder / "report.html"
     results = run.folder / RESULTS_FILE
     if not (config.reuse and file.is_file() and file.stat().st_mtime >= results.stat().st_mtime):

@@ -131,7 +131,7 @@ def paired_difference(run: Run, other: Run, metric: str) -> np.ndarray:
 
 
 def _verdict(mean: float, half: float) -> str:
-    if abs(mean) <= half:
+    if not abs(mean) > half:  # an interval that is NaN, of a user or none, tells nothing
         return "not told apart"
     return "higher" if mean > 0 else "lower"
 

@@ -1,7 +1,6 @@
 """A report as one HTML file: no script, no request, pictures inside; and the same pictures as files beside it."""
 
 import base64
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -96,15 +95,16 @@ def _figure(picture: Picture) -> str:
 
 
 def write_page(file: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Write the page, and its pictures into the folder of the same name beside it, in place of what is there.
+    """Write the page, and its pictures into a folder of their own beside it, in place of earlier ones.
 
     Args:
-        file: <folder>/<name>.html; pictures go to <folder>/<name>/.
+        file: <folder>/<name>.html; pictures go to <folder>/<name>_pictures/.
         title, subtitle: Plain text.
         sections: In order; a contents list links to them.
     """
-    folder = file.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = file.with_name(f"{file.stem}_pictures")
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
     for picture in (picture for section in sections for picture in section.pictures):
         with atomic_path(folder / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)

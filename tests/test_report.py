@@ -239,3 +239,12 @@ def test_compare_expands_patterns_and_drops_what_is_named_twice_or_unfinished(ru
     assert file == runs / "compare.html"
     with pytest.raises(InputError, match="1 finished run is nothing to compare"):
         report.main(["--compare", str(folders[1]), str(folders[1])])
+
+
+def test_a_run_without_its_results_per_user(runs, capsys):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    (run / "test_results_2.json").unlink()
+    report.main([str(run)])
+    output = capsys.readouterr().out
+    assert "\nUser " not in output
+    assert output.endswith(f"per user: {run}/test_results_2.json (gone)\nreport: {run}/report.html\n")

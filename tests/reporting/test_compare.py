@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reporting.compare import compare_runs, differing_settings, paired_difference, short_names
+from reporting.compare import _verdict, compare_runs, differing_settings, paired_difference, short_names
 from reporting.pictures import without_middle
 from reporting.run import load_run
 from reporting.statistics import mean_interval
@@ -25,10 +25,16 @@ def test_table_is_sorted_by_validation_and_the_page_has_all(runs, tmp_path):
     page = (tmp_path / "compare.html").read_text()
     for title in ("Runs", "Settings", "Differences", "Curves"):
         assert f"<h2>{title}</h2>" in page
-    names = {path.stem for path in (tmp_path / "compare").iterdir()}
+    names = {path.stem for path in (tmp_path / "compare_pictures").iterdir()}
     assert names == {"differences", "losses", "validations"}
     mean, half = mean_interval(paired_difference(best_first[1], best_first[0], "ndcg@10"))
     assert f"<td>{mean:+.4f}</td><td>{mean - half:+.4f} to {mean + half:+.4f}</td>" in page
+
+
+def test_what_is_told_apart():
+    assert [_verdict(mean, 0.1) for mean in (0.2, -0.2, 0.1)] == ["higher", "lower", "not told apart"]
+    nan = float("nan")
+    assert {_verdict(0.3, nan), _verdict(nan, nan)} == {"not told apart"}  # one user, none
 
 
 def test_only_settings_that_differ_are_listed(runs):

@@ -14,14 +14,18 @@ def dots(axes):
 
 def test_page_holds_everything_and_its_pictures_lie_beside_it(tmp_path: Path):
     file = tmp_path / "page.html"
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "of_an_earlier_page.png").write_bytes(b"")
+    pictures, run = tmp_path / "page_pictures", tmp_path / "page"
+    pictures.mkdir()
+    (pictures / "of_an_earlier_page.png").write_bytes(b"")
+    run.mkdir()
+    (run / "results.json").write_text("{}")
     drawn = dots()
     sections = [Section("First part", "Read & see.", [table(["", "x"], [["a", "1"], ["b", "2"]], marked=1), [drawn]])]
     write_page(file, "A < B", "of a test", sections)
     text = file.read_text()
-    assert [path.name for path in (tmp_path / "page").iterdir()] == ["dots.png"]
-    assert (tmp_path / "page" / "dots.png").read_bytes() == drawn.png
+    assert [path.name for path in pictures.iterdir()] == ["dots.png"]
+    assert (pictures / "dots.png").read_bytes() == drawn.png
+    assert [path.name for path in run.iterdir()] == ["results.json"]  # a report named after a run leaves it alone
     for part in ("<h1>A &lt; B</h1>", "Read &amp; see.", "href='#first-part'", "id='first-part'", "read &lt;it&gt;."):
         assert part in text
     assert "<tr class='marked'><th scope='row'>b</th><td>2</td></tr>" in text

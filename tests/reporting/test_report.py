@@ -76,7 +76,7 @@ def test_papers_rows_stand_beside_its_datasets():
 @pytest.mark.parametrize(("name", "own"), [("pretrained", {"validation_per_tokenizer"}), ("tuned", set())])
 def test_every_picture_is_in_the_page_and_beside_it(reports, name, own):
     file = reports[name]
-    assert {path.stem for path in file.with_suffix("").iterdir()} == PICTURES | own
+    assert {path.stem for path in file.with_name(f"{file.stem}_pictures").iterdir()} == PICTURES | own
     text = file.read_text()
     assert text.count("<img src='data:image/png;base64,") == len(PICTURES | own)
     assert text.count("<figcaption>") == len(PICTURES | own)
