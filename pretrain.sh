@@ -33,7 +33,8 @@ esac
 read -r LAYERS TOKENIZERS TAUS SHARE <<<"$row"
 
 accumulation "$@"
-for tau in $(tr ',' ' ' <<<"${TAU_LIST:-$TAUS}"); do
+given_tau="$(value_of tau "$@")"
+for tau in $(tr ',' ' ' <<<"${given_tau:-${TAU_LIST:-$TAUS}}"); do
   flags=(
     --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau"
     --reuse ${RESUME_FLAG:+"$RESUME_FLAG"}

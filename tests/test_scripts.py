@@ -1,5 +1,9 @@
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +94,54 @@ def test_pre_training_by_taus_and_flags_of_the_user(world):
     config = commands[0].config
     assert (config.num_layers, config.num_decoder_layers, config.epochs) == (2, 6, 9)
     assert (config.epoch_per_stage, config.overwrite, config.data_dir) == ([3, 3], True, "/elsewhere")
+
+
+def test_a_temperature_given_as_a_flag_is_the_only_one(world):
+    (command,) = dry_run(world, "pretrain.sh", "--tau=2", DATASET="Video_Games")
+    assert (command.config.run_name, command.config.tau) == ("pretrain_tau2", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all", "said", "code"),
+    [
+        (signal.SIGTERM, False, "saved", 75),  # kill, docker stop: to the script alone
+        (signal.SIGTERM, True, "saved", 75),  # a batch system
+        (signal.SIGINT, True, "interrupted", 130),  # a terminal
+    ],
+)
+def test_a_signal_stops_the_command_and_then_the_script(number, to_all, said, code):
+    command = """
+import signal, sys, time
+def stop(number, frame):
+    print("saved", flush=True)
+    time.sleep(0.2)  # while the script waits
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("begun", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(130)
+"""
+    script = f'source {ROOT}/utils/launch.sh; run "$PYTHON" -c "$COMMAND"; run echo "the next command"'
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        env=os.environ | {"COMMAND": command, "VIRTUAL_ENV": sys.prefix},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    assert set(process.stdout.read().split("\n")) == {said, ""}
+    assert process.wait(10) == code
+
+
+def test_a_script_ends_with_the_code_of_the_command_that_failed():
+    script = f'source {ROOT}/utils/launch.sh; run true; run bash -c "exit 7"; run echo "the next command"'
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (7, "")
 
 
 @pytest.mark.parametrize("flag", [["--dataset=Video_Games"], ["--dataset", "Video_Games"]])

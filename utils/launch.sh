@@ -48,13 +48,21 @@ NUM_GPUS="${NUM_GPUS:-1}"
 
 if [ "${RESUME:-0}" = 1 ]; then RESUME_FLAG=--resume; else RESUME_FLAG=""; fi
 
-trap : TERM  # the running command saves its state and ends with code 75, and then so does the script
-
 case "$NUM_GPUS" in '' | *[!0-9]* | 0) echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2; exit 2 ;; esac
 
-# Print a command under DRY_RUN=1, else run it.
+# Print a command under DRY_RUN=1, else run it. SIGTERM is passed on to it, also where the script alone got it (kill,
+# docker stop): the command saves its state and ends with code 75, and then so does the script.
 run() {
-  if [ "${DRY_RUN:-0}" = 1 ]; then printf '%q ' "$@"; echo; else "$@"; fi
+  if [ "${DRY_RUN:-0}" = 1 ]; then printf '%q ' "$@"; echo; return; fi
+  local child code=0
+  (trap - INT; exec "$@") &  # bash has commands in the background ignore SIGINT
+  child=$!
+  trap 'kill -TERM "$child" 2>/dev/null || :' TERM
+  trap '' INT  # from a terminal the command has it too
+  while wait "$child" || :; kill -0 "$child" 2>/dev/null; do :; done
+  wait "$child" || code=$?
+  trap - TERM INT
+  return "$code"
 }
 
 # Run a Python module: plainly for one process, under accelerate for more.
