@@ -33,12 +33,20 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         if is_main_process():
             print(_sentence(error), file=sys.stderr)
+        elif _may_be_alone_in(error):
+            print(f"process {os.environ['RANK']}: {_sentence(error)}", file=sys.stderr)
         sys.exit({InputError: 2, Stopped: STOPPED_CODE, KeyboardInterrupt: 130}.get(type(error), 1))
 
 
 def is_main_process() -> bool:
     """Return whether this is the process, of those that were started together, that writes and speaks."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _may_be_alone_in(error: BaseException) -> bool:
+    """Return whether the main process may know nothing of an error: memory and disk, and what another machine lacks."""
+    first_of_machine = os.environ.get("LOCAL_RANK") == "0"
+    return isinstance(error, (OSError, MemoryError)) or (isinstance(error, InputError) and first_of_machine)
 
 
 def _sentence(error: BaseException) -> str:

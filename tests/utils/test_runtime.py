@@ -19,7 +19,8 @@ def raising(error: BaseException):
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_success_returns(capsys: pytest.CaptureFixture):
@@ -38,6 +39,24 @@ def test_errors_become_one_sentence_of_rank_0(
             run_command(raising(error))
         assert caught.value.code == code
         assert capsys.readouterr() == ("", said)
+
+
+def test_what_the_main_process_may_not_know_is_said_by_the_one_that_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    cases = [
+        (MemoryError("full"), "1", "process 5: error: full\n"),
+        (OSError("no disk"), "1", "process 5: error: no disk\n"),
+        (InputError("mend it"), "0", "process 5: error: mend it\n"),  # the first of another machine
+        (InputError("mend it"), "1", ""),
+        (Stopped("saved"), "0", ""),
+    ]
+    monkeypatch.setenv("RANK", "5")
+    for error, local_rank, said in cases:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit):
+            run_command(raising(error))
+        assert capsys.readouterr().err == said
 
 
 def test_failures_of_the_disk_say_what_to_do(capsys: pytest.CaptureFixture):
