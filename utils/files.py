@@ -171,13 +171,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if path.exists():
             path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        temporary.rename(path)
     finally:
+        if old.exists() and not path.exists():  # an error or Ctrl-C between the two renames
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

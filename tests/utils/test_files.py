@@ -133,7 +133,10 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path):
     ]
 
 
-def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_rename_that_fails_brings_the_old_folder_back(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     target = tmp_path / "model"
     with atomic_folder(target) as temporary:
         (temporary / "old").write_text("x")
@@ -141,11 +144,11 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypa
 
     def fail(path: Path, new: Path) -> Path:
         if path.suffix == ".tmp":
-            raise OSError(errno.EIO, "Input/output error")
+            raise error
         return rename(path, new)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="Input/output"), atomic_folder(target) as temporary:
+    with pytest.raises(type(error)), atomic_folder(target) as temporary:
         (temporary / "new").write_text("x")
     assert (names(target), names(tmp_path)) == (["old"], ["model"])
 
