@@ -52,6 +52,9 @@ def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> 
     # A flag that is younger than the run had its default
     there = {**yaml.safe_load(dump_config(type(config)())), **read_config(folder)}
     here = yaml.safe_load(dump_config(config))
+    for settings in (here, there):
+        if model := settings.get("pretrained_model"):
+            settings["pretrained_model"] = os.path.relpath(model, settings["ckpt_dir"])  # the two may move together
     return [
         f"{name}={here.get(name)} (there: {there.get(name)})"
         for name in {**here, **there}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from training.config import FinetuneConfig
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.run_folder import RunFolder, differing_settings, is_finished, read_config
@@ -50,6 +51,22 @@ def test_the_configuration_can_be_passed_back(tmp_path: Path):
     run.create(Settings(rate=0.2, layers=7, overwrite=True))
     config, _ = parse_config(Settings, [f"--config_file={run.path / 'config.yaml'}"], "program", "")
     assert config == Settings(rate=0.2, layers=7)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "same"),
+    [
+        ("old/Tiny/pre", "new/Tiny/pre", True),  # moved together
+        ("old/Tiny/pre", "new/Tiny/pre/", True),
+        ("old/Tiny/pre", "new/Tiny/other", False),
+        ("old/Tiny/pre", "old/Tiny/pre", False),  # only the folder of the runs is another
+    ],
+)
+def test_a_pre_trained_model_is_the_same_where_all_runs_moved(there: str, here: str, same: bool, tmp_path: Path):
+    run = folder_of(tmp_path)
+    run.create(FinetuneConfig(ckpt_dir="old", pretrained_model=there))
+    config = FinetuneConfig(ckpt_dir="new", pretrained_model=here)
+    assert (differing_settings(run.path, config, ("ckpt_dir",)) == []) is same
 
 
 def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
