@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
-from inference.histories import Request, known_items, read_users_file, requests_of_users, unknown_items_note
+from inference.histories import Request, known_items, names_in, read_users_file, requests_of_users, unknown_items_notes
 from inference.model_folder import load_trained_model, named_folder
 from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
@@ -87,25 +87,25 @@ class RecommendConfig:
         return found
 
 
-def find_requests(config: RecommendConfig, model: RecommendationModel, is_main: bool) -> list[Request]:
-    """Return whom to recommend to, with their histories; unknown items are named and skipped."""
+def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: dict[str, list[str]]) -> list[Request]:
+    """Return whom to recommend to, with their histories; puts each user's unknown items into `skipped`."""
     catalogue = model.catalogue
 
     def of_history(user: str, history: list[str]) -> Request:
         known, unknown = known_items(history, catalogue)
-        if unknown and is_main:
-            print(f"{user + ': ' if user else ''}{unknown_items_note(unknown, catalogue)}", file=sys.stderr)
+        if unknown:
+            skipped[user] = unknown
         return Request(user, 0, known)
 
     if config.history:
-        return [of_history("", [name for name in config.history.strip("[]").split(",") if name])]
+        return [of_history("", names_in(config.history.strip("[]")))]
     rows = read_users_file(Path(config.users_file)) if config.users_file else []
     if rows and all(history is not None for _, history in rows):
         return [of_history(user, history) for user, history in rows]
     settings = model.settings
     interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
     if not rows:
-        users = interactions.user_names if config.all_users else config.users.split(",")
+        users = interactions.user_names if config.all_users else names_in(config.users)
         return requests_of_users(users, interactions, catalogue)
     of_dataset = iter(requests_of_users([user for user, history in rows if history is None], interactions, catalogue))
     return [next(of_dataset) if history is None else of_history(user, history) for user, history in rows]
@@ -216,7 +216,11 @@ def main(argv: list[str] | None = None) -> None:
     if config.new_items:
         trained.catalogue = trained.catalogue.with_new_items(Path(config.new_items))
     model = RecommendationModel(trained, device)
-    requests = find_requests(config, model, processes.is_main_process)
+    skipped: dict[str, list[str]] = {}
+    requests = find_requests(config, model, skipped)
+    if processes.is_main_process:
+        for note in unknown_items_notes(skipped, model.catalogue):
+            print(note, file=sys.stderr)
     check_enough_items(config, model, requests)
     if config.output:
         write_output(config, model, requests, processes)

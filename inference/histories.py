@@ -30,6 +30,11 @@ class Request:
     history: np.ndarray
 
 
+def names_in(text: str) -> list[str]:
+    """Return the names of a list such as "item1, item2"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def near_matches(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean A, B?)", or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(names), n=3)
@@ -42,12 +47,17 @@ def known_items(history: Sequence[str], catalogue: Catalogue) -> tuple[np.ndarra
     return np.asarray(known, dtype=np.int64), [name for name in history if name not in catalogue.ids]
 
 
-def unknown_items_note(unknown: list[str], catalogue: Catalogue) -> str:
-    """Say which items are skipped, with near matches."""
-    distinct = list(dict.fromkeys(unknown))
-    named = [f"{name!r}{near_matches(name, catalogue.ids)}" for name in distinct[:NAMED]]
-    more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
-    return f"skipped, not in the catalogue: {', '.join(named)}{more}"
+def unknown_items_notes(skipped: dict[str, list[str]], catalogue: Catalogue) -> list[str]:
+    """Say which items are skipped, with near matches, for the first users and the others in one line."""
+    notes = []
+    for user, unknown in list(skipped.items())[:NAMED]:
+        distinct = list(dict.fromkeys(unknown))
+        named = [f"{name!r}{near_matches(name, catalogue.ids)}" for name in distinct[:NAMED]]
+        more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
+        notes.append(f"{user + ': ' if user else ''}skipped, not in the catalogue: {', '.join(named)}{more}")
+    if len(skipped) > NAMED:
+        notes.append(f"items of {len(skipped) - NAMED:,} more users are skipped, not in the catalogue")
+    return notes
 
 
 def requests_of_users(users: list[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
@@ -77,7 +87,7 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
         InputError: A line is neither, names a user twice, or the file has none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--users_file={file} cannot be read: {error}") from None
     rows: dict[str, list[str] | None] = {}

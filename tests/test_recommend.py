@@ -118,7 +118,8 @@ def test_an_interrupted_file_goes_on(
 def test_users_file_of_names_and_histories(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     users = tmp_path / "users.txt"
     users.write_text(
-        'user7\n\n{"user": "guest", "history": ["item1", "itemX"]}\n{"user": "new", "history": []}\nuser1\n'
+        'user7\n\n{"user": "guest", "history": ["item1", "itemX"]}\n{"user": "new", "history": []}\nuser1\n',
+        encoding="utf-8-sig",  # as Windows editors do, with a mark in front
     )
     recommend.main([f"--model={joint_run}", f"--users_file={users}", f"--output={tmp_path}/recs.jsonl", "--k=3"])
     output = capsys.readouterr()
@@ -178,3 +179,19 @@ def test_export_makes_a_folder_that_recommends_alone(joint_run: Path, tmp_path: 
     assert shown(capsys).startswith("This history: 2 items")
     with pytest.raises(InputError, match="out is there already; --overwrite replaces it"):
         export.main([f"--run={joint_run}", f"--output={tmp_path / 'out'}"])
+
+
+def test_lists_may_have_spaces(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for flag, count in (("--history=item1, item2 ", 1), ("--users=user1, user2", 2)):
+        recommend.main([f"--model={joint_run}", flag, f"--output={tmp_path}/{count}.jsonl", "--k=3"])
+        assert capsys.readouterr().err == ""
+        assert len(rows(tmp_path / f"{count}.jsonl")) == count
+
+
+def test_unknown_items_of_many_users_are_one_line(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    users = tmp_path / "users.jsonl"
+    users.write_text("".join(json.dumps({"user": f"u{n}", "history": ["item1", "gone"]}) + "\n" for n in range(9)))
+    recommend.main([f"--model={joint_run}", f"--users_file={users}", f"--output={tmp_path}/recs.jsonl", "--k=3"])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:5] == [f"u{n}: skipped, not in the catalogue: 'gone'" for n in range(5)]
+    assert lines[5:] == ["items of 4 more users are skipped, not in the catalogue"]
