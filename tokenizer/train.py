@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -288,7 +289,18 @@ def sha256(values: np.ndarray) -> str:
 def _differences(before: dict[str, object], now: dict[str, object]) -> str:
     """Name the settings of `now` that were something else before; a setting that was not known had its default."""
     before = {field.name: field.default for field in fields(TokenizerConfig)} | before
+    if _codebook_sizes(before) == _codebook_sizes(now):  # the disambiguation level is not trained
+        before |= {"codebook_size": now["codebook_size"]}
     return "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if now[key] != before.get(key))
+
+
+def largest_group(embeddings: np.ndarray) -> int:
+    """Return how many items share the embedding that most share; float32 [N, E]."""
+    return max(Counter(hash(row.tobytes()) for row in embeddings).values())
+
+
+def _codebook_sizes(settings: dict[str, object]) -> tuple[int, ...]:
+    return level_sizes(settings["n_codebooks"], settings["codebook_size"])[:-1]
 
 
 def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
@@ -341,6 +353,13 @@ def train(config: TokenizerConfig) -> None:
     largest = max(level_sizes(config.n_codebooks, config.codebook_size)[:-1])
     if len(items) < largest:
         raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")
+    identical, room = largest_group(embeddings), level_sizes(config.n_codebooks, config.codebook_size)[-1] - 1
+    if identical > room:
+        raise InputError(
+            f"{identical} items have the same embedding, which no codebooks tell apart, but the disambiguation level "
+            f"separates at most {room}; give it more codes with a last entry of its own in --codebook_size (at least "
+            f"{identical + 1}), or join items of the same text"
+        )
     settings = training_settings(config)
     settings |= {"embeddings_sha256": sha256(embeddings), "training_items_sha256": sha256(items)}
     with FileLock(config.tokenizer_folder / LOCK_FILE):

@@ -1,12 +1,13 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed, load_embeddings
-from tokenizer.export import disambiguation_codes, export, semantic_ids
+from tokenizer.export import disambiguation_codes, export, main, semantic_ids
 from tokenizer.published import sem_ids_file
 from tokenizer.train import load_tokenizer, train
 from utils.errors import InputError
@@ -72,8 +73,25 @@ def test_every_kept_epoch_and_the_best(make_config: MakeConfig):
 
 
 def test_export_without_training(make_config: MakeConfig):
-    with pytest.raises(InputError, match="no finished training"):
+    with pytest.raises(InputError, match="rqvae does not exist; run python -m tokenizer.train first"):
         export(make_config())
+
+
+def test_names_that_do_not_exist_leave_nothing(make_config: MakeConfig, dataset: Path):
+    before = sorted(dataset.parent.rglob("*"))
+    for changes, message in (
+        (
+            {"ckpt_name": "absent"},
+            "absent does not exist; run python -m tokenizer.train first, or give its --ckpt_name",
+        ),
+        ({"dataset": "Tinny"}, r"Tinny does not exist.*did you mean Tiny\?"),
+    ):
+        config = make_config(**changes)
+        flags = [f"--{name}={getattr(config, name)}" for name in ("dataset", "data_dir", "ckpt_name")]
+        for more in ([], ["--assign=texts.json"]):
+            with pytest.raises(InputError, match=message):
+                main([*flags, *more])
+    assert sorted(dataset.parent.rglob("*")) == before
 
 
 def test_published_semantic_ids_are_left_alone(make_config: MakeConfig, capsys: pytest.CaptureFixture):

@@ -246,6 +246,21 @@ def test_bf16_trains_like_float32(make_config: MakeConfig):
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
 
 
+def test_more_items_of_one_embedding_than_can_be_told_apart(make_config: MakeConfig):
+    """Four of the tiny dataset's items have the same."""
+    with pytest.raises(InputError, match=r"4 items have the same embedding.* at most 3;.*\(at least 5\)"):
+        train(make_config(codebook_size=[8, 8, 8, 4]))
+
+
+def test_the_disambiguation_level_is_no_setting_of_training(make_config: MakeConfig, capsys: pytest.CaptureFixture):
+    train(make_config())
+    train(make_config(codebook_size=[8, 8, 8, 16]))
+    assert "reused, a finished training" in capsys.readouterr().out
+    assert load_tokenizer(make_config(codebook_size=[8, 8, 8, 16])).config.codebook_size == [8, 8, 8, 16]
+    with pytest.raises(InputError, match=r"codebook_size was 8, now \[8, 8, 6\]"):
+        train(make_config(codebook_size=[8, 8, 6]))
+
+
 def test_settings_that_an_old_training_does_not_know_had_their_defaults(make_config: MakeConfig):
     now = training_settings(make_config())
     before = {name: value for name, value in now.items() if name != "mixed_precision"}
