@@ -4,6 +4,7 @@ bash finetune.sh                                                     the paper's
 python finetune.py --dataset=Sample --pretrained_model=ckpt/Sample/pretrain_tau3 --sem_id_epochs=300
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ def default_run_name(config: FinetuneConfig) -> str:
     tokenizers = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]}-{epochs[-1]}"
     if not config.pretrained_model:
         return f"scratch_{tokenizers}_seed{config.rand_seed}"
-    parts = [part for part in Path(config.pretrained_model).parts if part not in ("checkpoints", "model")]
+    path = Path(os.path.abspath(config.pretrained_model))  # "." and the like have no name of their own
+    parts = [part for part in path.parts if part not in ("checkpoints", "model")]
     return f"finetune_{'_'.join(parts[-2:] if parts[-1].startswith('epoch_') else parts[-1:])}_{tokenizers}"
 
 

@@ -139,3 +139,30 @@ def test_reference_checkpoint_is_fine_tuned(golden, tmp_path):
 )
 def test_default_run_name_says_whence_and_which_tokenizer(settings, name):
     assert finetune.default_run_name(FinetuneConfig(**settings)) == name
+
+
+def test_default_run_name_of_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pre" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pre")
+    for path in (".", "model", "./model/"):
+        assert finetune.default_run_name(FinetuneConfig(pretrained_model=path)) == "finetune_pre_best"
+
+
+def test_items_without_texts_are_refused_before_training(world, capsys):
+    file = world.dataset / "metadata.sentence.json"
+    texts = file.read_text()
+    file.write_text(json.dumps({**json.loads(texts), "item3": " "}))
+    assert "1 of 20 items have no text, the first is 'item3'" in error_of(world, capsys, model=True)
+    file.write_text(texts)
+
+
+@pytest.mark.parametrize(("warmup_steps", "said"), [(9, False), (10, True)])
+def test_a_warm_up_of_most_of_the_run_is_named(world, capsys, warmup_steps, said):
+    """Two epochs of nine batches."""
+    run = fine_tune(
+        world, "warm", model=True, epochs=2, warmup_steps=warmup_steps, overwrite="true", train_batch_size=40
+    )
+    warning = (
+        "warning: the learning rate rises for --warmup_steps=10 of the run's 18 batches; three epochs' would be 27\n"
+    )
+    assert (warning in (run / "log.txt").read_text()) is said

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream, training_users
-from data.interactions import Interactions, dataset_folder, load_interactions, split_positions
+from data.interactions import Interactions, dataset_folder, item_texts, load_interactions, split_positions
 from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
 from model.recommender import (
     Architecture,
@@ -22,7 +22,7 @@ from model.recommender import (
     sizes_of_weights,
 )
 from training.checkpoint import FINISHED_CHANGES, RESUMABLE_CHANGES, STATE_FOLDER
-from training.config import ARCHITECTURE_FLAGS, TrainingConfig
+from training.config import ARCHITECTURE_FLAGS, FinetuneConfig, TrainingConfig
 from training.progress import plain_settings
 from training.trainer import Data, Trainer
 from utils.advice import tokenizer_advice
@@ -139,6 +139,8 @@ def start_run(config: ConfigType) -> Trainer | None:
         return None
     seed_everything(config.rand_seed, config.reproducibility)
     data = load_data(config, accelerator)
+    if isinstance(config, FinetuneConfig):  # its model folder will hold the items' texts
+        item_texts(dataset_folder(config.data_dir, config.dataset), data.tokenization.interactions.item_names)
     recommender = make_recommender(config)
     table = data.tokenization.table
     if not config.allow_other_identifiers:

@@ -135,6 +135,11 @@ class Trainer:
                 f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly; "
                 "lower --gradient_accumulation_steps"
             )
+        if config.warmup_steps > self.total_positions / 2:
+            run.say(
+                f"warning: the learning rate rises for --warmup_steps={config.warmup_steps:,} of the run's "
+                f"{self.total_positions:,} batches; three epochs' would be {3 * order.batches_per_epoch:,}"
+            )
         self.progress = Progress()
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
