@@ -73,7 +73,7 @@ def test_every_kept_epoch_and_the_best(make_config: MakeConfig):
 
 
 def test_export_without_training(make_config: MakeConfig):
-    with pytest.raises(InputError, match="rqvae does not exist; run python -m tokenizer.train first"):
+    with pytest.raises(InputError, match=r"rqvae does not exist; run python -m tokenizer.train first"):
         export(make_config())
 
 
