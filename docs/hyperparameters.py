@@ -164,10 +164,11 @@ def generate() -> str:
     parts = [
         "# Hyperparameters",
         "",
-        "Every flag as `--flag=value`; the scripts pass flags on. Lists are `[a,b]`, epochs also `9976:10000`. Where",
-        "the paper's values differ by dataset, they are for Musical_Instruments, Video_Games and",
-        "Industrial_and_Scientific, in this order; *default* means that the default is the paper's, or that the flag",
-        "says where and how, not what. What too low and too high do is a rule of thumb.",
+        "Every flag of the three training scripts, as `--flag=value`; the scripts pass flags on, other commands list",
+        "theirs with `--help`. Lists are `[a,b]`, epochs also `9976:10000`. Where the paper's values differ by",
+        "dataset, they are for Musical_Instruments, Video_Games and Industrial_and_Scientific, in this order;",
+        "*default* means that the default is the paper's, or that the flag says where and how, not what. What too low",
+        "and too high do is a rule of thumb.",
         "`python -m docs.hyperparameters` makes this page.",
     ]
     sections = [
