@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -9,32 +10,90 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
+from data.prepare import PrepareConfig
+from data.recbole import RecBoleConfig
+from data.sample import SampleConfig
 from docs.hyperparameters import FILE, NOTES, TOKENIZER_NOTES, generate
+from evaluate import EvaluateConfig
+from experiments.run import RunConfig
+from experiments.study import load_study
+from export import ExportConfig
+from recommend import RecommendConfig
 from report import ReportConfig, with_lists
 from tokenizer.config import TokenizerConfig
+from tokenizer.export import ExportConfig as IdentifiersConfig
 from training.config import FinetuneConfig, PretrainConfig
-from utils.config import make_parser
+from utils.config import parse_config
+from utils.errors import InputError
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "experiments" / "RESULTS.md"
 SCRIPTS = {"tokenizer/run.sh": TokenizerConfig, "pretrain.sh": PretrainConfig, "finetune.sh": FinetuneConfig}
+COMMANDS = SCRIPTS | {
+    "data/prepare.sh": PrepareConfig,
+    "pretrain.py": PretrainConfig,
+    "report.py": ReportConfig,
+    "recommend.py": RecommendConfig,
+    "evaluate.py": EvaluateConfig,
+    "export.py": ExportConfig,
+    "-m data.prepare": PrepareConfig,
+    "-m data.sample": SampleConfig,
+    "-m data.recbole": RecBoleConfig,
+    "-m tokenizer.export": IdentifiersConfig,
+    "-m experiments.run": RunConfig,
+    "--module pretrain": PretrainConfig,
+}
+# What a script gives its command, or a file of flags that is not there.
+GIVEN = {
+    "tokenizer/run.sh": ["--dataset=Any"],
+    "-m tokenizer.export": ["--dataset=Any"],
+    "data/prepare.sh": ["--dataset=Any", "--source=amazon2023", "--interactions=any.csv.gz", "--items=any.jsonl.gz"],
+}
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Return the words of each command in a page's bash blocks."""
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
-        block = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block, flags=re.DOTALL).replace("\\\n", " ")
-        yield from (shlex.split(line, comments=True) for line in block.splitlines())
+    """Return the words of each command in a page's bash blocks and between its backticks."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    blocks += [
+        " ".join(code.split()) for code in re.findall(r"`([^`]+)`", text) if re.search(r"\b(bash|python) ", code)
+    ]
+    for block in blocks:
+        block = re.sub(r"<<'END'\n.*?\nEND\n", "\n", block, flags=re.DOTALL).replace("\\\n", " ").replace("&&", "\n")
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            yield words
+            yield from (shlex.split(word) for word in words if " --module " in word)  # bash -c '...'
 
 
 def parsed(words: list[str]) -> tuple[type, list[str]] | None:
-    """Return the dataclass of a command and its flags, loop variables as 1; None for commands of others."""
+    """Return the dataclass of a command and its flags, loop variables as 1; None for commands of others.
+
+    What stands for more (...) and the file of other flags, which is not there, are left out.
+    """
     words = [re.sub(r"\$[a-z]+", "1", word) for word in words if not word.startswith("$")]
     for number, word in enumerate(words):
-        if word in SCRIPTS:
-            return SCRIPTS[word], words[number + 1 :]
-        if word == "report.py":
-            return ReportConfig, with_lists(words[number + 1 :])
+        name = f"{words[number - 1]} {word}" if number and words[number - 1] in ("-m", "--module") else word
+        if name in COMMANDS:
+            flags = [flag for flag in words[number + 1 :] if flag != "..." and not flag.startswith("--config_file=")]
+            if name == "-m experiments.run":
+                flags = [f"--studies+={flag}" if flag.endswith(".yaml") else flag for flag in flags]
+            flags = GIVEN.get(name, []) + (with_lists(flags) if name == "report.py" else flags)
+            return COMMANDS[name], flags
     return None
+
+
+def check(words: list[str]) -> type | None:
+    """Raise InputError where a command would be refused for what it is given, and return its dataclass."""
+    found = parsed(words)
+    if not found:
+        return None
+    config_class, flags = found
+    config, _ = parse_config(config_class, flags, "", "")
+    if config_class is RunConfig:
+        for study in config.studies:
+            load_study(ROOT / study, config.budget, config.seeds)  # raises where the file or the budget does not exist
+    return config_class
 
 
 def test_hyperparameters_are_those_of_the_code():
@@ -44,14 +103,32 @@ def test_hyperparameters_are_those_of_the_code():
     assert flags == NOTES.keys() | TOKENIZER_NOTES.keys()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, RESULTS], ids=lambda page: page.name)
 def test_flags_of_every_command_parse(page):
     for words in commands(page):
-        found = parsed(words)
-        if found:
-            config_class, flags = found
-            needed = ["--dataset=Any"] if config_class is TokenizerConfig else []
-            make_parser(config_class, "", "").parse_args([*needed, *flags])  # raises where a flag is wrong
+        check(words)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("python recommend.py --model=run --user=ann", "unknown flag --user"),
+        ("python recommend.py --model=run", "users"),
+        ("python evaluate.py --model=run --constrained=perhaps", "constrained"),
+        ("python export.py --run=run --out=exported", "unknown flag --out"),
+        (
+            "python -m data.prepare --dataset=MyShop --interactions=a.csv --items=b.csv --user=customer",
+            "unknown flag --user",
+        ),
+        ("python -m experiments.run experiments/maine.yaml", "maine.yaml cannot be read"),
+        ("python -m experiments.run experiments/main.yaml --budget=tpu", "has no budget tpu"),
+        ("python -m experiments.run experiments/main.yaml --only_tables", "unknown flag --only_tables"),
+        ("RESUME=1 bash finetune.sh $MODEL --batch=3", "unknown flag --batch"),
+    ],
+)
+def test_wrong_commands_are_found(command, found):
+    with pytest.raises(InputError, match=found):
+        check(shlex.split(command))
 
 
 def test_no_command_writes_where_the_project_has_something():
@@ -63,9 +140,10 @@ def test_no_command_writes_where_the_project_has_something():
 
 
 def test_commands_are_found():
-    found = [parsed(words) for page in PAGES for words in commands(page)]
-    counts = {config: sum(pair is not None and pair[0] is config for pair in found) for config in SCRIPTS.values()}
-    assert min(counts.values()) >= 4
+    found = Counter(check(words) for page in [*PAGES, RESULTS] for words in commands(page))
+    assert min(found[config] for config in SCRIPTS.values()) >= 4
+    assert set(COMMANDS.values()) <= found.keys()
+    assert found[RunConfig] > 10
     assert parsed(shlex.split("TAU_LIST=3 bash pretrain.sh $SIZE --tau=3")) == (PretrainConfig, ["--tau=3"])
 
 
