@@ -146,7 +146,7 @@ def _explain(message: str, config_class: type) -> str:
     """Turn the parser's message into one sentence: what a flag takes, or near matches for one that does not exist."""
     if wrong := re.match(r'Parser key "(\w+)":.*\b(?:Got|Given) value: (.*)', message, re.DOTALL):
         name, value = wrong.groups()
-        hint = get_type_hints(config_class)[name]
+        hint = get_type_hints(config_class).get(name)  # None: a flag of every command
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         if set(kinds) <= _WANTED.keys():
             return f"{name}={value.strip()} must be {' or '.join(_WANTED[kind] for kind in kinds)}"

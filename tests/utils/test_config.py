@@ -59,6 +59,7 @@ def test_a_flag_given_at_its_default_is_given():
         (["--stages=3"], r"^stages=3 must be a list of whole numbers such as \[1,2\]$"),
         (["--sizes=[1,b]"], r"^sizes=\[1, 'b'\] must be a whole number or a list of whole numbers such as \[1,2\]$"),
         (["--overwrite=maybe"], "^overwrite=maybe must be true or false$"),
+        (["--debug=maybe"], "debug.*maybe"),
         (["--rate=-1", "--num_layers=0"], "rate must be positive; num_layers must be positive"),
     ],
 )
