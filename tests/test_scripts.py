@@ -131,6 +131,7 @@ except KeyboardInterrupt:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     assert process.stdout.readline() == "begun\n"
     (os.killpg if to_all else os.kill)(process.pid, number)
