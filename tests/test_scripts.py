@@ -113,12 +113,13 @@ def test_a_signal_stops_the_command_and_then_the_script(number, to_all, said, co
     command = """
 import signal, sys, time
 def stop(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # to all, it comes a second time from the script
     print("saved", flush=True)
     time.sleep(0.2)  # while the script waits
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
-print("begun", flush=True)
 try:
+    print("begun", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
