@@ -98,21 +98,20 @@ def export(config: TokenizerConfig) -> dict[str, object]:
     folder = dataset_folder(config.data_dir, config.dataset)
     if announce_published(config):
         return {}
-    check_folder(config)
-    interactions = load_interactions(folder)
-    names, sizes = interactions.item_names[1:], level_sizes(config.n_codebooks, config.codebook_size)
-    embeddings = load_embeddings(config, interactions.num_items)
-    with FileLock(config.tokenizer_folder / LOCK_FILE):
-        return _export(config, names, sizes, embeddings)
+    with _locked(config):
+        interactions = load_interactions(folder)
+        names, sizes = interactions.item_names[1:], level_sizes(config.n_codebooks, config.codebook_size)
+        return _export(config, names, sizes, load_embeddings(config, interactions.num_items))
 
 
-def check_folder(config: TokenizerConfig) -> None:
-    """Raise InputError where the dataset or the tokenizer has no folder."""
+def _locked(config: TokenizerConfig) -> FileLock:
+    """Lock the tokenizer's folder, which a lock alone would make; raise InputError where it or the dataset has none."""
     dataset_folder(config.data_dir, config.dataset)
     if not config.tokenizer_folder.is_dir():
         raise InputError(
             f"{config.tokenizer_folder} does not exist; run python -m tokenizer.train first, or give its --ckpt_name"
         )
+    return FileLock(config.tokenizer_folder / LOCK_FILE)
 
 
 def _export(
@@ -152,8 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
     seed_everything(config.rand_seed, config.reproducibility)
     if config.assign:
-        check_folder(config)
-        with FileLock(config.tokenizer_folder / LOCK_FILE):
+        with _locked(config):
             print(assign(config, Path(config.assign)))
         return
     report = export(config)

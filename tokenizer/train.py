@@ -294,13 +294,13 @@ def _differences(before: dict[str, object], now: dict[str, object]) -> str:
     return "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if now[key] != before.get(key))
 
 
+def _codebook_sizes(settings: dict[str, object]) -> tuple[int, ...]:
+    return level_sizes(settings["n_codebooks"], settings["codebook_size"])[:-1]
+
+
 def largest_group(embeddings: np.ndarray) -> int:
     """Return how many items share the embedding that most share; float32 [N, E]."""
     return max(Counter(hash(row.tobytes()) for row in embeddings).values())
-
-
-def _codebook_sizes(settings: dict[str, object]) -> tuple[int, ...]:
-    return level_sizes(settings["n_codebooks"], settings["codebook_size"])[:-1]
 
 
 def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
@@ -350,15 +350,15 @@ def train(config: TokenizerConfig) -> None:
         return
     interactions = load_interactions(folder)
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
-    largest = max(level_sizes(config.n_codebooks, config.codebook_size)[:-1])
-    if len(items) < largest:
-        raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")
-    identical, room = largest_group(embeddings), level_sizes(config.n_codebooks, config.codebook_size)[-1] - 1
-    if identical > room:
+    *sizes, last_size = level_sizes(config.n_codebooks, config.codebook_size)
+    if len(items) < max(sizes):
+        raise InputError(f"{len(items)} training items cannot fill {max(sizes)} codes; lower --codebook_size")
+    identical = largest_group(embeddings)
+    if identical >= last_size:
         raise InputError(
             f"{identical} items have the same embedding, which no codebooks tell apart, but the disambiguation level "
-            f"separates at most {room}; give it more codes with a last entry of its own in --codebook_size (at least "
-            f"{identical + 1}), or join items of the same text"
+            f"separates at most {last_size - 1}; give it more codes with a last entry of its own in --codebook_size "
+            f"(at least {identical + 1}), or join items of the same text"
         )
     settings = training_settings(config)
     settings |= {"embeddings_sha256": sha256(embeddings), "training_items_sha256": sha256(items)}
