@@ -208,10 +208,14 @@ def _flag(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
+def with_studies(argv: list[str]) -> list[str]:
+    """Put --studies before the studies' files."""
+    return [f"--studies+={a}" if a.endswith(".yaml") and not a.startswith("-") else a for a in argv]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run studies; `argv` are the arguments, by default the command line's."""
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [f"--studies+={a}" if a.endswith(".yaml") and not a.startswith("-") else a for a in argv]
+    argv = with_studies(sys.argv[1:] if argv is None else argv)
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
     studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
     runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))

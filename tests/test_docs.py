@@ -15,7 +15,7 @@ from data.recbole import RecBoleConfig
 from data.sample import SampleConfig
 from docs.hyperparameters import FILE, NOTES, TOKENIZER_NOTES, generate
 from evaluate import EvaluateConfig
-from experiments.run import RunConfig
+from experiments.run import RunConfig, with_studies
 from experiments.study import load_study
 from export import ExportConfig
 from recommend import RecommendConfig
@@ -77,7 +77,7 @@ def parsed(words: list[str]) -> tuple[type, list[str]] | None:
         if name in COMMANDS:
             flags = [flag for flag in words[number + 1 :] if flag != "..." and not flag.startswith("--config_file=")]
             if name == "-m experiments.run":
-                flags = [f"--studies+={flag}" if flag.endswith(".yaml") else flag for flag in flags]
+                flags = with_studies(flags)
             flags = GIVEN.get(name, []) + (with_lists(flags) if name == "report.py" else flags)
             return COMMANDS[name], flags
     return None
