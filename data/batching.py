@@ -26,6 +26,7 @@ class Stream(IntEnum):
     INFLUENCE_SAMPLE = 2
     VALIDATION_SAMPLE = 3
     TRAINING_USERS = 4
+    TEST_SAMPLE = 5
 
 
 def random_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.Generator:

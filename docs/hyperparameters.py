@@ -86,6 +86,7 @@ NOTES: dict[str, tuple[str, str, str]] = {
     ),
     "epochs": ("1 or more", "200; 100 fine-tuning", "low: underfits; high: time, and overfitting that patience ends"),
     "steps": ("1 or more", "", "as epochs"),
+    "schedule_epochs": ("epochs or more", "", "more than epochs: ends on the way, for fine-tuning to go on from"),
     "train_batch_size": ("1 or more", "256 on 4 GPUs", "low: noisy and slow; high: fewer steps, out of memory"),
     "gradient_accumulation_steps": (
         "1 or more",
@@ -120,6 +121,7 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "train_user_ratio": ("above 0, to 1", "", "low: a quick trial, to be validated with val_users=new"),
     "val_users": ("all, new", "", "all with train_user_ratio below 1: stops late (experiments/RESULTS.md)"),
     "val_ratio": ("above 0, to 1", "", "low: fast, noisy choice of the best epoch"),
+    "test_ratio": ("above 0, to 1", "", "low: metrics that say little"),
     "num_beams": ("max(topk) or more", "", "low: misses items; high: slow, hardly better"),
     "test_num_beams": ("max(topk) or more", "50 fine-tuning", "as num_beams"),
     "constrained": ("true, false", "false", "true: no beam is lost to what is no item; slightly slower"),

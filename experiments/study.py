@@ -9,8 +9,10 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     pretrain            flags of pretrain.py, or null to train from scratch
     finetune, scratch   flags of finetune.py, on a pre-trained model or from scratch
     num_tokenizers      how many of the RQ-VAE's epochs are pre-trained with, counted back from the last one
+    last                the epoch that is counted back from, by default the RQ-VAE's last
     gap                 epochs between two of them
-    candidates          how many of them are fine-tuned with; the best one on validation is the cell's result
+    candidates          how many of them are fine-tuned with, or a list of their places, counted back from 0; the best one
+                        on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
     ensemble            combine the candidates' recommendations instead of picking one
     most_popular        no recommender at all: the most popular items
@@ -31,7 +33,7 @@ from utils.errors import InputError
 
 SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
-    *("num_tokenizers", "gap", "candidates", "independent", "ensemble", "most_popular"),
+    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "most_popular"),
 )
 EMBEDDING_FLAGS = (
     *("sent_emb_model", "sent_emb_dim", "sent_emb_batch_size"),
@@ -165,7 +167,7 @@ def override(options: dict, changes: dict, file: Path) -> dict:
 
 
 def candidates(options: dict, seed: int) -> tuple[Job, ...]:
-    """Return the jobs of a cell; the first is fine-tuned with the RQ-VAE's last epoch."""
+    """Return the jobs of a cell; the first is the one fixed beforehand."""
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
     if options.get("most_popular"):
         return (Job.of("most_popular", **data),)
@@ -176,7 +178,8 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     def tokenizer(tokenizer_seed: int) -> Job:
         return Job.of("tokenizer", (embedding,), **{**data, **options["tokenizer"], "rand_seed": tokenizer_seed})
 
-    own_seed, last = options["tokenizer"].get("rand_seed", seed), options["tokenizer"]["epochs"]
+    own_seed = options["tokenizer"].get("rand_seed", seed)
+    last = options.get("last") or options["tokenizer"]["epochs"]
     own = tokenizer(own_seed)
     flags = {**data, **options["recommender"], "rand_seed": seed}
     if options.get("independent"):
@@ -193,9 +196,11 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         epochs = sorted({epoch for _, epoch in groups})
         before = (Job.of("pretrain", many, **{**flags, **options["pretrain"]}, sem_id_epochs=epochs),)
         stage = options["finetune"]
+    chosen = options["candidates"]
+    places = chosen if isinstance(chosen, list) else range(min(chosen, len(groups)))
     jobs = tuple(
-        Job.of("finetune", (job, *before), **{**flags, **stage}, sem_id_epochs=[epoch])
-        for job, epoch in groups[: options["candidates"]]
+        Job.of("finetune", (groups[place][0], *before), **{**flags, **stage}, sem_id_epochs=[groups[place][1]])
+        for place in places
     )
     return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
 

@@ -107,6 +107,8 @@ class TrainingConfig:
     """AdamW's weight decay, on all parameters."""
     steps: int | None = None
     """Length of the schedule in batches of one process; sets the number of epochs too. By default epochs counts."""
+    schedule_epochs: int | None = None
+    """Epochs after which the learning rate would reach 0, by default epochs; more of them end training on the way."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     eval_interval: int = 1
@@ -121,6 +123,8 @@ class TrainingConfig:
     """Whose validation targets count: all users', or only new ones', whom train_user_ratio keeps from training."""
     val_ratio: float = 1.0
     """Share of the validation users that evaluation looks at, drawn once; influence always uses all of them."""
+    test_ratio: float = 1.0
+    """Share of the users that the test looks at, drawn once; for pre-trainings whose own test nobody reads."""
     num_beams: int = 20
     """Beams in validation."""
     constrained: bool = False
@@ -140,7 +144,7 @@ class TrainingConfig:
                 "d_ff",
             ),
             *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams"),
-            *("steps", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
+            *("steps", "schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
             *("lr", "max_grad_norm", "tau"),
         ]
         for name in positive:
@@ -150,7 +154,7 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 found.append(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("train_user_ratio", "val_ratio", "influence_sample_ratio"):
+        for name in ("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"):
             if not 0 < getattr(self, name, 1.0) <= 1:
                 found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
         for name in ("dataset", "run_name"):
@@ -163,6 +167,10 @@ class TrainingConfig:
             found.append(f"rand_seed={self.rand_seed} must be at least 0 and below 2**32")
         if not 0 <= self.dropout_rate < 1:
             found.append(f"dropout_rate={self.dropout_rate} must be at least 0 and below 1")
+        if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):
+            found.append(
+                f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
+            )
         if self.mixed_precision not in ("no", "bf16"):
             found.append(f"mixed_precision={self.mixed_precision} must be no or bf16")
         if self.val_users not in ("all", "new"):

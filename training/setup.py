@@ -283,8 +283,9 @@ def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
     sampled = random_share(
         positions["valid"], config.val_ratio, random_stream(config.rand_seed, Stream.VALIDATION_SAMPLE)
     )
+    tested = random_share(positions["test"], config.test_ratio, random_stream(config.rand_seed, Stream.TEST_SAMPLE))
     tokenization = Tokenization(interactions, table, config.max_item_seq_len)
-    return Data(tokenization, order, positions["valid"], sampled, positions["test"])
+    return Data(tokenization, order, positions["valid"], sampled, tested)
 
 
 def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:

@@ -126,7 +126,7 @@ class Trainer:
         self.config, self.accelerator, self.run, self.data = config, accelerator, run, data
         self.recommender = recommender
         order = data.order
-        self.total_positions = config.steps or order.batches_per_epoch * config.epochs
+        self.total_positions = config.steps or order.batches_per_epoch * (config.schedule_epochs or config.epochs)
         self.epochs = math.ceil(config.steps / order.batches_per_epoch) if config.steps else config.epochs
         planned = order.steps_per_epoch * order.accumulation * order.num_processes * self.epochs
         if planned > 1.05 * self.total_positions:
