@@ -29,14 +29,14 @@ from data.interactions import (
     training_interactions,
 )
 from data.token_table import Vocabulary, check_identifiers, load_token_table, resolve_groups
+from evaluation.metrics import METRICS, mean_metrics
+from evaluation.predict import predict, write_results
+from evaluation.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from inference.model_folder import named_folder, read_settings
-from inference.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from model.recommender import Recommender, find_model_folder
-from training.evaluation import predict, write_results
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
-from utils.metrics import METRICS, mean_metrics
 from utils.runtime import join_processes, run_command
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
+from evaluation.run import RESULTS_FILE, load_run, single_identifier_run
 from reporting.compare import compare_runs
 from reporting.headline import popularity_row
+from reporting.material import load_material
 from reporting.report import write_report
-from reporting.run import load_material, load_run, single_identifier_run
 from reporting.terminal import metrics_table, recommendations
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.run_folder import RESULTS_FILE
 from utils.runtime import run_command
 
 

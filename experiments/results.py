@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from data.interactions import dataset_folder, load_interactions
-from data.popularity import popularity_recommendations
 from data.token_table import QUALITY_FILE, TRAINING_FILE
+from evaluation.metrics import mean_metrics, target_ranks
+from evaluation.popularity import popularity_recommendations
+from evaluation.results import ensemble, read_results
+from evaluation.run import RESULTS_FILE, trained_identifiers
 from experiments.study import Job
-from inference.results import ensemble, read_results
 from tokenizer.config import TokenizerConfig
 from tokenizer.published import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.metrics import mean_metrics, target_ranks
-from utils.run_folder import RESULTS_FILE, trained_identifiers
 
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")

@@ -11,8 +11,7 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     num_tokenizers      how many of the RQ-VAE's epochs are pre-trained with, counted back from the last one
     last                the epoch that is counted back from, by default the RQ-VAE's last
     gap                 epochs between two of them
-    candidates          how many of them are fine-tuned with, or a list of their places, counted back from 0; the best one
-                        on validation is the cell's result
+    candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
     ensemble            combine the candidates' recommendations instead of picking one
     most_popular        no recommender at all: the most popular items
@@ -196,11 +195,10 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         epochs = sorted({epoch for _, epoch in groups})
         before = (Job.of("pretrain", many, **{**flags, **options["pretrain"]}, sem_id_epochs=epochs),)
         stage = options["finetune"]
-    chosen = options["candidates"]
-    places = chosen if isinstance(chosen, list) else range(min(chosen, len(groups)))
+    middle = len(groups) // 2
+    chosen = groups[middle : middle + 1] if options["candidates"] == "middle" else groups[: options["candidates"]]
     jobs = tuple(
-        Job.of("finetune", (groups[place][0], *before), **{**flags, **stage}, sem_id_epochs=[groups[place][1]])
-        for place in places
+        Job.of("finetune", (job, *before), **{**flags, **stage}, sem_id_epochs=[epoch]) for job, epoch in chosen
     )
     return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
 

@@ -10,11 +10,11 @@ from scipy.stats import sem, t
 
 from data.batching import training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from evaluation.metrics import mean_metrics, per_user
+from evaluation.results import bootstrap, groups_of
 from experiments.results import METRICS, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
-from inference.results import bootstrap, groups_of
 from utils.files import atomic_path, read_json, write_text
-from utils.metrics import mean_metrics, per_user
 
 VALID_METRIC = "ndcg@10"
 RESAMPLES = 10_000

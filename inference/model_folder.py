@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.token_table import Group, Vocabulary, check_identifiers
+from evaluation.run import CONFIG_FILE, RESULTS_FILE, read_config
 from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json
 from utils.locks import LOCK_FILE, FileLock
-from utils.run_folder import CONFIG_FILE, RESULTS_FILE, read_config
 
 ABOUT_FILE = "mtgrec.json"
 ITEMS_FILE = "items.jsonl"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from evaluation.compare import mean_interval
+from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
 from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short, without_middle
-from reporting.run import Run
-from reporting.statistics import mean_interval
 from reporting.terminal import metric_titles
 from utils.errors import InputError
 

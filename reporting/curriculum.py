@@ -4,9 +4,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
+from evaluation.run import Run
+from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import COLOURS, HEIGHT, Picture, draw_legend, draw_lines, picture
-from reporting.run import Material, Run
 
 
 def curriculum_section(material: Material) -> Section:

@@ -2,9 +2,10 @@
 
 from matplotlib.axes import Axes
 
+from evaluation.run import Run
+from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import COLOURS, Marks, Picture, draw_legend, draw_lines, draw_marks, picture
-from reporting.run import Material, Run
 from reporting.terminal import metric_titles
 from training.schedule import stage_ends
 

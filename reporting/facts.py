@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from data.interactions import Interactions
+from evaluation.run import Run
 from reporting.curves import phase_seconds
+from reporting.material import Material
 from reporting.page import Section, facts
-from reporting.run import Material, Run
 from training.config import FinetuneConfig, PretrainConfig
 
 

@@ -8,15 +8,16 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from data.interactions import Interactions
-from data.popularity import popularity_recommendations
+from evaluation.compare import mean_interval
+from evaluation.metrics import parse_metric, per_user, target_ranks
+from evaluation.popularity import popularity_recommendations
+from evaluation.run import Run
+from reporting.material import Material
 from reporting.page import Section, table
 from reporting.paper import TABLE_2, TABLE_2_METRICS
 from reporting.pictures import COLOURS, GREY, Picture, picture, short
-from reporting.run import Material, Run
-from reporting.statistics import mean_interval
 from reporting.terminal import metric_titles
 from utils.files import read_json
-from utils.metrics import parse_metric, per_user, target_ranks
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from html import escape
 
 import numpy as np
 
+from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import short
-from reporting.run import Material
 
 USERS, HISTORY, RECOMMENDED = 10, 8, 10
 

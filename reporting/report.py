@@ -6,9 +6,9 @@ from reporting.curriculum import curriculum_section
 from reporting.curves import training_section
 from reporting.facts import facts_section
 from reporting.headline import headline_section
+from reporting.material import Material
 from reporting.page import write_page
 from reporting.people import users_section
-from reporting.run import Material
 from reporting.tokenizers import tokenizer_section
 
 SECTIONS = (

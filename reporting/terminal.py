@@ -4,8 +4,8 @@ import shutil
 import textwrap
 
 from data.interactions import Interactions
-from reporting.run import Run
-from utils.metrics import parse_metric
+from evaluation.metrics import parse_metric
+from evaluation.run import Run
 
 
 def metric_titles(names: list[str]) -> dict[str, str]:

@@ -11,10 +11,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data.token_table import level_sizes, read_sem_ids, resolve_groups
+from reporting.material import Material
 from reporting.page import Section, paragraph, table
 from reporting.paper import TABLE_5
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, draw_legend, draw_lines, picture, short
-from reporting.run import Material
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
 

@@ -1,4 +1,4 @@
-"""What every test may use: the golden case, a tiny dataset with several tokenizers, one thread."""
+"""What every test may use: the golden case, a tiny dataset, its tokenizers and a recommender for it, one thread."""
 
 import json
 import os
@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
 
 import model.t5
+from data.batching import Tokenization
+from data.interactions import load_interactions
+from data.token_table import Vocabulary, load_token_table, resolve_groups
+from model.recommender import Architecture, Recommender
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same run on a machine with a GPU
@@ -62,3 +67,22 @@ def joint_run(dataset: Path, tmp_path: Path) -> Path:
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both layouts of a batch in turn: a group for each length as on the CPU, one padded group as on a GPU."""
     monkeypatch.setattr(model.t5, "GROUPING_DEVICES", ("cpu",) if request.param == "grouped" else ())
+
+
+@pytest.fixture
+def tokenization(dataset: Path) -> Tokenization:
+    interactions = load_interactions(dataset)
+    table = load_token_table(resolve_groups(dataset), interactions.item_names[1:], Vocabulary((8,) * 4))
+    return Tokenization(interactions, table, max_item_seq_len=5)
+
+
+@pytest.fixture
+def recommender() -> Recommender:
+    torch.manual_seed(0)
+    architecture = Architecture((8,) * 4, 1, 1, 1, d_model=8, d_ff=12, num_heads=2, d_kv=4, dropout_rate=0.3)
+    return Recommender.from_architecture(architecture)
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)

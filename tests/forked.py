@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+import evaluation.predict
 import tokenizer.train
 import training.curriculum
-import training.evaluation
 from training.trainer import Trainer
 from utils.runtime import run_command
 
@@ -24,7 +24,7 @@ MOMENTS = {
     "tokenizer epoch": (tokenizer.train, "train_epoch"),
     "training step": (Trainer, "_train_step"),
     "influence batch": (training.curriculum, "stop_if_requested"),
-    "evaluation batch": (training.evaluation, "stop_if_requested"),
+    "evaluation batch": (evaluation.predict, "stop_if_requested"),
     "flush of a file": (os, "fsync"),
     "rename of a folder": (os, "rename"),
     "rename of a file": (os, "replace"),

@@ -19,7 +19,7 @@ import recommend
 import training.setup
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, resolve_groups
-from reporting.run import load_run
+from evaluation.run import load_run
 from tokenizer import export
 
 pytestmark = pytest.mark.slow

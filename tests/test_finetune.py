@@ -9,9 +9,9 @@ from tiny_runs import MODEL, flags, read_results, read_weights, sizes_of_files
 
 import finetune
 from data.token_table import level_sizes
+from evaluation.run import read_config
 from model.recommender import Architecture, Recommender
 from training.config import FinetuneConfig
-from utils.run_folder import read_config
 from utils.runtime import run_command
 
 

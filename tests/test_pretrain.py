@@ -10,10 +10,10 @@ from tiny_dataset import make_dataset
 from tiny_runs import assert_same_weights, flags, read_lines, read_results, read_weights
 
 import pretrain
+from evaluation.run import read_config
 from training.curriculum import accumulate_scores, sampling_probabilities
 from training.trainer import Trainer
 from utils.config import parse_config
-from utils.run_folder import read_config
 from utils.runtime import run_command
 
 NAMES = {"recall@5", "recall@10", "ndcg@5", "ndcg@10"}

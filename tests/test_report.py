@@ -6,10 +6,9 @@ import pytest
 from tiny_runs import fake_run
 
 import report
+from evaluation.run import load_run, results_folder_of, single_identifier_run
 from report import ReportConfig, with_lists
-from reporting.run import load_run, single_identifier_run
 from utils.errors import InputError
-from utils.run_folder import results_folder_of
 
 # The last item of each is the test's target, the one before it validation's; the rest is what popularity counts.
 SEQUENCES = {

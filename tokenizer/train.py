@@ -34,13 +34,12 @@ from tokenizer.published import announce_published
 from tokenizer.quality import collision_rate
 from tokenizer.rqvae import RQVAE, encoding_state, load_weights, save_weights
 from tokenizer.whitening import Whitening, fit_whitening, load_whitening
-from utils.config import dump_config, parse_config
+from utils.config import HANDLING_FLAGS, dump_config, parse_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, write_json, write_text
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.locks import LOCK_FILE, FileLock
 from utils.progress import ProgressLine, duration
-from utils.run_folder import HANDLING_FLAGS
 from utils.runtime import run_command, seed_everything
 from utils.snapshots import (
     Snapshot,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from data.interactions import dataset_folder
 from data.token_table import group_labels, resolve_groups
+from evaluation.run import CONFIG_FILE, RESULTS_FILE, is_finished, read_config
 from training.config import FinetuneConfig
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.run_folder import CONFIG_FILE, RESULTS_FILE, is_finished, read_config
 from utils.runtime import run_command
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.token_table import level_sizes
+from evaluation.metrics import METRICS, parse_metric
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
-from utils.metrics import METRICS, parse_metric
 
 # Flags that a pre-trained model settles (model.recommender.Architecture).
 ARCHITECTURE_FLAGS = (
@@ -144,7 +144,16 @@ class TrainingConfig:
                 "d_ff",
             ),
             *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams"),
-            *("steps", "schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
+            *(
+                "steps",
+                "schedule_epochs",
+                "num_tokenizers",
+                "epochs",
+                "eval_batch_size",
+                "patience",
+                "save_interval",
+                "test_num_beams",
+            ),
             *("lr", "max_grad_norm", "tau"),
         ]
         for name in positive:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream, training_users
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions, split_positions
 from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
+from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
     Recommender,
@@ -24,13 +25,13 @@ from model.recommender import (
 from training.checkpoint import FINISHED_CHANGES, RESUMABLE_CHANGES, STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, FinetuneConfig, TrainingConfig
 from training.progress import plain_settings
+from training.run_folder import RunFolder
 from training.trainer import Data, Trainer
 from utils.advice import tokenizer_advice
 from utils.config import expand_epochs
 from utils.environment import describe_environment
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.run_folder import ENVIRONMENT_FILE, RESULTS_FILE, RunFolder, trained_identifiers
 from utils.runtime import seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot
 

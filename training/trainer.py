@@ -17,17 +17,18 @@ from accelerate.utils import gather_object
 
 from data.batching import Tokenization, TrainingOrder
 from data.token_table import Group
+from evaluation.predict import Predictions, predict, write_results
+from evaluation.run import RESULTS_FILE, results_folder_of
 from model.recommender import Recommender
 from training.checkpoint import STATE_FOLDER, load_state_, process_state, state_tensors
 from training.config import TrainingConfig
-from training.evaluation import Predictions, predict, write_results
 from training.progress import Live, log_hyperparameters
+from training.run_folder import RunFolder
 from training.schedule import cosine_factor
 from utils.advice import validation_advice
 from utils.environment import peak_memory_mb
 from utils.files import atomic_folder, write_json
 from utils.interrupts import Stopped, listening, stop_requested
-from utils.run_folder import RESULTS_FILE, RunFolder, results_folder_of
 from utils.snapshots import Snapshot, link_folder, write_snapshot
 
 LOG_EVERY = 50  # optimizer steps between two readings of the loss

@@ -53,6 +53,9 @@ class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the description: its examples are to be copied."""
 
 
+# Flags that say what to do with a folder, not what the run is.
+HANDLING_FLAGS = ("overwrite", "reuse", "resume")
+
 # What a flag that takes epochs accepts: 7, [7,9], 9976:10000 (both ends included), [1:3,7]. Types are tried in this
 # order; int comes last because the library's reading of an int is base 60, 430 for 7:10.
 Epochs = str | list[str | int] | int

@@ -44,6 +44,16 @@ def test_a_cell_fine_tunes_the_last_tokenizers_of_its_pretraining(tmp_path):
     assert tokenizer.needs[0].flags == {"dataset": "Tiny", "data_dir": "datasets", "sent_emb_model": "tfidf"}
 
 
+def test_the_candidate_may_be_the_middle_one_and_counting_may_begin_earlier(tmp_path):
+    study = make_study(
+        tmp_path, variants={"middle": {"candidates": "middle"}, "one": {"last": 14, "num_tokenizers": 1}}
+    )
+    middle, one = (study.cells[index].candidates for index in (0, 2))
+    assert [job.flags["sem_id_epochs"] for job in middle] == [[18]]
+    assert [job.flags["sem_id_epochs"] for job in one] == [[14]]
+    assert one[0].needs[1].flags["sem_id_epochs"] == [14]
+
+
 def test_from_scratch_has_its_own_flags_and_no_pretraining(tmp_path):
     study = make_study(tmp_path, variants={"TIGER++": {"pretrain": None}})
     (job, _) = study.cells[0].candidates
@@ -118,7 +128,7 @@ def test_commands_name_runs_and_files_by_job(tmp_path):
     assert commands(Job.of("most_popular", dataset="Tiny"), "ckpt") == []
 
 
-@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+@pytest.mark.parametrize("budget", ["cpu", "all_users", "gpu"])
 @pytest.mark.parametrize(
     "file",
     sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experiments/budgets.yaml"}),

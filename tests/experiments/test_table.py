@@ -5,6 +5,7 @@ import pytest
 
 from data.batching import training_users
 from data.interactions import load_interactions, split_positions, training_interactions
+from evaluation.metrics import mean_metrics
 from experiments.results import METRICS, pack_ranks, result_file
 from experiments.study import Cell, Job, Study
 from experiments.table import (
@@ -17,7 +18,6 @@ from experiments.table import (
     write_table,
 )
 from utils.files import write_json
-from utils.metrics import mean_metrics
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from inference.results import ensemble, read_results
-from utils.metrics import mean_metrics
+from evaluation.metrics import mean_metrics
+from evaluation.results import ensemble, read_results
 
 
 def test_ensemble_of_the_reference_codes_files(golden):

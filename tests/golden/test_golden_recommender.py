@@ -7,11 +7,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.testing import assert_close
 
+from evaluation.metrics import mean_metrics, per_user, target_ranks
+from evaluation.predict import predict
 from model.beam_search import beam_search
 from model.recommender import Recommender, read_reference_checkpoint
-from training.evaluation import predict
 from training.schedule import cosine_factor
-from utils.metrics import mean_metrics, per_user, target_ranks
 
 pytestmark = pytest.mark.usefixtures("layout")
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.compare import mean_interval
+from evaluation.run import load_run
 from reporting.compare import _verdict, compare_runs, differing_settings, paired_difference, short_names
 from reporting.pictures import without_middle
-from reporting.run import load_run
-from reporting.statistics import mean_interval
 from utils.errors import InputError
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from tiny_runs import read_results
 
+from evaluation.run import load_run, pretraining_of, single_identifier_run
 from reporting.curves import marks_of, phase_seconds
 from reporting.facts import default_settings
 from reporting.headline import headline_section, paper_rows
+from reporting.material import load_material
 from reporting.pictures import Marks
 from reporting.report import write_report
-from reporting.run import load_material, load_run, pretraining_of, single_identifier_run
 from reporting.terminal import metrics_table
 from training.config import PretrainConfig
 

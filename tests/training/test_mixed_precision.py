@@ -9,10 +9,10 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny_runs import flags
 
+from evaluation.predict import predict
 from model.recommender import Recommender
 from training.config import FinetuneConfig
 from training.curriculum import mean_gradient
-from training.evaluation import predict
 from training.setup import resolve_config, start_run
 from training.trainer import Trainer
 from utils.config import parse_config

@@ -204,6 +204,14 @@ def test_validation_of_new_users_has_none_that_is_trained_on(resolve):
     assert 0 < len(expected) < len(everyone.valid)
 
 
+def test_test_ratio_is_a_fixed_share_of_the_test_alone(resolve):
+    whole, part = (load_data(resolve(test_ratio=ratio), Accelerator()) for ratio in (1.0, 0.4))
+    assert len(part.test) == round(0.4 * len(whole.test))
+    assert set(part.test) <= set(whole.test)
+    assert part.valid_sample.tolist() == whole.valid_sample.tolist()
+    assert load_data(resolve(test_ratio=0.4), Accelerator()).test.tolist() == part.test.tolist()
+
+
 def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(resolve):
     data = load_data(resolve(val_ratio=0.4), Accelerator())
     assert (len(data.valid), len(data.valid_sample)) == (27, 11)

@@ -202,6 +202,13 @@ def test_steps_set_schedule_and_epochs(make_trainer):
     assert (trainer.total_positions, trainer.epochs) == (45, 3)  # 22 batches an epoch
 
 
+def test_a_longer_schedule_ends_training_on_the_way(make_trainer):
+    trainer = make_trainer(epochs=3, schedule_epochs=10, warmup_steps=50)
+    assert (trainer.total_positions, trainer.epochs) == (220, 3)
+    trainer.progress.step = 66  # 22 batches an epoch
+    assert trainer.learning_rate == pytest.approx(hugging_face_rates(0.01, 50, 220, 1, steps=67)[-1], rel=1e-12)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_batches_train_like_one_large_batch(make_trainer, parts):
     """With equal schedule positions and no dropout: 32 examples in one batch, or in several."""

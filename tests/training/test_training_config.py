@@ -48,6 +48,8 @@ def test_defaults_are_the_reference_codes(config_class: type, own: dict):
         ("--tau=-1", "tau=-1.0 must be positive"),
         ("--warmup_steps=-5", "warmup_steps=-5 must not be negative"),
         ("--val_ratio=1.5", "val_ratio=1.5 must be above 0 and at most 1"),
+        ("--test_ratio=0", "test_ratio=0.0 must be above 0 and at most 1"),
+        ("--schedule_epochs=199", "schedule_epochs=199 must be at least epochs=200"),
         ("--val_users=some", "val_users=some must be all or new"),
         ("--val_users=new", "val_users=new needs users that training does not see: train_user_ratio below 1"),
         ("--influence_sample_ratio=0", "influence_sample_ratio=0.0 must be above 0 and at most 1"),

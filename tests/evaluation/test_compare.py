@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from reporting.statistics import mean_interval
+from evaluation.compare import mean_interval
 
 
 def test_interval_of_a_share_is_the_textbooks():

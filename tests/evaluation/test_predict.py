@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from data.batching import Tokenization
 from data.interactions import split_positions
+from evaluation.predict import Predictions, predict, write_results
 from model.beam_search import beam_search
 from model.recommender import Recommender
-from training.evaluation import Predictions, predict, write_results
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 
 from data.interactions import Interactions
-from data.popularity import most_popular, popularity_recommendations
+from evaluation.popularity import most_popular, popularity_recommendations
 
 # Training interactions (all but the last two of each user): 3 3 1 | 4 1 | none | none.
 INTERACTIONS = Interactions(

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
+from evaluation.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from utils.errors import InputError
 
 

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 
 from data.batching import Tokenization
+from evaluation.metrics import mean_metrics, target_ranks
 from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.files import write_json
 from utils.interrupts import stop_if_requested
-from utils.metrics import mean_metrics, target_ranks
 
 
 @dataclass

@@ -7,22 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
-from data.token_table import Group, Vocabulary, group_labels, level_sizes, load_token_table
+from data.token_table import group_labels
+from evaluation.metrics import per_user
 from utils.errors import InputError
 from utils.files import read_json
-from utils.metrics import per_user
-from utils.run_folder import (
-    CONFIG_FILE,
-    ENVIRONMENT_FILE,
-    METRICS_FILE,
-    RESULTS_FILE,
-    is_finished,
-    read_config,
-    results_folder_of,
-    trained_identifiers,
-)
+
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+ENVIRONMENT_FILE = "environment.json"
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the folder holds a run that has its results."""
+    return (folder / RESULTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was made with."""
+    try:
+        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{folder} has no settings in its {CONFIG_FILE}")
+    return config
+
+
+def trained_identifiers(folder: Path) -> list[str]:
+    """Return the hashes of the semantic IDs that a run's best weights were trained with (TokenTable.sha256).
+
+    Empty where they were not recorded.
+    """
+    weights = folder / "model" / "config.json"
+    return read_json(weights).get("semantic_ids_sha256", []) if weights.is_file() else []
+
+
+def results_folder_of(run: Path, results_dir: str | None) -> Path:
+    """Return where a run <ckpt_dir>/<dataset>/<run_name> puts its result files per user."""
+    return Path(results_dir) / run.parent.name / run.name if results_dir else run
 
 
 @dataclass(frozen=True)
@@ -152,47 +177,3 @@ def pretraining_of(run: Run) -> Run | None:
         if is_finished(folder):
             return load_run(folder)
     return None
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a report on one run is made of.
-
-    Attributes:
-        run: The run.
-        baseline: One with a single identifier and no pre-training, to compare with.
-        pretraining: The run itself, or the pre-training that it started from.
-        interactions: The dataset.
-        texts: N item texts in item id order, without padding.
-        codes: int64 [N, L], the chosen tokenizer's semantic IDs; None where those of the run's training are no longer
-            there.
-    """
-
-    run: Run
-    baseline: Run | None
-    pretraining: Run | None
-    interactions: Interactions
-    texts: list[str]
-    codes: np.ndarray | None
-
-
-def load_material(run: Run, baseline: Run | None) -> Material:
-    """Read what belongs to a run: its dataset, its pre-training and its semantic IDs."""
-    folder = dataset_folder(run.settings["data_dir"], run.settings["dataset"])
-    interactions = load_interactions(folder)
-    texts = item_texts(folder, interactions.item_names)
-    pretraining = run if run.is_pretraining else pretraining_of(run)
-    return Material(run, baseline, pretraining, interactions, texts, _codes(run, folder, interactions.item_names[1:]))
-
-
-def _codes(run: Run, folder: Path, item_names: list[str]) -> np.ndarray | None:
-    suffix = run.settings["token_suffix"]
-    epoch = "" if run.row["epoch"] is None else f"_{run.row['epoch']}"
-    file = folder / f"{run.row['prefix']}{epoch}.{suffix}"
-    if not file.is_file():
-        return None
-    group = Group(run.row["prefix"], run.row["epoch"], file)
-    sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])
-    table = load_token_table([group], item_names, Vocabulary(sizes, run.settings["n_user_tokens"]))
-    trained_with = trained_identifiers(run.folder)
-    return None if trained_with and table.sha256[0] != trained_with[run.chosen] else table.codes(0)

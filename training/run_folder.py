@@ -9,42 +9,11 @@ from typing import Any
 
 import yaml
 
-from utils.config import dump_config
+from evaluation.run import CONFIG_FILE, METRICS_FILE, is_finished, read_config
+from utils.config import HANDLING_FLAGS, dump_config
 from utils.errors import InputError
-from utils.files import read_json, remove_leftovers, write_text
+from utils.files import remove_leftovers, write_text
 from utils.locks import LOCK_FILE, FileLock
-
-RESULTS_FILE = "results.json"
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-ENVIRONMENT_FILE = "environment.json"
-# Flags that say what to do with a folder, not what the run is.
-HANDLING_FLAGS = ("overwrite", "reuse", "resume")
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether the folder holds a run that has its results."""
-    return (folder / RESULTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was made with."""
-    try:
-        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{folder} has no settings in its {CONFIG_FILE}")
-    return config
-
-
-def trained_identifiers(folder: Path) -> list[str]:
-    """Return the hashes of the semantic IDs that a run's best weights were trained with (TokenTable.sha256).
-
-    Empty where they were not recorded.
-    """
-    weights = folder / "model" / "config.json"
-    return read_json(weights).get("semantic_ids_sha256", []) if weights.is_file() else []
 
 
 def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:
@@ -60,11 +29,6 @@ def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> 
         for name in {**here, **there}
         if name not in (*HANDLING_FLAGS, *but) and here.get(name) != there.get(name)
     ]
-
-
-def results_folder_of(run: Path, results_dir: str | None) -> Path:
-    """Return where a run <ckpt_dir>/<dataset>/<run_name> puts its result files per user."""
-    return Path(results_dir) / run.parent.name / run.name if results_dir else run
 
 
 class RunFolder:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.metrics import per_user
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.metrics import per_user
 
 NO_ITEM = "None"
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from utils.metrics import mean_metrics, parse_metric, per_user, target_ranks
+from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 
 # Six users, three recommendations each: hit at rank 0, at 2, twice (the first counts), no hit, after a non-item, none.
 RECOMMENDED = np.asarray([[7, 1, 2], [1, 2, 7], [4, 7, 7], [1, 2, 3], [0, 0, 7], [0, 0, 0]])

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.run import is_finished, read_config
 from training.config import FinetuneConfig
+from training.run_folder import RunFolder, differing_settings
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.run_folder import RunFolder, differing_settings, is_finished, read_config
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Judging: predictions, metrics, results per user, comparisons, and reading runs."""
