@@ -10,14 +10,14 @@ from scipy.stats import sem, t
 
 from data.batching import training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from evaluation.compare import bootstrap_over_users
 from evaluation.metrics import mean_metrics, per_user
-from evaluation.results import bootstrap, groups_of
+from evaluation.results import groups_of
 from experiments.results import METRICS, result_file, unpack_ranks
 from experiments.study import Cell, Job, Study
 from utils.files import atomic_path, read_json, write_text
 
 VALID_METRIC = "ndcg@10"
-RESAMPLES = 10_000
 
 
 @dataclass
@@ -103,7 +103,7 @@ def gain_text(row: Row, base: Row, metric: str) -> str:
     reference = base.test(metric).mean()
     if reference == 0:
         return ""
-    (difference,) = bootstrap((row.per_user(metric) - base.per_user(metric))[:, None], RESAMPLES, seed=2024)
+    difference = bootstrap_over_users(row.per_user(metric) - base.per_user(metric))
     low, high = difference.low / reference, difference.high / reference
     return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"
 

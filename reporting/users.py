@@ -4,30 +4,30 @@ from html import escape
 
 import numpy as np
 
-from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import short
+from reporting.report_data import ReportData
 
 USERS, HISTORY, RECOMMENDED = 10, 8, 10
 
 
-def users_section(material: Material) -> Section:
+def users_section(data: ReportData) -> Section:
     """Return ten users, half of them hits where there are as many."""
-    run = material.run
+    run, file = data.run, data.run.user_results_file
     lead = (
         "Ten users: five (or all) whose next item was recommended (framed), others for whom it was not, spread evenly "
         "over all such users. Numbers are semantic IDs; dark are the codes, from the first on, that an item shares "
         "with the one that came next: the longer, the closer."
     )
-    if not run.file.is_file():
-        return Section("Recommendations", lead, [paragraph(f"The result file {run.file.name} is no longer there.")])
-    hit = np.array([t in items for t, items in zip(run.users.targets, run.users.recommended, strict=True)])
+    if not file.is_file():
+        return Section("Recommendations", lead, [paragraph(f"The result file {file.name} is no longer there.")])
+    hit = run.user_results.ranks() < run.user_results.k
     rows = _spread(np.flatnonzero(hit), USERS // 2)
     rows += _spread(np.flatnonzero(~hit), USERS - len(rows))
     sentence = paragraph(
-        f"Of all users, {hit.mean():.1%} got the item that came next among their {len(run.users.recommended[0])}."
+        f"Of all users, {hit.mean():.1%} got the item that came next among their {run.user_results.k}."
     )
-    cards = _Cards(material)
+    cards = _Cards(data)
     return Section("Recommendations", lead, [f"{sentence}<div class='users'>{''.join(map(cards.user, rows))}</div>"])
 
 
@@ -41,19 +41,19 @@ class _Cards:
     """Makes a card for a user.
 
     Args:
-        material: Of the report.
+        data: Of the report.
     """
 
-    def __init__(self, material: Material):
-        self.results, self.interactions, self.texts = material.run.users, material.interactions, material.texts
-        self.codes = material.codes
+    def __init__(self, data: ReportData):
+        self.results, self.interactions, self.texts = data.run.user_results, data.interactions, data.texts
+        self.codes = data.codes
         self.row_of_user = {user: row for row, user in enumerate(self.interactions.user_names)}
         self.row_of_item = {name: row for row, name in enumerate(self.interactions.item_names[1:])}
 
     def user(self, row: int) -> str:
         """Return the card of a row of the results."""
         name, target = self.results.users[row], self.results.targets[row]
-        recommended = self.results.recommended[row][:RECOMMENDED]
+        recommended = self.results.items[row][:RECOMMENDED]
         end = int(self.interactions.offsets[self.row_of_user[name] + 1]) - 1
         start = int(self.interactions.offsets[self.row_of_user[name]])
         history = [self.interactions.item_names[item] for item in self.interactions.history(end, HISTORY)]
