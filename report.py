@@ -79,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     print(metrics_table(rows))
     has_users = run.user_results_file.is_file()
     if config.users and has_users:
-        texts = dict(zip(data.interactions.item_names[1:], data.texts, strict=True))
-        print("\n" + recommendations(run, data.interactions, texts, config.users))
+        print("\n" + recommendations(data, config.users))
     print(f"\nrun: {run.folder}\nper user: {run.user_results_file}{'' if has_users else ' (gone)'}")
     file = Path(config.output) if config.output else run.folder / "report.html"
     results = run.folder / RESULTS_FILE

@@ -27,11 +27,6 @@ class Interval:
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
-    @property
-    def errors(self) -> list[list[float]]:
-        """The distances of low and high from the mean, as error bars take them: [2, 1]."""
-        return [[max(self.mean - self.low, 0.0)], [max(self.high - self.mean, 0.0)]]  # rounding may turn the sign
-
 
 def bootstrap_over_users(
     differences: np.ndarray, resamples: int = 10_000, seed: int = 2024

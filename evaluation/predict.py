@@ -35,8 +35,7 @@ def search(
         tokenization: Makes the batches.
         positions: int [U], target positions, each once; the same on every process.
         group: 0-based tokenizer group that tokenizes the histories.
-        k: Sequences per user.
-        num_beams: Beams of the search.
+        k, num_beams: Sequences per user, and beams of the search.
         batch_size: Users per batch.
         trie: Find sequences of the trie only.
         banned: Makes of a batch's positions the rows of the trie that must not be found, as `beam_search` takes them.
@@ -53,8 +52,7 @@ def search(
     device, num_levels = tokenization.items.device, tokenization.table.vocabulary.num_levels
     sequences = torch.zeros(len(positions), k, num_levels, dtype=torch.int64, device=device)
     scores = torch.zeros(len(positions), k, device=device)
-    by_position = np.argsort(positions)
-    was_training = recommender.training
+    by_position, was_training = np.argsort(positions), recommender.training
     recommender.eval()
     for part, batch in tokenization.batches(tokenization.by_length(positions)[index::count], group, batch_size):
         stop_if_requested()

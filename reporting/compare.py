@@ -11,7 +11,7 @@ from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
-from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short, without_middle
+from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, draw_rows, picture, short, without_middle
 from reporting.terminal import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
@@ -132,12 +132,8 @@ def differences_picture(found: dict[str, Interval], metric: str, first: str) -> 
         height=1.6 + 0.35 * len(found),
     )
     def draw(axes: Axes) -> None:
-        rows = range(len(found) - 1, -1, -1)
-        for row, one in zip(rows, found.values(), strict=True):
-            axes.errorbar(one.mean, row, xerr=one.errors, fmt="o", capsize=4, color=COLOURS[0])
+        draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(rows, without_middle(list(found), 28))
-        axes.set_ylim(-0.6, len(found) - 0.4)
 
     return draw()
 

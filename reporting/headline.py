@@ -15,7 +15,7 @@ from evaluation.popularity import popularity_recommendations
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
 from reporting.page import Section, table
 from reporting.paper import TABLE_2, TABLE_2_METRICS
-from reporting.pictures import COLOURS, GREY, Picture, picture, short
+from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
 from reporting.report_data import ReportData
 from reporting.terminal import metric_titles
 from utils.files import read_json
@@ -37,9 +37,10 @@ class Row:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """The interval of each metric; none without results per user."""
-        found = [] if self.values is None else bootstrap_over_users(self.values, RESAMPLES)
-        return dict(zip(self.metrics, found, strict=False))
+        """The interval of each metric; NaN without results per user."""
+        if self.values is None:
+            return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
+        return dict(zip(self.metrics, bootstrap_over_users(self.values, RESAMPLES), strict=True))
 
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:
@@ -97,7 +98,8 @@ def _shown(run: Run) -> list[str]:
 def _cells(row: Row, names: list[str]) -> list[str]:
     cells = [escape(row.name)]
     for name in names:
-        interval = f" <small>± {row.intervals[name].half_width:.4f}</small>" if name in row.intervals else ""
+        half = row.intervals[name].half_width if name in row.metrics else np.nan
+        interval = "" if np.isnan(half) else f" <small>± {half:.4f}</small>"
         cells.append(f"{row.metrics[name]:.4f}{interval}" if name in row.metrics else "–")
     return cells
 
@@ -126,19 +128,12 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
         "Further right is better; bars are 95% confidence intervals over users (the paper gives none).",
     )
     def draw(axes: Axes) -> None:
-        shown = [row for row in rows if name in row.metrics]
-        for index, row in enumerate(shown):
-            own = index < marked + 1
-            axes.errorbar(
-                row.metrics[name],
-                len(shown) - 1 - index,
-                xerr=row.intervals[name].errors if name in row.intervals else None,
-                **{"fmt": "o" if own else "D", "capsize": 4, "markersize": 8 if index == marked else 5.5},
-                color=COLOURS[0] if index == marked else COLOURS[1] if own else GREY,
-            )
-        names = [short(row.name.split(":")[0], 32) for row in shown]
-        axes.set_yticks(range(len(shown) - 1, -1, -1), names)
-        axes.set_ylim(-0.6, len(shown) - 0.4)
+        styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
+        styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
+        shown = [index for index, row in enumerate(rows) if name in row.metrics]
+        labels = [short(rows[index].name.split(":")[0], 32) for index in shown]
+        intervals = [rows[index].intervals[name] for index in shown]
+        draw_rows(axes, labels, intervals, [styles[index] for index in shown])
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
 

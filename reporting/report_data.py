@@ -1,6 +1,7 @@
 """What a report on one run is made of."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,25 @@ class ReportData:
     interactions: Interactions
     texts: list[str]
     codes: np.ndarray | None
+
+    @cached_property
+    def row_of_item(self) -> dict[str, int]:
+        """The 0-based row of each item in texts and codes, by name."""
+        return {name: row for row, name in enumerate(self.interactions.item_names[1:])}
+
+    @cached_property
+    def _row_of_user(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.interactions.user_names)}
+
+    def text(self, item: str) -> str:
+        """Return the text of an item by its name."""
+        return self.texts[self.row_of_item[item]]
+
+    def history(self, user: str, count: int) -> tuple[list[str], int]:
+        """Return the names of the last items, at most `count`, that a user had before the test, and of how many."""
+        start, end = self.interactions.offsets[self._row_of_user[user] :][:2]
+        items = self.interactions.history(int(end) - 1, count)
+        return [self.interactions.item_names[item] for item in items], int(end - start) - 1
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

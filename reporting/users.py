@@ -27,8 +27,8 @@ def users_section(data: ReportData) -> Section:
     sentence = paragraph(
         f"Of all users, {hit.mean():.1%} got the item that came next among their {run.user_results.k}."
     )
-    cards = _Cards(data)
-    return Section("Recommendations", lead, [f"{sentence}<div class='users'>{''.join(map(cards.user, rows))}</div>"])
+    cards = "".join(_card(data, row) for row in rows)
+    return Section("Recommendations", lead, [f"{sentence}<div class='users'>{cards}</div>"])
 
 
 def _spread(rows: np.ndarray, count: int) -> list[int]:
@@ -37,51 +37,37 @@ def _spread(rows: np.ndarray, count: int) -> list[int]:
     return [int(rows[(2 * index + 1) * len(rows) // (2 * count)]) for index in range(count)]
 
 
-class _Cards:
-    """Makes a card for a user.
+def _card(data: ReportData, row: int) -> str:
+    """Return the card of the user in a row of the results."""
+    results = data.run.user_results
+    name, target = results.users[row], results.targets[row]
+    history, length = data.history(name, HISTORY)
+    parts = [
+        f"<h3>User {escape(name)}</h3><h4>had {length} items, the last {len(history)}, newest last</h4><ul>",
+        *(_item(data, item, target) for item in history),
+        "</ul><h4>came next</h4><ul>",
+        _item(data, target, target),
+        "</ul><h4>recommended, best first</h4><ol>",
+        *(_item(data, item, target, rank) for rank, item in enumerate(results.items[row][:RECOMMENDED], start=1)),
+        "</ol>",
+    ]
+    return f"<div class='user'>{''.join(parts)}</div>"
 
-    Args:
-        data: Of the report.
-    """
 
-    def __init__(self, data: ReportData):
-        self.results, self.interactions, self.texts = data.run.user_results, data.interactions, data.texts
-        self.codes = data.codes
-        self.row_of_user = {user: row for row, user in enumerate(self.interactions.user_names)}
-        self.row_of_item = {name: row for row, name in enumerate(self.interactions.item_names[1:])}
+def _item(data: ReportData, item: str | None, target: str, rank: int | None = None) -> str:
+    hit = rank and item == target
+    number = f"<span class='rank'>{'✓ ' if hit else ''}{rank or '·'}</span>"
+    if item not in data.row_of_item:
+        return f"<li>{number}<span class='words'><small>a semantic ID that is no item's</small></span></li>"
+    words = f"<span class='words'>{escape(short(data.text(item), 80))}</span>"
+    mark = " class='hit'" if hit else ""
+    return f"<li{mark}>{number}{words}{_semantic_id(data, item, target)}</li>"
 
-    def user(self, row: int) -> str:
-        """Return the card of a row of the results."""
-        name, target = self.results.users[row], self.results.targets[row]
-        recommended = self.results.items[row][:RECOMMENDED]
-        end = int(self.interactions.offsets[self.row_of_user[name] + 1]) - 1
-        start = int(self.interactions.offsets[self.row_of_user[name]])
-        history = [self.interactions.item_names[item] for item in self.interactions.history(end, HISTORY)]
-        parts = [
-            f"<h3>User {escape(name)}</h3><h4>had {end - start} items, the last {len(history)}, newest last</h4><ul>",
-            *(self._item(item, target) for item in history),
-            "</ul><h4>came next</h4><ul>",
-            self._item(target, target),
-            "</ul><h4>recommended, best first</h4><ol>",
-            *(self._item(item, target, rank) for rank, item in enumerate(recommended, start=1)),
-            "</ol>",
-        ]
-        return f"<div class='user'>{''.join(parts)}</div>"
 
-    def _item(self, item: str, target: str, rank: int | None = None) -> str:
-        number = f"<span class='rank'>{'✓ ' if rank and item == target else ''}{rank or '·'}</span>"
-        if item not in self.row_of_item:
-            return f"<li>{number}<span class='words'><small>a semantic ID that is no item's</small></span></li>"
-        words = f"<span class='words'>{escape(short(self.texts[self.row_of_item[item]], 80))}</span>"
-        mark = " class='hit'" if rank and item == target else ""
-        return f"<li{mark}>{number}{words}{self._semantic_id(item, target)}</li>"
-
-    def _semantic_id(self, item: str, target: str) -> str:
-        if self.codes is None:
-            return ""
-        codes, of_target = (self.codes[self.row_of_item[name]].tolist() for name in (item, target))
-        shared = next(
-            (i for i, pair in enumerate(zip(codes, of_target, strict=True)) if pair[0] != pair[1]), len(codes)
-        )
-        dark, light = "·".join(map(str, codes[:shared])), "·".join(map(str, codes[shared:]))
-        return f"<span class='id'>{f'<b>{dark}</b>' if dark else ''}{'·' if dark and light else ''}{light}</span>"
+def _semantic_id(data: ReportData, item: str, target: str) -> str:
+    if data.codes is None:
+        return ""
+    codes, of_target = (data.codes[data.row_of_item[name]] for name in (item, target))
+    shared = int(np.cumprod(codes == of_target).sum())
+    dark, light = "·".join(map(str, codes[:shared])), "·".join(map(str, codes[shared:]))
+    return f"<span class='id'>{f'<b>{dark}</b>' if dark else ''}{'·' if dark and light else ''}{light}</span>"

@@ -63,3 +63,34 @@ def test_files_are_checked(tmp_path: Path):
     other.write_text(json.dumps({"recall": 1}))
     with pytest.raises(InputError, match="is no result file per user"):
         read_results(other)
+
+
+def test_an_item_may_be_named_none(tmp_path: Path):
+    results = make([["None", None], ["a", "None"], [None, "b"]], ["None", "None", "a"])
+    results.save(tmp_path / "new.json")
+    assert json.loads((tmp_path / "new.json").read_text())["pred_ids"][0] == ["None", None]
+    found = read_results(tmp_path / "new.json")
+    assert found == results
+    assert found.ranks().tolist() == [0, 1, 2]
+    assert found.invalid_share(2) == pytest.approx(2 / 6)
+    assert found.coverage(2, 4) == pytest.approx(3 / 4)
+    assert ensemble([found, found]).items == [["None", None], ["a", "None"], ["b", None]]
+    without_targets = make([["None", None]], ["a"])
+    without_targets.save(tmp_path / "new.json")
+    assert read_results(tmp_path / "new.json") == without_targets
+
+
+def test_the_text_none_of_older_files(tmp_path: Path):
+    """Files of the reference code, and of this project before, have no null."""
+    file = tmp_path / "old.json"
+
+    def read(items: list[list[str]], targets: list[str], **more: list) -> Results:
+        scores = [[-float(rank) for rank in range(len(row))] for row in items]
+        file.write_text(json.dumps({"pred_ids": items, "scores": scores, "label_ids": targets, **more}))
+        return read_results(file)
+
+    assert read([["None", "a"]], ["a"]).items == [[None, "a"]]
+    assert read([["None", "a"]], ["a"], users=["u"]).items == [[None, "a"]]
+    assert read([["None", "a"]], ["None"], users=["u"]).items == [["None", "a"]]
+    with pytest.raises(InputError, match=r'old\.json has an item named "None" among its label_ids, and no users'):
+        read([["None", "a"]], ["None"])

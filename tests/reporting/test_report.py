@@ -11,7 +11,7 @@ from tiny_runs import read_results
 from evaluation.compare import bootstrap_over_users
 from evaluation.run import load_run, single_tokenizer_run
 from reporting.curves import marks_of, phase_seconds
-from reporting.headline import headline_section, paper_rows
+from reporting.headline import Row, headline_section, metric_picture, paper_rows
 from reporting.pictures import Marks
 from reporting.report import write_report
 from reporting.report_data import read_report_data
@@ -66,6 +66,8 @@ def test_a_baseline_may_have_fewer_cut_offs(finished):
     data.run.tokenizer["test"]["recall@20"] = data.run.tokenizer["test"]["recall@10"]
     tiles = headline_section(data).blocks[0]
     assert "<span>Recall@20</span>" in tiles
+    rows = [Row(name, run.tokenizer["test"]) for name, run in (("single", data.baseline), ("tuned", data.run))]
+    assert metric_picture(rows, "recall@20", "Recall@20", marked=1).png
     rows = [("single", data.baseline.tokenizer["test"]), ("tuned", data.run.tokenizer["test"])]
     assert metrics_table(rows).splitlines()[1].split()[3] == "-"
 
