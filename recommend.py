@@ -27,6 +27,7 @@ from inference.model_folder import load_trained_model, named_folder
 from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
 from model.recommender import find_model_folder
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import sha256, sha256_of
@@ -165,8 +166,7 @@ def write_output(
         InputError: The file is there already.
     """
     output = Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} is there already; --overwrite replaces it")
+    claim(output, "finished" if output.exists() else "nothing", overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
     settings = {
