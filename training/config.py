@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
+from training.curriculum import RULES
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
@@ -21,6 +22,14 @@ ARCHITECTURE_FLAGS = (
     "num_heads",
     "d_kv",
     "feed_forward_proj",
+)
+
+# Flags of either stage whose values, where they have one, are above 0.
+POSITIVE = (
+    *("n_codebooks", "n_user_tokens", "max_item_seq_len", "num_layers", "num_decoder_layers", "d_model", "d_ff"),
+    *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams", "steps"),
+    *("schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
+    *("lr", "max_grad_norm", "tau"),
 )
 
 
@@ -133,30 +142,7 @@ class TrainingConfig:
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
         found = []
-        positive = [
-            *(
-                "n_codebooks",
-                "n_user_tokens",
-                "max_item_seq_len",
-                "num_layers",
-                "num_decoder_layers",
-                "d_model",
-                "d_ff",
-            ),
-            *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams"),
-            *(
-                "steps",
-                "schedule_epochs",
-                "num_tokenizers",
-                "epochs",
-                "eval_batch_size",
-                "patience",
-                "save_interval",
-                "test_num_beams",
-            ),
-            *("lr", "max_grad_norm", "tau"),
-        ]
-        for name in positive:
+        for name in POSITIVE:
             value = getattr(self, name, None)
             if value is not None and not 0 < value < math.inf:
                 found.append(f"{name}={value} must be positive")
@@ -265,8 +251,8 @@ class PretrainConfig(TrainingConfig):
         found = super().problems()
         if not self.epoch_per_stage or min(self.epoch_per_stage) < 1:
             found.append(f"epoch_per_stage={self.epoch_per_stage} must be a list of stages of 1 or more epochs")
-        if self.curriculum not in ("influence", "uniform"):
-            found.append(f"curriculum={self.curriculum} must be influence or uniform")
+        if self.curriculum not in RULES:
+            found.append(f"curriculum={self.curriculum} must be {' or '.join(RULES)}")
         return found
 
 
