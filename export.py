@@ -38,12 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(ExportConfig, argv, "export.py", __doc__)
     output = Path(config.output)
     made_here = (output / ABOUT_FILE).is_file()
-    claim(
-        output,
-        "finished" if output.exists() else "nothing",
-        overwrite=config.overwrite,
-        protected="" if made_here else "is there already and is no exported model; name another --output",
-    )
+    protected = "" if made_here else "is there already and is no exported model; name another --output"
+    claim(output, overwrite=config.overwrite, protected=protected)
     model = export_model(named_folder(config.run), output, config.data_dir)
     group = model.catalogue.table.groups[0]
     print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")

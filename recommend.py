@@ -166,7 +166,7 @@ def write_output(
         InputError: The file is there already.
     """
     output = Path(config.output)
-    claim(output, "finished" if output.exists() else "nothing", overwrite=config.overwrite)
+    claim(output, overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
     settings = {

@@ -77,12 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{folder}: {short!r} has {lengths.min()} items; RecBole's leave-one-out needs 3 of each user")
     target = Path(config.output) / config.dataset
     made_here = (target / f"{config.dataset}.yaml").is_file()
-    claim(
-        target,
-        "finished" if target.exists() else "nothing",
-        overwrite=config.overwrite,
-        protected="" if made_here else "is there already and was not made by this command; name another --output",
-    )
+    protected = "" if made_here else "is there already and was not made by this command; name another --output"
+    claim(target, overwrite=config.overwrite, protected=protected)
     with atomic_folder(target) as temporary:
         with open(temporary / f"{config.dataset}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")

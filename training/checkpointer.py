@@ -4,21 +4,18 @@ import gc
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import Optimizer
 
 from model.recommender import Recommender
-from training.config import TrainingConfig
-from training.data import Data
-from training.run_folder import RunFolder
 from utils.files import atomic_folder
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.snapshots import (
@@ -31,48 +28,33 @@ from utils.snapshots import (
     write_snapshot,
 )
 
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
 STATE_FOLDER = "state"  # inside the run's folder
 AGREE_EVERY = 10  # optimizer steps between two agreements of several processes on saving or stopping
 
 
 @dataclass
 class TrainingState:
-    """How far training is: with the tensors of `state_tensors`, all that a resumed run needs.
+    """How far training is: with the tensors of `state_tensors`, all that a resumed run needs."""
 
-    Attributes:
-        epoch: Epochs trained.
-        closed: Those of them whose evaluation and checkpoint, where due, are done too.
-        step: Optimizer steps taken.
-        epoch_seconds: Time spent on the unfinished epoch.
-        window_size: Examples of all processes since the loss was last reported.
-        best_epoch: 1-based epoch of the best validation score, 0 before the first evaluation.
-        best_score: Its mean over the tokenizers.
-        best_valid: Its metrics per tokenizer group.
-        stopped: Whether early stopping has ended training.
-        valid_parts, test_parts: Metrics of the tokenizer groups that an unfinished evaluation is done with.
-        testing: Whether the test has begun; the weights are the best ones then.
-        stages: Finished curriculum stages.
-        influences: float [stages][G], influence scores at the ends of the stages.
-        learning_rates: Those at the ends of the stages.
-        influence_parts: Scores of the tokenizer groups that an unfinished estimate is done with.
-    """
-
-    epoch: int = 0
-    closed: int = 0
-    step: int = 0
-    epoch_seconds: float = 0.0
-    window_size: int = 0
-    best_epoch: int = 0
-    best_score: float = -math.inf
-    best_valid: list[dict[str, float]] = field(default_factory=list)
-    stopped: bool = False
-    valid_parts: list[dict[str, float]] = field(default_factory=list)
-    testing: bool = False
-    test_parts: list[dict[str, float]] = field(default_factory=list)
-    stages: int = 0
-    influences: list[list[float]] = field(default_factory=list)
-    learning_rates: list[float] = field(default_factory=list)
-    influence_parts: list[float] = field(default_factory=list)
+    epoch: int = 0  # epochs trained
+    closed: int = 0  # those of them whose evaluation and checkpoint, where due, are done too
+    step: int = 0  # optimizer steps taken
+    epoch_seconds: float = 0.0  # spent on the unfinished epoch
+    window_size: int = 0  # examples of all processes since the loss was last reported
+    best_epoch: int = 0  # 1-based, of the best validation score; 0 before the first evaluation
+    best_score: float = -math.inf  # its mean over the tokenizers
+    best_valid: list[dict[str, float]] = field(default_factory=list)  # its metrics per tokenizer group
+    stopped: bool = False  # whether early stopping has ended training
+    valid_parts: list[dict[str, float]] = field(default_factory=list)  # of the groups an evaluation is done with
+    testing: bool = False  # whether the test has begun; the weights are the best ones then
+    test_parts: list[dict[str, float]] = field(default_factory=list)  # metrics of the groups that it is done with
+    stages: int = 0  # finished curriculum stages
+    influences: list[list[float]] = field(default_factory=list)  # scores [stages][G] at the ends of the stages
+    learning_rates: list[float] = field(default_factory=list)  # those at the ends of the stages
+    influence_parts: list[float] = field(default_factory=list)  # scores of the groups an estimate is done with
 
 
 def process_state(loss_sums: Tensor) -> dict[str, Tensor]:
@@ -125,47 +107,22 @@ def load_state_(
 
 
 class Checkpointer:
-    """Saves a run's state and its models, and ends the run where a signal asks for it.
+    """Saves a trainer's state and its models, and ends the run where a signal asks for it."""
 
-    Args:
-        config: Settings of either stage.
-        accelerator: The processes, which agree on when to save and stop.
-        run: Where states and models go.
-        data: What training reads: a state goes with its fingerprint and its global batch.
-        recommender: The network, not wrapped for several processes.
-        optimizer: Its learning rate is that of the latest step.
-        state: How far training is; kept up to date by those who train, evaluate and estimate.
-        loss_sums: This process's sums of losses: of the epoch, and since the last report.
-        release: Drops the trainer's wrapped network.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        run: RunFolder,
-        data: Data,
-        recommender: Recommender,
-        optimizer: Optimizer,
-        state: TrainingState,
-        loss_sums: Tensor,
-        release: Callable[[], None],
-    ):
-        self.config, self.accelerator, self.run, self.data = config, accelerator, run, data
-        self.recommender, self.optimizer, self.state, self.loss_sums = recommender, optimizer, state, loss_sums
-        self.release = release
+    def __init__(self, trainer: "Trainer"):
+        self.trainer = trainer
         self._saved_at = time.monotonic()
         self._frozen: list[dict[str, Tensor]] | None = None  # every process's state while none of them trains
 
     @property
     def folder(self) -> Path:
         """Where the run's states lie."""
-        return self.run.path / STATE_FOLDER
+        return self.trainer.run.path / STATE_FOLDER
 
     @property
     def best_folder(self) -> Path:
         """The model folder with the best weights so far."""
-        return self.run.path / "model"
+        return self.trainer.run.path / "model"
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
@@ -188,12 +145,12 @@ class Checkpointer:
                 self.leave()
                 raise Stopped(f"{error}; the state is saved in {self.folder}, --resume goes on from it") from None
             finally:
-                self.run.unlock()
+                self.trainer.run.unlock()
 
     @contextmanager
     def frozen_state(self) -> Iterator[None]:
         """Mark a stretch in which no process trains, so that the main one can save the state on its own."""
-        self._frozen = gather_object([process_state(self.loss_sums)])
+        self._frozen = gather_object([process_state(self.trainer.loss_sums)])
         yield
         self._frozen = None  # left as it is on an exception, for `resumable`
 
@@ -204,79 +161,59 @@ class Checkpointer:
             Stopped: SIGTERM or SIGINT came.
             FloatingPointError: The latest step's gradient was not finite; what it made of the weights is not saved.
         """
-        accelerator = self.accelerator
-        due = time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        due = time.monotonic() - self._saved_at >= 60 * trainer.config.checkpoint_minutes
         stop = stop_requested()
         if accelerator.num_processes > 1:
-            if self._frozen is None and self.state.step % AGREE_EVERY:
+            if self._frozen is None and trainer.state.step % AGREE_EVERY:
                 return
             flags = torch.tensor([float(due and accelerator.is_main_process), float(stop)], device=accelerator.device)
             due, stop = (accelerator.reduce(flags, "sum") > 0).tolist()
         if due or stop:
-            self.check_finite(float(self.loss_sums[0]), float(gradient_norm))
+            trainer.check_finite(float(trainer.loss_sums[0]), float(gradient_norm))
         if stop:
             raise Stopped("stopped by SIGTERM or SIGINT")
         if due:
             self._save()
 
-    def check_finite(self, loss: float, gradient_norm: float) -> None:
-        """Raise FloatingPointError if training has diverged at the latest step."""
-        if math.isfinite(loss) and math.isfinite(gradient_norm):
-            return
-        step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
-        epoch = 1 + (step - 1) // self.data.order.steps_per_epoch
-        raise FloatingPointError(
-            f"the loss is {loss} at epoch {epoch}, step {step} (learning rate {learning_rate:.3g}, gradient "
-            f"norm {gradient_norm:.3g}); lower --lr or raise --warmup_steps"
-        )
-
     def _save(self) -> None:
         """Write a snapshot."""
-        processes = self._frozen or gather_object([process_state(self.loss_sums)])
-        if self.accelerator.is_main_process:
+        trainer = self.trainer
+        processes = self._frozen or gather_object([process_state(trainer.loss_sums)])
+        if trainer.accelerator.is_main_process:
             values = {
-                "progress": asdict(self.state),
-                "metrics_size": self.run.metrics_size(),
-                "global_batch_size": self.data.order.global_batch_size,
-                "data": self.data.fingerprint,
+                "progress": asdict(trainer.state),
+                "metrics_size": trainer.run.metrics_size(),
+                "global_batch_size": trainer.data.order.global_batch_size,
+                "data": trainer.data.fingerprint,
             }
-            best = self.best_folder if self.state.best_epoch else None
-            write_snapshot(self.folder, state_tensors(self.recommender, self.optimizer, processes), values, best)
+            tensors = state_tensors(trainer.recommender, trainer.optimizer, processes)
+            write_snapshot(self.folder, tensors, values, self.best_folder if trainer.state.best_epoch else None)
         self._saved_at = time.monotonic()
 
     def restore_(self, snapshot: Snapshot) -> None:
-        """Put back the tensors and the best model of a snapshot, whose values `state` holds already."""
-        accelerator = self.accelerator
-        load_state_(
-            snapshot.tensors,
-            self.recommender,
-            self.optimizer,
-            self.loss_sums,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        if accelerator.is_main_process and self.state.best_epoch:  # a later epoch may have become the best since
+        """Put back the tensors and the best model of a snapshot, whose values the trainer's state holds already."""
+        trainer, processes = self.trainer, self.trainer.accelerator
+        mine = processes.process_index, processes.num_processes
+        load_state_(snapshot.tensors, trainer.recommender, trainer.optimizer, trainer.loss_sums, *mine)
+        if processes.is_main_process and trainer.state.best_epoch:  # a later epoch may have become the best since
             shutil.rmtree(self.best_folder, ignore_errors=True)
             link_folder(snapshot.attachment, self.best_folder)
-        accelerator.wait_for_everyone()
-
-    def forget(self) -> None:
-        """Remove the run's states."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        processes.wait_for_everyone()
 
     def save_model(self, folder: Path) -> None:
         """Write the network as it is into a model folder."""
-        if self.accelerator.is_main_process:
+        if self.trainer.accelerator.is_main_process:
             with atomic_folder(folder) as temporary:
-                self.recommender.save_pretrained(temporary)
-        self.accelerator.wait_for_everyone()
+                self.trainer.recommender.save_pretrained(temporary)
+        self.trainer.accelerator.wait_for_everyone()
 
     def load_best(self) -> None:
         """Go back to the best weights so far."""
-        self.accelerator.wait_for_everyone()
+        self.trainer.accelerator.wait_for_everyone()
         with torch.random.fork_rng(devices=[]):  # making a network draws weights, and a resumed run makes it once more
             best = Recommender.from_pretrained(self.best_folder)
-        self.recommender.load_state_dict(best.state_dict())
+        self.trainer.recommender.load_state_dict(best.state_dict())
 
     def leave(self) -> None:
         """Finish the trackers and leave the process group; nothing can be trained any more.
@@ -284,13 +221,13 @@ class Checkpointer:
         The wrapped model goes first: were its reducer the last to hold the group, its destructor would wait, with
         Python's lock held, for the group's threads, which may be waiting for that lock.
         """
-        self.release()
-        self.accelerator.free_memory()
+        del self.trainer.model
+        self.trainer.accelerator.free_memory()
         gc.collect()
-        self.accelerator.end_training()
+        self.trainer.accelerator.end_training()
 
     def _out_of_memory(self, reason: str) -> str:
-        config = self.config
+        config = self.trainer.config
         return (
             f"out of memory: {reason.splitlines()[0]}; in training and influence estimation lower "
             f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as much, "

@@ -95,10 +95,10 @@ def estimate_influence(
     pause: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> np.ndarray:
-    """Return the influence of each tokenizer's data on the validation loss, <v, Gamma(g_i)> (equation 16 without eta).
+    """Return the influence of each tokenizer's data on the validation loss, float64 [G] (equation 16 without eta).
 
-    v is one mean gradient over the validation examples of all groups: by linearity the mean over groups of the
-    reference code's n x n matrix. eta enters in `accumulate_scores`.
+    It is <v, Gamma(g_i)>; v is one mean gradient over the validation examples of all groups: by linearity the mean
+    over groups of the reference code's n x n matrix. eta enters in `accumulate_scores`.
 
     Args:
         recommender: The model, not wrapped for several processes.
@@ -110,9 +110,6 @@ def estimate_influence(
         scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
         pause: Called after each group.
         advance: Called with the number of examples that all processes have done since the last call.
-
-    Returns:
-        float64 [G].
     """
     num_groups = tokenization.table.num_groups
     scores = [] if scores is None else scores
@@ -217,32 +214,25 @@ def current_probabilities(state: "TrainingState", num_groups: int, tau: float) -
 
 def score_tokenizers(trainer: "Trainer", stage: int) -> None:
     """Score the tokenizers at the end of a 1-based stage, and tell what follows for the next one."""
-    started, state, config = time.perf_counter(), trainer.state, trainer.config
+    started, state, tau = time.perf_counter(), trainer.state, trainer.config.tau
     with trainer.checkpointer.frozen_state(), trainer.display.influence(stage) as advance:
-        scores = RULES[config.curriculum](trainer, advance)
+        scores = RULES[trainer.config.curriculum](trainer, advance)
     state.influences.append(scores.tolist())
     state.learning_rates.append(trainer.learning_rate)
     state.influence_parts = []
-    probabilities = current_probabilities(state, len(scores), config.tau)
-    report_stage(trainer, stage, scores, probabilities, time.perf_counter() - started)
-    trainer.display.warn("curriculum", curriculum_advice(probabilities, config.tau))
-
-
-def report_stage(trainer: "Trainer", stage: int, scores: np.ndarray, probabilities: np.ndarray, seconds: float) -> None:
-    """Tell a stage's scores [G] and the sampling probabilities [G] that follow from them."""
-    state, names = trainer.state, trainer.data.table.labels
-    low, high = probabilities.argmin(), probabilities.argmax()
+    probabilities, names = current_probabilities(state, len(scores), tau), trainer.data.table.labels
+    seconds = time.perf_counter() - started
+    of_names = {
+        "influence": dict(zip(names, scores.tolist(), strict=True)),
+        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+    }
     values = {"stage": stage, "epoch": state.epoch, "step": state.step, "learning_rate": trainer.learning_rate}
-    tracked = {f"influence/{name}": float(score) for name, score in zip(names, scores, strict=True)}
-    tracked |= {f"sampling_probability/{name}": float(p) for name, p in zip(names, probabilities, strict=True)}
+    tracked = {f"influence/{name}": score for name, score in of_names["influence"].items()}
+    tracked |= {f"sampling_probability/{name}": share for name, share in of_names["probabilities"].items()}
+    low, high = probabilities.argmin(), probabilities.argmax()
     trainer.run.emit(
         "influence",
-        values
-        | {
-            "seconds": seconds,
-            "influence": dict(zip(names, scores.tolist(), strict=True)),
-            "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
-        },
+        {**values, "seconds": seconds, **of_names},
         tracked,
         state.step,
         f"stage {stage} is over after epoch {state.epoch}; influence estimated in {duration(seconds)}",
@@ -250,6 +240,7 @@ def report_stage(trainer: "Trainer", stage: int, scores: np.ndarray, probabiliti
         f"highest {probabilities[high]:.4f} (tokenizer {names[high]}), uniform {1 / len(names):.4f}",
         f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
     )
+    trainer.display.warn("curriculum", curriculum_advice(probabilities, tau))
 
 
 def curriculum_advice(probabilities: np.ndarray, tau: float) -> str | None:

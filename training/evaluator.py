@@ -1,84 +1,59 @@
 """Validation and the final test of a run, with one tokenizer group after the other."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate import Accelerator
 
 from evaluation.predict import Predictions, predict, write_results
 from evaluation.run import RESULTS_FILE, results_folder_of
-from model.recommender import Recommender
-from training.checkpointer import Checkpointer, TrainingState
-from training.config import TrainingConfig
-from training.data import Data
-from training.display import Display
-from training.run_folder import RunFolder
 from training.trackers import log_hyperparameters
 from utils.environment import peak_memory_mb
 from utils.files import write_json
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 FALLING_EVALUATIONS = 3
 
 
 class Evaluator:
-    """Evaluates a run's network; an interrupted evaluation goes on with the next tokenizer group.
+    """Evaluates a trainer's network; an interrupted evaluation goes on with the next tokenizer group."""
 
-    Args:
-        config: Settings of either stage.
-        accelerator: The processes that share the users.
-        run: Where results go.
-        data: The examples.
-        recommender: The network, not wrapped for several processes.
-        state: Gets the best epoch, and the metrics of the groups that are done.
-        checkpointer: Saves the state between two groups, and the best network.
-        display: Shows how far an evaluation is.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        run: RunFolder,
-        data: Data,
-        recommender: Recommender,
-        state: TrainingState,
-        checkpointer: Checkpointer,
-        display: Display,
-    ):
-        self.config, self.accelerator, self.run, self.data = config, accelerator, run, data
-        self.recommender, self.state, self.checkpointer, self.display = recommender, state, checkpointer, display
+    def __init__(self, trainer: "Trainer"):
+        self.trainer = trainer
         self._scores: list[float] = []  # of the evaluations since this process began
 
     def validate(self) -> None:
         """Evaluate every tokenizer on validation; keep the weights if their mean score is the best so far."""
         started = time.perf_counter()
-        state, config = self.state, self.config
-        self._evaluate("validation", self.data.valid_sample, config.num_beams, state.valid_parts)
+        trainer, config, state = self.trainer, self.trainer.config, self.trainer.state
+        self._evaluate("validation", trainer.data.valid_sample, config.num_beams, state.valid_parts)
         per_group, state.valid_parts = state.valid_parts, []
         mean = mean_over_groups(per_group)
         score = mean[config.val_metric]
         best = score > state.best_score
         if best:
             state.best_epoch, state.best_score, state.best_valid = state.epoch, score, per_group
-            self.checkpointer.save_model(self.checkpointer.best_folder)
+            trainer.checkpointer.save_model(trainer.checkpointer.best_folder)
         seconds = time.perf_counter() - started
-        named = dict(zip(self.data.table.labels, per_group, strict=True))
-        track = {f"valid/{name}": value for name, value in mean.items()}
-        if len(per_group) > 1:
-            for tokenizer, metrics in named.items():
-                track |= {f"valid_per_tokenizer/{name}/{tokenizer}": value for name, value in metrics.items()}
-        self.run.emit(
+        named = dict(zip(trainer.data.table.labels, per_group, strict=True))
+        tracked = {f"valid/{name}": value for name, value in mean.items()}
+        for tokenizer, metrics in named.items() if len(named) > 1 else ():
+            tracked |= {f"valid_per_tokenizer/{name}/{tokenizer}": value for name, value in metrics.items()}
+        trainer.run.emit(
             "valid",
             {"epoch": state.epoch, "step": state.step, "seconds": seconds, "mean": mean, "per_tokenizer": named},
-            track,
+            tracked,
             state.step,
             f"epoch {state.epoch}  validation  {text_of(mean)}  {seconds:.1f} s{'  (best)' if best else ''}",
         )
         self._scores.append(score)
-        self.display.warn("validation", validation_advice(config.val_metric, self._scores))
+        trainer.display.warn("validation", validation_advice(config.val_metric, self._scores))
 
     def test(self) -> dict:
         """Test the best weights with every tokenizer; write a result file for each, and results.json.
@@ -86,31 +61,32 @@ class Evaluator:
         Returns:
             What results.json holds: means over the tokenizers of validation and test metrics, and each one's.
         """
-        config, state, data = self.config, self.state, self.data
+        trainer, config, state, data = self.trainer, self.trainer.config, self.trainer.state, self.trainer.data
+        run, is_main = trainer.run, trainer.accelerator.is_main_process
         if not state.best_epoch:
-            self.run.say(f"no epoch was evaluated (val_delay={config.val_delay}): the last one is taken")
+            run.say(f"no epoch was evaluated (val_delay={config.val_delay}): the last one is taken")
             self.validate()
         state.testing = True
-        self.checkpointer.load_best()
+        trainer.checkpointer.load_best()
         started = time.perf_counter()
-        folder = results_folder_of(self.run.path, config.results_dir)
+        folder = results_folder_of(run.path, config.results_dir)
 
         def write(group: int, predictions: Predictions) -> None:
-            if self.accelerator.is_main_process:
+            if is_main:
                 write_results(folder / f"test_results_{data.table.labels[group]}.json", predictions, data.tokenization)
 
         self._evaluate("test", data.test, config.test_num_beams or config.num_beams, state.test_parts, write)
         results = self._results()
-        seconds, peak = time.perf_counter() - started, peak_memory_mb(self.accelerator.device)
+        seconds, peak = time.perf_counter() - started, peak_memory_mb(trainer.accelerator.device)
         values = {"epoch": state.best_epoch, "mean": results["test"], "seconds": seconds, "peak_memory_mb": peak}
-        self.run.emit("test", values, {f"test/{name}": value for name, value in results["test"].items()}, state.step)
-        log_hyperparameters(self.accelerator, config, results)
-        self.checkpointer.leave()
-        if self.accelerator.is_main_process:
-            write_json(self.run.path / RESULTS_FILE, results)
-            self.checkpointer.forget()  # nothing is left to go on with
-        self.run.say(f"test of epoch {state.best_epoch}  {text_of(results['test'])}")
-        self.run.say(f"results: {self.run.path / RESULTS_FILE}")
+        run.emit("test", values, {f"test/{name}": value for name, value in results["test"].items()}, state.step)
+        log_hyperparameters(trainer.accelerator, config, results)
+        trainer.checkpointer.leave()
+        if is_main:
+            write_json(run.path / RESULTS_FILE, results)
+            shutil.rmtree(trainer.checkpointer.folder, ignore_errors=True)  # nothing is left to go on with
+        run.say(f"test of epoch {state.best_epoch}  {text_of(results['test'])}")
+        run.say(f"results: {run.path / RESULTS_FILE}")
         return results
 
     def _evaluate(
@@ -122,46 +98,46 @@ class Evaluator:
         keep: Callable[[int, Predictions], None] = lambda group, predictions: None,
     ) -> None:
         """Append the metrics of the tokenizer groups that are not yet among `parts`, each `keep`ing its predictions."""
-        first, count = len(parts), self.data.table.num_groups
+        trainer, first, count = self.trainer, len(parts), self.trainer.data.table.num_groups
         units = (count - first) * len(positions) * num_beams
-        with self.checkpointer.frozen_state(), self.display.phase("evaluation", name, units) as advance:
+        with trainer.checkpointer.frozen_state(), trainer.display.phase("evaluation", name, units) as advance:
             for group in range(first, count):
                 done = partial(_advance_users, advance, num_beams, f"tokenizer {group + 1} of {count}")
                 predictions = self._predict(positions, group, num_beams, done)
                 keep(group, predictions)
-                parts.append(predictions.metrics(self.config.metric_names))
-                self.checkpointer.pause()
+                parts.append(predictions.metrics(trainer.config.metric_names))
+                trainer.checkpointer.pause()
 
     def _predict(
         self, positions: np.ndarray, group: int, num_beams: int, advance: Callable[[int], None]
     ) -> Predictions:
-        config = self.config
+        trainer, config = self.trainer, self.trainer.config
         return predict(
-            self.recommender,
-            self.data.tokenization,
+            trainer.recommender,
+            trainer.data.tokenization,
             positions,
             group,
             k=max(config.topk),
             num_beams=num_beams,
             batch_size=config.eval_batch_size,
-            accelerator=self.accelerator,
+            accelerator=trainer.accelerator,
             constrained=config.constrained,
             advance=advance,
         )
 
     def _results(self) -> dict:
         """Return what results.json holds, of a test that is done."""
-        state, groups = self.state, self.data.table.groups
+        state, data = self.trainer.state, self.trainer.data
         return {
             "valid": mean_over_groups(state.best_valid),
             "test": mean_over_groups(state.test_parts),
             "per_tokenizer": [
                 {"epoch": group.epoch, "prefix": group.prefix, "valid": valid, "test": test}
-                for group, valid, test in zip(groups, state.best_valid, state.test_parts, strict=True)
+                for group, valid, test in zip(data.table.groups, state.best_valid, state.test_parts, strict=True)
             ],
             "best_epoch": state.best_epoch,
-            "num_users": len(self.data.test),
-            "global_batch_size": self.data.order.global_batch_size,
+            "num_users": len(data.test),
+            "global_batch_size": data.order.global_batch_size,
         }
 
 

@@ -32,7 +32,7 @@ from utils.environment import describe_environment
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.runtime import join_processes, seed_everything
-from utils.snapshots import Snapshot, newest_snapshot, read_snapshot, read_values
+from utils.snapshots import newest_snapshot, read_snapshot, read_values
 
 # Settings that a resumed run may change: how long, where to, how often; none changes what a step computes, but for
 # `epochs`, on whose number the learning rates of the steps to come depend.
@@ -151,7 +151,8 @@ def start_run(
     check(source)
     recommender = make_recommender(config)
     set_identifiers(recommender, data.table, config)
-    snapshot = claim_folder(run, config, data, accelerator)
+    state = on_main_process(lambda: claim_folder(run, config, data, accelerator), accelerator)
+    snapshot = read_snapshot(state) if state else None
     start_trackers(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
     for line in describe(config, data, recommender, accelerator):
         run.say(line)
@@ -216,7 +217,7 @@ def set_identifiers(recommender: Recommender, table: TokenTable, config: Trainin
     recommender.identifiers = table.sha256
 
 
-def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Snapshot | None:
+def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Path | None:
     """Lock the run's folder and make it ready.
 
     Returns:
@@ -225,36 +226,26 @@ def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator
     Raises:
         InputError: Another process has the folder, or what is there may not be resumed.
     """
-
-    def claim() -> Path | None:
-        run.lock()
-        try:
-            return _prepare_folder(run, config, data)
-        except BaseException:
-            run.unlock()
-            raise
-
-    state = on_main_process(claim, accelerator)
-    if accelerator.is_main_process and not state:
-        environment = describe_environment(accelerator.device, accelerator.num_processes)
-        write_json(run.path / ENVIRONMENT_FILE, environment)
-    return read_snapshot(state) if state else None
-
-
-def _prepare_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:
-    """Make a locked folder ready; return the saved state to go on from, if any."""
-    if run.check(config, RESUMABLE_CHANGES) == "reuse":  # another run has had the folder since
-        raise InputError(f"{run.path} was finished by another process meanwhile; start again to reuse it")
-    state, notes = newest_snapshot(run.path / STATE_FOLDER) if config.resume else (None, [])
-    if state:
-        values = read_values(state)
-        check_resumable(values, config, data)
-        run.reopen(config, values["metrics_size"])
-    else:
-        run.create(config)
-        notes = [f"{run.path} has no saved state to resume: starting anew"] if config.resume else []
+    run.lock()
+    try:
+        if run.check(config, RESUMABLE_CHANGES) == "reuse":  # another run has had the folder since
+            raise InputError(f"{run.path} was finished by another process meanwhile; start again to reuse it")
+        state, notes = newest_snapshot(run.path / STATE_FOLDER) if config.resume else (None, [])
+        if state:
+            values = read_values(state)
+            check_resumable(values, config, data)
+            run.reopen(config, values["metrics_size"])
+        else:
+            run.create(config)
+            notes = [f"{run.path} has no saved state to resume: starting anew"] if config.resume else []
+    except BaseException:
+        run.unlock()
+        raise
     for note in notes:
         run.say(note)
+    if not state:
+        environment = describe_environment(accelerator.device, accelerator.num_processes)
+        write_json(run.path / ENVIRONMENT_FILE, environment)
     return state
 
 

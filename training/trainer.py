@@ -56,20 +56,7 @@ class Trainer:
         self.display = Display(
             config, self.epochs, data.sizes, data.table.num_groups, run.say, accelerator.is_main_process
         )
-        self.checkpointer = Checkpointer(
-            config,
-            accelerator,
-            run,
-            data,
-            recommender,
-            self.optimizer,
-            self.state,
-            self.loss_sums,
-            release=lambda: delattr(self, "model"),
-        )
-        self.evaluator = Evaluator(
-            config, accelerator, run, data, recommender, self.state, self.checkpointer, self.display
-        )
+        self.checkpointer, self.evaluator = Checkpointer(self), Evaluator(self)
         if snapshot is not None:
             self.checkpointer.restore_(snapshot)
             self.display.skip(self.state.epoch, len(self.state.influences))
@@ -192,13 +179,24 @@ class Trainer:
         """
         step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
         loss = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / self.state.window_size
-        self.checkpointer.check_finite(loss, gradient_norm)
+        self.check_finite(loss, gradient_norm)
         values = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm}
         tracked = {f"train/{name}": value for name, value in values.items()}
         self.run.emit("train", {"epoch": epoch, "step": step, **values}, tracked, step)
         self.loss_sums[1] = 0
         self.state.window_size = 0
         return loss
+
+    def check_finite(self, loss: float, gradient_norm: float) -> None:
+        """Raise FloatingPointError if training has diverged at the latest step."""
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            return
+        step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
+        epoch = 1 + (step - 1) // self.data.order.steps_per_epoch
+        raise FloatingPointError(
+            f"the loss is {loss} at epoch {epoch}, step {step} (learning rate {learning_rate:.3g}, gradient "
+            f"norm {gradient_norm:.3g}); lower --lr or raise --warmup_steps"
+        )
 
     def _report_epoch(self, epoch: int, num_examples: int, seconds: float) -> None:
         """Report the mean loss of an epoch."""

@@ -11,7 +11,7 @@ Claim = Literal["make", "resume", "reuse"]
 
 def claim(
     place: Path,
-    found: Found,
+    found: Found | None = None,
     differences: str = "",
     *,
     overwrite: bool = False,
@@ -24,7 +24,7 @@ def claim(
 
     Args:
         place: The file or folder.
-        found: What is there.
+        found: What is there; by default nothing or something finished, as the place exists or not.
         differences: In what that differs from what is asked for, in words; empty where it does not, or where it
             would decide nothing.
         overwrite: Whether what is there may be replaced.
@@ -39,11 +39,11 @@ def claim(
     Raises:
         InputError: What is there may not be touched.
     """
-    if found == "nothing":
+    if found == "nothing" or (found is None and not place.exists()):
         return "make"
     if not differences and found == "unfinished" and resume:
         return "resume"
-    if not differences and found == "finished" and reuse:
+    if not differences and found != "unfinished" and reuse:
         return "reuse"
     if protected or not overwrite:
         raise InputError(f"{place} {protected or refusal}")
