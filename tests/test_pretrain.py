@@ -188,7 +188,7 @@ class Script:
             return np.array(influences[len(script.estimated_at) - 1])
 
         monkeypatch.setattr(Trainer, "fit", fit)
-        monkeypatch.setattr(Checkpointer, "load_best", lambda c: script.best_loaded_at.append(c.state.epoch))
+        monkeypatch.setattr(Checkpointer, "load_best", lambda c: script.best_loaded_at.append(c.trainer.state.epoch))
         monkeypatch.setattr(Trainer, "test", lambda _: None)
         monkeypatch.setattr("training.curriculum.estimate_influence", estimate)
 
