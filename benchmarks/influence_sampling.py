@@ -19,8 +19,8 @@ from torch import Tensor
 from model.recommender import Recommender
 from training.config import PretrainConfig
 from training.curriculum import adam_direction, mean_gradient, sampling_probabilities
-from training.setup import load_data
-from training.trainer import Data
+from training.data import Data, load_data
+from training.setup import resolve_config
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.files import write_json
 from utils.runtime import run_command
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     run = Path(settings.run)
     config, _ = parse_config(PretrainConfig, [f"--config_file={run / 'config.yaml'}"], "config.yaml", "")
-    data = load_data(config, Accelerator())
+    data = load_data(*resolve_config(config, set()), Accelerator())
     report = {}
     for epoch in expand_epochs(settings.epochs):
         torch.manual_seed(settings.rand_seed)

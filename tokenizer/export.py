@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.advice import tokenizer_advice
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import QUALITY_FILE, level_sizes, write_sem_ids
 from tokenizer.assign import assign
@@ -23,7 +24,6 @@ from tokenizer.embed import load_embeddings
 from tokenizer.published import announce_published, sem_ids_file, sem_ids_prefix
 from tokenizer.quality import collision_groups, drift, format_report, tokenizer_quality
 from tokenizer.train import load_tokenizer
-from utils.advice import tokenizer_advice
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import remove_leftovers, write_json, write_text
