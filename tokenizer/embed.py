@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data.interactions import dataset_folder, item_texts, load_interactions
 from tokenizer import tfidf
 from tokenizer.config import TokenizerConfig, choose_device
-from tokenizer.published import announce_published
+from tokenizer.folder import announce_published
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_path, read_json, write_json

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.rqvae import MLP, RQVAE, encoding_state, load_weights, save_weights
-from tokenizer.train import build_model
+from tokenizer.rqvae_training import build_model
 from utils.errors import InputError
 
 
