@@ -4,10 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from data.token_table import level_sizes
-from utils.errors import InputError
 
 
 @dataclass
@@ -176,20 +173,3 @@ class TokenizerConfig:
         if any(size < 2 for size in sizes):
             found.append(f"--codebook_size={self.codebook_size} must be at least 2")
         return found
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `--device` names; auto is a GPU where there is one.
-
-    Raises:
-        InputError: No such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device={name} is no device; use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device={name}: this machine shows {torch.cuda.device_count()} GPUs; use --device=cpu")
-    return device

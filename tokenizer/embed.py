@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from data.interactions import dataset_folder, item_texts, load_interactions
 from tokenizer import tfidf
-from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.config import TokenizerConfig
 from tokenizer.folder import announce_published
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_path, read_json, write_json
-from utils.runtime import join_processes, run_command, seed_everything
+from utils.runtime import choose_device, join_processes, run_command, seed_everything
 from utils.shards import Shards
 
 if TYPE_CHECKING:
@@ -49,13 +50,15 @@ def embed(config: TokenizerConfig) -> Path:
     texts = item_texts(folder, load_interactions(folder).item_names)
     settings = embedding_settings(config, texts)
     if config.embedding_file.exists():
-        differences = _differences(config, settings)
-        if not differences:
+        differences = "; ".join(_differences(config, settings))
+        refusal = f"does not fit: {differences}; --overwrite replaces it"
+        decision = claim(
+            config.embedding_file, "finished", differences, overwrite=config.overwrite, reuse=True, refusal=refusal
+        )
+        if decision == "reuse":
             processes.print(f"{config.embedding_file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
             return config.embedding_file
-        if not config.overwrite:
-            raise InputError(f"{config.embedding_file} does not fit: {'; '.join(differences)}; --overwrite replaces it")
-        processes.print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
+        processes.print(f"{config.embedding_file}: made anew, since {differences}")
     processes.wait_for_everyone()  # nobody writes before everybody has looked
     if config.sent_emb_model != tfidf.NAME:
         _encode_shards(config, texts, settings, processes, device)

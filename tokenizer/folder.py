@@ -19,6 +19,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import METRICS_FILE, STATE_FOLDER
 from tokenizer.kinds import KINDS, Tokenizer
 from tokenizer.whitening import fit_whitening, load_whitening
+from utils.claims import claim
 from utils.config import HANDLING_FLAGS, dump_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, write_json, write_text
@@ -106,28 +107,27 @@ def reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
     Raises:
         InputError: A training with other settings, or one to resume, is there, and no --overwrite.
     """
-    folder = config.tokenizer_folder
-    if not (folder / TRAINING_FILE).exists():
-        return False
-    earlier = read_json(folder / TRAINING_FILE)
+    folder, there = config.tokenizer_folder, (config.tokenizer_folder / TRAINING_FILE).exists()
+    earlier = read_json(folder / TRAINING_FILE) if there else {"settings": settings}
     different = differences(earlier.get("settings", {}), settings)
-    if different and not config.overwrite:
-        raise InputError(
-            f"{folder} holds a tokenizer trained with other settings ({different}); "
-            "name another folder with --ckpt_name, or replace it with --overwrite"
-        )
-    if earlier.get("finished") and not different:
+    unfinished = "unfinished" if different or (there and (folder / STATE_FOLDER).exists()) else "nothing"
+    decision = claim(
+        folder,
+        "finished" if earlier.get("finished") else unfinished,
+        different,
+        overwrite=config.overwrite,
+        resume=config.resume,
+        reuse=True,
+        refusal=f"holds a tokenizer trained with other settings ({different}); "
+        "name another folder with --ckpt_name, or replace it with --overwrite"
+        if different
+        else "holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite",
+    )
+    if decision == "reuse":
         print(f"{folder}: reused, a finished training with the same settings")
-        return True
-    if not different and (folder / STATE_FOLDER).exists():
-        if config.resume:
-            return False
-        if not config.overwrite:
-            raise InputError(
-                f"{folder} holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite"
-            )
-    print(f"{folder}: trained anew, since {different or 'the last run did not finish'}")
-    return False
+    elif decision == "make" and there:
+        print(f"{folder}: trained anew, since {different or 'the last run did not finish'}")
+    return decision == "reuse"
 
 
 def begin_training(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
 from tokenizer.rqvae import encoding_state, load_weights, save_weights
 from tokenizer.rqvae_training import TrainingState, build_model, train_rqvae
+from utils.runtime import choose_device
 
 
 def epoch_file(config: TokenizerConfig, epoch: int | None) -> Path:

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 
 from data.interactions import dataset_folder, load_interactions, training_items
-from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.epoch_writer import EpochWriter
 from tokenizer.folder import (
@@ -30,7 +30,7 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening
 from utils.locks import LOCK_FILE, FileLock
-from utils.runtime import run_command, seed_everything
+from utils.runtime import choose_device, run_command, seed_everything
 
 
 def train(config: TokenizerConfig) -> None:

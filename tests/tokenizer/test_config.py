@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -56,13 +56,3 @@ def test_codebook_sizes_per_level(sizes: str):
 def test_unknown_flag_names_the_near_one():
     with pytest.raises(InputError, match=r"unknown flag --epochz .*--epochs"):
         parse("--dataset=A", "--epochz=3")
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(InputError, match="shows 0 GPUs"):
-        choose_device("cuda")
-    with pytest.raises(InputError, match="no device"):
-        choose_device("gpu")
