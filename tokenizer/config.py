@@ -139,7 +139,6 @@ class TokenizerConfig:
             found.append(f"--hidden_sizes={self.hidden_sizes} must list at least one size, each at least 1")
         if self.has_pca and not 1 <= self.sent_emb_pca <= self.sent_emb_dim:
             found.append(f"--sent_emb_pca={self.sent_emb_pca} must be -1 (none) or 1..sent_emb_dim={self.sent_emb_dim}")
-        found += self._codebook_problems()
         if not 0 < self.lr < float("inf"):
             found.append(f"--lr={self.lr} must be above 0")
         if not 0 <= self.dropout < 1:
@@ -160,16 +159,12 @@ class TokenizerConfig:
             found.append(f"--sent_emb_max_length={self.sent_emb_max_length} must be at least 1")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
-        return found
-
-    def _codebook_problems(self) -> list[str]:
-        sizes = self.codebook_size if isinstance(self.codebook_size, list) else [self.codebook_size]
-        found = []
-        if isinstance(self.codebook_size, list) and len(sizes) not in (self.n_codebooks, self.n_codebooks + 1):
+        sizes, levels = self.codebook_size, self.n_codebooks
+        if isinstance(sizes, list) and len(sizes) not in (levels, levels + 1):
             found.append(
                 f"--codebook_size={sizes} has {len(sizes)} entries, "
-                f"--n_codebooks={self.n_codebooks} takes {self.n_codebooks} or {self.n_codebooks + 1}"
+                f"--n_codebooks={levels} takes {levels} or {levels + 1}"
             )
-        if any(size < 2 for size in sizes):
-            found.append(f"--codebook_size={self.codebook_size} must be at least 2")
+        if any(size < 2 for size in (sizes if isinstance(sizes, list) else [sizes])):
+            found.append(f"--codebook_size={sizes} must be at least 2")
         return found

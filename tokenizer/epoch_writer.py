@@ -46,8 +46,7 @@ class EpochWriter:
         """Write what an epoch brought, and from time to time the state.
 
         Args:
-            metrics: The finished `epoch` (1-based), losses by name, and where they were counted `codes_used` per level
-                and `collision_rate`.
+            metrics: `epoch` (1-based), losses by name, and where they were counted `codes_used` and `collision_rate`.
             state: Gives tensors and values, `epoch` among them, from which training can go on.
 
         Raises:

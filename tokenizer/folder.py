@@ -101,39 +101,40 @@ def _codebook_sizes(settings: dict[str, object]) -> tuple[int, ...]:
     return level_sizes(settings["n_codebooks"], settings["codebook_size"])[:-1]
 
 
+def _read_training(config: TokenizerConfig) -> dict[str, object]:
+    file = config.tokenizer_folder / TRAINING_FILE
+    return read_json(file) if file.exists() else {}
+
+
 def reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
     """Whether the folder holds this very training, finished.
 
     Raises:
         InputError: A training with other settings, or one to resume, is there, and no --overwrite.
     """
-    folder, there = config.tokenizer_folder, (config.tokenizer_folder / TRAINING_FILE).exists()
-    earlier = read_json(folder / TRAINING_FILE) if there else {"settings": settings}
+    folder, earlier = config.tokenizer_folder, _read_training(config)
+    if not earlier:
+        return False
     different = differences(earlier.get("settings", {}), settings)
-    unfinished = "unfinished" if different or (there and (folder / STATE_FOLDER).exists()) else "nothing"
-    decision = claim(
-        folder,
-        "finished" if earlier.get("finished") else unfinished,
-        different,
-        overwrite=config.overwrite,
-        resume=config.resume,
-        reuse=True,
-        refusal=f"holds a tokenizer trained with other settings ({different}); "
-        "name another folder with --ckpt_name, or replace it with --overwrite"
-        if different
-        else "holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite",
-    )
+    unfinished = "unfinished" if different or (folder / STATE_FOLDER).exists() else "nothing"
+    found = "finished" if earlier.get("finished") else unfinished
+    refusal = "holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite"
+    if different:
+        refusal = (
+            f"holds a tokenizer trained with other settings ({different}); "
+            "name another folder with --ckpt_name, or replace it with --overwrite"
+        )
+    may = {"overwrite": config.overwrite, "resume": config.resume, "reuse": True}
+    decision = claim(folder, found, different, refusal=refusal, **may)
     if decision == "reuse":
         print(f"{folder}: reused, a finished training with the same settings")
-    elif decision == "make" and there:
+    elif decision == "make":
         print(f"{folder}: trained anew, since {different or 'the last run did not finish'}")
     return decision == "reuse"
 
 
 def begin_training(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
-    """Remove what an earlier training made, and write what a training begins with: settings and PCA.
-
-    The earlier one's semantic IDs, new items' too, would not fit.
+    """Remove what an earlier training made, whose semantic IDs would not fit, and write the settings and the PCA.
 
     Raises:
         InputError: There is no such PCA of the embeddings, float32 [N, sent_emb_dim]; nothing is removed.
@@ -197,8 +198,7 @@ def load_tokenizer(config: TokenizerConfig, embeddings: np.ndarray | None = None
     Raises:
         InputError: There is none, or it was made with other settings or embeddings.
     """
-    folder = config.tokenizer_folder
-    training = read_json(folder / TRAINING_FILE) if (folder / TRAINING_FILE).exists() else {}
+    folder, training = config.tokenizer_folder, _read_training(config)
     if not training.get("finished"):
         raise InputError(f"{folder} holds no finished training; run python -m tokenizer.train first")
     arrays = {} if embeddings is None else {"embeddings": embeddings}

@@ -13,9 +13,8 @@ from tokenizer.rqvae_tokenizer import RQVAETokenizer
 class Tokenizer(Protocol):
     """A finished training at work: it turns embeddings into codes, as each of its epochs learnt to.
 
-    A kind keeps what it needs in the tokenizer's folder, in *.safetensors files and in epochs/: these two are removed
-    before a training begins anew. The PCA (pca.safetensors), training.json, semantic IDs and the quality report are
-    the commands' own.
+    A kind keeps what it learns in the tokenizer's folder, in *.safetensors files and in epochs/, which are removed
+    before a training begins anew. All else there, the PCA too, is the commands'.
 
     Args:
         config: Settings of the training.

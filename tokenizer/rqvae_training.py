@@ -5,14 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from tokenizer.config import TokenizerConfig
-from tokenizer.quality import collision_rate
+from tokenizer.quality import tokenizer_quality
 from tokenizer.rqvae import RQVAE
 from utils.snapshots import Snapshot, load_optimizer_, optimizer_tensors, under_prefix, with_prefix
 
@@ -22,23 +21,14 @@ _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 @dataclass
 class TrainingState:
-    """All that changes during training.
-
-    Every epoch's randomness follows from (seed, epoch), so this is also all that a resumed training needs.
-
-    Attributes:
-        epoch: Finished epochs.
-        best_loss: Lowest mean loss of an epoch.
-        best_epoch: 1-based, 0 before the first.
-        best_weights: Whole state dict after `best_epoch`.
-    """
+    """All that changes during training, and, as randomness follows from (seed, epoch), all that resuming needs."""
 
     model: RQVAE
     optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    best_weights: dict[str, Tensor] | None = None
+    epoch: int = 0  # finished ones
+    best_loss: float = math.inf  # lowest mean of an epoch
+    best_epoch: int = 0  # 1-based
+    best_weights: dict[str, Tensor] | None = None  # whole state dict after best_epoch
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return the tensors and values that `load_` takes over."""
@@ -83,7 +73,6 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
     One OpenMP thread, so that sums have one order and the same seed gives the same centres.
 
     Args:
-        model: Untrained.
         inputs: float [N, input size], all training items.
         seed: For k-means++.
     """
@@ -164,8 +153,7 @@ def train_rqvae(
             state.best_loss, state.best_epoch = metrics["loss"], state.epoch
             state.best_weights = {name: value.clone() for name, value in model.state_dict().items()}
         if state.epoch % check_every == 0 or state.epoch == config.epochs:
-            codes = model.encode(inputs).cpu().numpy()
-            metrics["codes_used"] = [len(np.unique(level)) for level in codes.T]
-            metrics["collision_rate"] = collision_rate(codes)
+            quality = tokenizer_quality(model.encode(inputs).cpu().numpy(), config.codebook_sizes)
+            metrics |= {name: quality[name] for name in ("codes_used", "collision_rate")}
         on_epoch(state, {"epoch": state.epoch, **metrics})
     return state

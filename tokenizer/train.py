@@ -40,20 +40,15 @@ def train(config: TokenizerConfig) -> None:
         return
     interactions = load_interactions(folder)
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
-    check_sizes(config, embeddings, items)
+    _check_sizes(config, embeddings, items)
     settings = training_settings(config, embeddings=embeddings, training_items=items)
     with FileLock(config.tokenizer_folder / LOCK_FILE):
         if not reusable(config, settings):
             _train(config, settings, embeddings, items)
 
 
-def check_sizes(config: TokenizerConfig, embeddings: np.ndarray, items: np.ndarray) -> None:
-    """Raise InputError where the items cannot fill the codebooks, or identical ones the disambiguation level.
-
-    Args:
-        embeddings: float32 [N, E].
-        items: int [training items].
-    """
+def _check_sizes(config: TokenizerConfig, embeddings: np.ndarray, items: np.ndarray) -> None:
+    """Refuse embeddings, float32 [N, E], that cannot fill the codebooks or have too many alike to be told apart."""
     largest, last_size = max(config.codebook_sizes), config.level_sizes[-1]
     if len(items) < largest:
         raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")

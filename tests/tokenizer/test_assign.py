@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tokenizer import export
-from tokenizer.assign import assign
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed
+from tokenizer.export import assign
 from tokenizer.train import train
 from utils.errors import InputError
 
