@@ -18,23 +18,16 @@ from torch import Tensor
 from benchmarks import reference
 from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
-from data.token_table import TokenTable, Vocabulary, load_token_table, resolve_groups
+from data.token_table import TRAINING_FILE, TokenTable, Vocabulary, load_token_table, resolve_groups
 from model import t5 as t5_module
 from model.beam_search import beam_search
 from model.recommender import Architecture, Recommender
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
-from tokenizer.published import TRAINING_FILE
+from tokenizer.folder import training_settings
 from tokenizer.rqvae import RQVAE, encoding_state, save_weights
-from tokenizer.train import (
-    TrainingState,
-    build_model,
-    build_optimizer,
-    epoch_file,
-    sha256,
-    train_epoch,
-    training_settings,
-)
+from tokenizer.rqvae_tokenizer import epoch_file
+from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, train_epoch
 from tokenizer.whitening import Whitening
 from training.curriculum import mean_gradient
 from utils.files import write_json
@@ -430,7 +423,7 @@ def export_tokenizers(world: World) -> Iterator[Stage]:
             os.link(world.scratch / f"{1 + epoch % 3}.pth", plain_file)
         checkpoints.append(plain_file)
     os.link(epoch_file(config, 1), epoch_file(config, None))
-    settings = training_settings(config) | {"embeddings_sha256": sha256(embeddings)}
+    settings = training_settings(config, embeddings=embeddings)
     write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings})
     names, plain_model = interactions.item_names[1:], build_model(config).to(world.device)
 

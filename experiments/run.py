@@ -26,7 +26,7 @@ from experiments.results import collect, open_jobs
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
-from tokenizer.published import sem_ids_prefix
+from tokenizer.folder import sem_ids_prefix
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested

@@ -10,7 +10,7 @@ from experiments.identifiers import identifiers_file, keep_identifiers, restore_
 from experiments.results import open_jobs, result_file
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
-from tokenizer.published import sem_ids_file
+from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import write_json
 
