@@ -33,7 +33,7 @@ from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict, write_results
 from evaluation.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
 from inference.model_folder import named_folder, read_settings
-from model.recommender import Recommender, find_model_folder
+from model.recommender import find_model_folder, load_recommender
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
@@ -141,7 +141,7 @@ def evaluate_model(path: Path, config: EvaluateConfig, processes: Accelerator, d
         A row of settings and outcomes for each.
     """
     weights, settings = find_model_folder(path), read_settings(path, config.data_dir)
-    recommender = Recommender.from_pretrained(weights).eval().to(device)
+    recommender = load_recommender(weights).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
     folder = dataset_folder(settings["data_dir"], settings["dataset"])
     interactions = load_interactions(folder)
@@ -154,7 +154,7 @@ def evaluate_model(path: Path, config: EvaluateConfig, processes: Accelerator, d
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
     if not config.token_prefix and not config.sem_id_epochs:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
-        check_identifiers(recommender.identifiers, table, path, remedy)
+        check_identifiers(recommender.semantic_ids_sha256, table, path, remedy)
     tokenization = Tokenization(interactions, table, settings["max_item_seq_len"])
     positions = split_positions(interactions.offsets, config.split)
     if len(positions) == 0:

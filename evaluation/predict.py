@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from data.batching import Tokenization
 from evaluation.metrics import mean_metrics, target_ranks
-from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.files import write_json
 from utils.interrupts import stop_if_requested
@@ -82,7 +81,7 @@ def predict(
     recommender.eval()
     for part, batch in tokenization.batches(mine, group, batch_size):
         stop_if_requested()
-        found, score = beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, k, trie)
+        found, score = recommender.generate(batch.input_ids, batch.lengths, num_beams, k, trie)
         rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
         sequences[rows], scores[rows] = found, score
         advance(len(part) * accelerator.num_processes)

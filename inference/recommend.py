@@ -11,7 +11,6 @@ from data.batching import Tokenization
 from data.interactions import Interactions
 from inference.histories import known_items
 from inference.model_folder import TrainedModel, load_trained_model
-from model.beam_search import beam_search
 
 
 @dataclass
@@ -99,11 +98,9 @@ class RecommendationModel:
         targets = tokenization.interactions.offsets[1:][~empty] - 1
         for part, batch in tokenization.batches(tokenization.by_length(targets), 0, batch_size):
             rows = tokenization.interactions.users_of(part)
-            found, score = beam_search(
-                self.recommender.t5,
+            found, score = self.recommender.generate(
                 batch.input_ids,
                 batch.lengths,
-                self.table.vocabulary.num_levels,
                 max(num_beams, k),
                 k,
                 self.table.trie(0),

@@ -17,11 +17,12 @@ from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
     Recommender,
+    build_recommender,
     find_model_folder,
-    read_model_config,
-    read_reference_checkpoint,
-    sizes_of_weights,
+    load_recommender,
+    read_architecture,
 )
+from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
 from training.checkpoint import FINISHED_CHANGES, RESUMABLE_CHANGES, STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, FinetuneConfig, TrainingConfig
 from training.progress import plain_settings
@@ -99,7 +100,7 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
                 f"codebook_size={config.codebook_size} and n_user_tokens={config.n_user_tokens} make {expected}"
             )
         return sizes
-    architecture = Architecture.of_t5_config(read_model_config(find_model_folder(path)))
+    architecture = read_architecture(find_model_folder(path))
     fixed = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
     fixed["n_codebooks"] = len(architecture.level_sizes) - 1
     fixed["codebook_size"] = list(architecture.level_sizes)
@@ -146,8 +147,8 @@ def start_run(config: ConfigType) -> Trainer | None:
     table = data.tokenization.table
     if not config.allow_other_identifiers:
         remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.identifiers, table, config.pretrained_model, remedy)
-    recommender.identifiers = table.sha256
+        check_identifiers(recommender.semantic_ids_sha256, table, config.pretrained_model, remedy)
+    recommender.semantic_ids_sha256 = table.sha256
     state = on_main_process(lambda: claim_folder(run, config, data), accelerator)
     snapshot = read_snapshot(state) if state else None
     if accelerator.is_main_process and not snapshot:
@@ -304,12 +305,12 @@ def make_recommender(config: TrainingConfig) -> Recommender:
     )
     path = Path(config.pretrained_model)
     if not config.pretrained_model:
-        return Recommender.from_architecture(architecture)
+        return build_recommender(architecture)
     if path.is_file():
-        recommender = Recommender.from_architecture(architecture)
+        recommender = build_recommender(architecture)
         recommender.load_weights(read_reference_checkpoint(path), str(path))
         return recommender
-    return Recommender.from_pretrained(find_model_folder(path), dropout_rate=config.dropout_rate)
+    return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
 
 
 def judge_tokenizer(table: TokenTable) -> list[str]:

@@ -355,9 +355,7 @@ class Trainer:
     def load_best(self) -> None:
         """Go back to the best weights so far."""
         self.accelerator.wait_for_everyone()
-        with torch.random.fork_rng(devices=[]):  # making a network draws weights, and a resumed run makes it once more
-            best = Recommender.from_pretrained(self.best_folder)
-        self.recommender.load_state_dict(best.state_dict())
+        self.recommender.load_pretrained(self.best_folder)
 
     def test(self) -> dict:
         """Test the best weights with every tokenizer; write a result file for each, and results.json.
