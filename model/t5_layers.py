@@ -4,11 +4,13 @@ The numbers are those of T5ForConditionalGeneration.forward (tests/model/test_t5
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from model.dropout import dropout
 from model.length_groups import LengthGroups, cut, join
@@ -147,16 +149,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, atten
 def position_bias(stack: nn.Module, queries: int, keys: int) -> Tensor:
     """Return a T5Stack's learnt relative position bias [H, queries, keys]; the last query stands at the last key."""
     attention = stack.block[0].layer[0].SelfAttention
-    device = attention.relative_attention_bias.weight.device
-    key_position = torch.arange(keys, device=device)
-    query_position = torch.arange(keys - queries, keys, device=device)
-    bucket = attention._relative_position_bucket(
-        key_position - query_position[:, None],
-        bidirectional=not attention.is_decoder,
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
+    kind = (
+        not attention.is_decoder,
+        attention.relative_attention_num_buckets,
+        attention.relative_attention_max_distance,
     )
-    return attention.relative_attention_bias(bucket).permute(2, 0, 1)
+    buckets = position_buckets(queries, keys, attention.relative_attention_bias.weight.device, *kind)
+    return attention.relative_attention_bias(buckets).permute(2, 0, 1)
+
+
+@torch.compiler.assume_constant_result  # else a compiled step would hold the CPU's operations, and use no CUDA graph
+def position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    """Return the bucket of each query's distance to each key, int64 [queries, keys]."""
+    return _position_buckets(queries, keys, device, *kind)
+
+
+@lru_cache(maxsize=256)
+def _position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    """Compute the buckets on the CPU for every device.
+
+    Distances of 16, 32 and 64 lie on a bucket's edge, where another device's logarithm may round to the other side.
+    """
+    distances = torch.arange(keys) - torch.arange(keys - queries, keys)[:, None]
+    return T5Attention._relative_position_bucket(distances, *kind).to(device)
 
 
 def project(t5: T5ForConditionalGeneration, hidden: Tensor) -> Tensor:
