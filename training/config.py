@@ -6,11 +6,13 @@ from pathlib import Path
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
+from model.recommender import NETWORKS
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
 # Flags that a pre-trained model settles (model.recommender.Architecture).
 ARCHITECTURE_FLAGS = (
+    "network",
     "n_codebooks",
     "codebook_size",
     "n_user_tokens",
@@ -80,6 +82,8 @@ class TrainingConfig:
     max_item_seq_len: int = 20
     """Items of history that are kept, the last ones."""
 
+    network: str = "t5"
+    """Kind of network that is trained from scratch: t5, or one of those added to the table of networks."""
     num_layers: int = 3
     """Encoder layers."""
     num_decoder_layers: int = 3
@@ -186,6 +190,8 @@ class TrainingConfig:
             found.append(f"val_users={self.val_users} must be all or new")
         elif self.val_users == "new" and self.train_user_ratio == 1:
             found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
+        if self.network not in NETWORKS:
+            found.append(f"network={self.network} must be {' or '.join(NETWORKS)}")
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             found.append(f"feed_forward_proj={self.feed_forward_proj} must be relu or gated-gelu")
         found += self._problems_of_metrics() + self._problems_of_tokens()
