@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from model.recommender import Recommender
+from model.recommender import Recommender, load_recommender
 from training.config import PretrainConfig
 from training.curriculum import adam_direction, mean_gradient, sampling_probabilities
 from training.data import Data, load_data
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     report = {}
     for epoch in expand_epochs(settings.epochs):
         torch.manual_seed(settings.rand_seed)
-        recommender = Recommender.from_pretrained(run / "checkpoints" / f"epoch_{epoch}")
+        recommender = load_recommender(run / "checkpoints" / f"epoch_{epoch}")
         rng = np.random.default_rng(settings.rand_seed)
         scores = scores_of_parts(recommender, data, config, settings.moment_steps, settings.ratios, rng)
         rows = [row for tau in settings.taus for row in compare(scores, tau)]

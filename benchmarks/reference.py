@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import T5ForConditionalGeneration
 
@@ -89,12 +89,12 @@ def make_batch(examples: Sequence[Example], dataset: LoadedDataset, groups: Sequ
     return PaddedBatch(*(torch.tensor(column) for column in zip(*rows, strict=True)))
 
 
-def make_t5(like: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
-    """Return Hugging Face's own network with eager attention and a copy of the weights."""
-    t5 = T5ForConditionalGeneration(like.config)
+def make_network(recommender: nn.Module) -> T5ForConditionalGeneration:
+    """Return Hugging Face's own network with eager attention and a copy of the weights of the project's."""
+    t5 = T5ForConditionalGeneration(recommender.t5.config)
     t5.config._attn_implementation = "eager"
-    t5.load_state_dict(like.state_dict())
-    return t5.to(like.device)
+    t5.load_state_dict(recommender.t5.state_dict())
+    return t5.to(recommender.t5.device)
 
 
 def forward(t5: T5ForConditionalGeneration, batch: PaddedBatch) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,8 @@ from benchmarks import reference
 from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
 from data.token_table import TRAINING_FILE, TokenTable, Vocabulary, load_token_table, resolve_groups
-from model import t5 as t5_module
-from model.beam_search import beam_search
-from model.recommender import Architecture, Recommender
+from model import length_groups
+from model.recommender import Architecture, Recommender, build_recommender
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
 from tokenizer.folder import training_settings
@@ -145,7 +144,7 @@ class World:
             d_model=sizes.d_model,
             d_ff=sizes.d_ff,
         )
-        return Recommender.from_architecture(architecture).to(self.device)
+        return build_recommender(architecture).to(self.device)
 
     def autocast(self, precision: str) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -159,7 +158,7 @@ def forward_flops(recommender: Recommender, lengths: Tensor, steps: list[int]) -
         lengths: int64 [B], tokens per history.
         steps: Decoder tokens that each row feeds at each call of the decoder: [5] in training, [1, M, M, M] in search.
     """
-    config = recommender.t5.config
+    config = recommender.architecture
     inner, d, d_ff, vocab = config.num_heads * config.d_kv, config.d_model, config.d_ff, config.vocab_size
     tokens, squares, rows = float(lengths.sum()), float((lengths.double() ** 2).sum()), len(lengths)
     encoder = config.num_layers * (tokens * (4 * d * inner + 2 * d * d_ff) + 2 * squares * inner)
@@ -188,8 +187,8 @@ def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
     groups = world.rng.integers(world.table.num_groups, size=len(positions))
     tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender().train()
-    t5 = reference.make_t5(recommender.t5).train()
-    optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, t5))
+    plain = reference.make_network(recommender).train()
+    optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain))
     forward = torch.compile(recommender, **COMPILE) if compiled else recommender
 
     def step(precision: str) -> None:
@@ -211,14 +210,14 @@ def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
 
     def plain_step() -> float:
         part = next(turns["reference"])
-        return reference.train_step(t5, plain_optimizer, reference.make_batch(examples[part], dataset, groups[part]))
+        return reference.train_step(plain, plain_optimizer, reference.make_batch(examples[part], dataset, groups[part]))
 
     def equal(precision: str) -> bool:
-        ours, plain = world.recommender().eval(), reference.make_t5(world.recommender().t5).eval()
+        ours, other = world.recommender().eval(), reference.make_network(world.recommender()).eval()
         first = slice(0, size)
         batch = make_batch(first)
         plain_batch = reference.make_batch(examples[first], dataset, groups[first])
-        plain_loss, plain_logits = reference.forward(plain, plain_batch)
+        plain_loss, plain_logits = reference.forward(other, plain_batch)
         loss_of = torch.compile(ours, **COMPILE) if compiled else ours
         with torch.no_grad(), world.autocast(precision):
             loss = loss_of(batch.input_ids, batch.labels, batch.lengths).mean()
@@ -230,12 +229,12 @@ def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
     lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
     flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
     project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
-    layout = t5_module.GROUPING_DEVICES
-    t5_module.GROUPING_DEVICES = () if compiled else layout
+    layout = length_groups.GROUPING_DEVICES
+    length_groups.GROUPING_DEVICES = () if compiled else layout
     try:
         yield Stage(name, plain_step, project, equal, count, flops)
     finally:
-        t5_module.GROUPING_DEVICES = layout
+        length_groups.GROUPING_DEVICES = layout
 
 
 def train_step(world: World) -> AbstractContextManager[Stage]:
@@ -253,20 +252,20 @@ def _evaluation(world: World, name: str, batch_size: int, num_beams: int) -> Ite
     positions, examples = world.examples("test", batch_size)
     tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender().eval()
-    t5 = reference.make_t5(recommender.t5).eval()
+    plain = reference.make_network(recommender).eval()
     num_levels, num_return = len(world.level_sizes), min(10, num_beams)
 
     def search(count: int = batch_size) -> tuple[Tensor, Tensor]:
         batch = tokenization.batch(positions[:count], 0)
-        return beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, num_return)
+        return recommender.generate(batch.input_ids, batch.lengths, num_beams, num_return)
 
     def plain_search(count: int = batch_size) -> tuple[Tensor, Tensor]:
         batch = reference.make_batch(examples[:count], dataset, [0] * len(examples[:count]))
-        return reference.beam_search(t5, batch, num_levels, num_beams, num_return)
+        return reference.beam_search(plain, batch, num_levels, num_beams, num_return)
 
     def equal(precision: str) -> bool:
-        (ours, scores), (plain, plain_scores) = search(16), plain_search(16)
-        return torch.equal(ours, plain) and torch.allclose(scores, plain_scores, **CLOSE)
+        (ours, scores), (found, plain_scores) = search(16), plain_search(16)
+        return torch.equal(ours, found) and torch.allclose(scores, plain_scores, **CLOSE)
 
     lengths = tokenization.batch(positions, 0).lengths
     flops = forward_flops(recommender, lengths, [1] + [num_beams] * (num_levels - 1))
@@ -292,7 +291,7 @@ def influence(world: World) -> Iterator[Stage]:
     turns = in_turn(len(positions), at_once)
     tokenization, dataset = world.loaded[0], world.loaded_reference
     recommender = world.recommender()
-    t5 = reference.make_t5(recommender.t5)
+    plain = reference.make_network(recommender)
 
     def gradient(precision: str, part: slice) -> list[Tensor]:
         batches = (batch for _, batch in tokenization.batches(tokenization.by_length(positions[part]), 0, size))
@@ -300,13 +299,13 @@ def influence(world: World) -> Iterator[Stage]:
             return mean_gradient(recommender, batches, len(positions[part]))
 
     def plain_gradient(part: slice) -> list[Tensor]:
-        return reference.influence_gradient(t5, examples[part], dataset, 0, size)
+        return reference.influence_gradient(plain, examples[part], dataset, 0, size)
 
     def equal(precision: str) -> bool:
         first = slice(0, at_once)
         ways = gradient(precision, first), plain_gradient(first)
-        ours, plain = (torch.cat([part.flatten() for part in way]) for way in ways)
-        error = float((ours - plain).norm() / plain.norm())
+        ours, other = (torch.cat([part.flatten() for part in way]) for way in ways)
+        error = float((ours - other).norm() / other.norm())
         return error < (0.05 if precision == "bf16" else 1e-4)
 
     lengths, count = tokenization.batch(positions, 0).lengths, min(at_once, len(positions))

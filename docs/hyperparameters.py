@@ -70,6 +70,7 @@ NOTES: dict[str, tuple[str, str, str]] = {
     "batch_size": ("1 or more", "", "low: restless codebooks; high: few updates an epoch"),
     "save_last": ("1 or more", "51", "must be at least what pre-training uses"),
     # the network
+    "network": ("t5, or what is added", "", "docs/extending.md adds one"),
     "num_layers": ("1 or more", "6, 7, 5", "low: underfits; high without pre-training: overfits (Figure 2)"),
     "num_decoder_layers": ("1 or more", "as num_layers", "as num_layers"),
     "d_model": ("1 or more", "", "low: underfits; high: slower, overfits small data"),

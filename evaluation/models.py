@@ -17,7 +17,7 @@ from evaluation.config import EvaluateConfig, as_list
 from evaluation.metrics import mean_metrics
 from evaluation.predict import predict
 from evaluation.results import Results, groups_of, read_results, write_results
-from model.recommender import Recommender, find_model_folder
+from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.config import expand_epochs
 from utils.errors import InputError
 
@@ -52,7 +52,7 @@ def open_model(
     Raises:
         InputError: The dataset's semantic IDs are others than those of the training.
     """
-    recommender = Recommender.from_pretrained(find_model_folder(path)).eval().to(device)
+    recommender = load_recommender(find_model_folder(path)).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
     folder = dataset_folder(settings["data_dir"], settings["dataset"])
     interactions = load_interactions(folder)
@@ -65,7 +65,7 @@ def open_model(
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
     if not config.token_prefix and not config.sem_id_epochs:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
-        check_identifiers(recommender.identifiers, table, path, remedy)
+        check_identifiers(recommender.semantic_ids_sha256, table, path, remedy)
     return recommender, Tokenization(interactions, table, settings["max_item_seq_len"])
 
 

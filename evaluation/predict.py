@@ -9,7 +9,6 @@ from torch import Tensor
 
 from data.batching import Tokenization
 from evaluation.results import Predictions
-from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.interrupts import stop_if_requested
 from utils.prefix_trie import PrefixTrie
@@ -38,7 +37,7 @@ def search(
         k, num_beams: Sequences per user, and beams of the search.
         batch_size: Users per batch.
         trie: Find sequences of the trie only.
-        banned: Makes of a batch's positions the rows of the trie that must not be found, as `beam_search` takes them.
+        banned: Makes of a batch's positions the rows of the trie that must not be found, as `generate` takes them.
         processes: Those that share the users; each takes its part, all get the whole result. None: this one has all.
         advance: Called with the number of users that all processes have done since the last call.
 
@@ -57,10 +56,10 @@ def search(
     for part, batch in tokenization.batches(tokenization.by_length(positions)[index::count], group, batch_size):
         stop_if_requested()
         rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
-        sequences[rows], scores[rows] = beam_search(
-            *(recommender.t5, batch.input_ids, batch.lengths, num_levels, num_beams, k, trie),
-            banned(part) if banned else None,
+        found = recommender.generate(
+            batch.input_ids, batch.lengths, num_beams, k, trie, banned(part) if banned else None
         )
+        sequences[rows], scores[rows] = found
         advance(len(part) * count)
     recommender.train(was_training)
     if processes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.token_table import Group, Vocabulary, check_identifiers
 from evaluation.run import Run, run_around
 from inference.catalogue import Catalogue
-from model.recommender import Recommender, find_model_folder
+from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json
 from utils.locks import LOCK_FILE, FileLock
@@ -48,7 +48,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
         InputError: It is none of these, or a file is absent or broken.
     """
     weights = find_model_folder(path)
-    recommender = Recommender.from_pretrained(weights, dropout_rate=0.0).eval()
+    recommender = load_recommender(weights, dropout_rate=0.0).eval()
     architecture = recommender.architecture
     vocabulary = Vocabulary(architecture.level_sizes, architecture.n_user_tokens)
     if (weights / ABOUT_FILE).is_file():
@@ -60,7 +60,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     tokenizer = run.tokenizer
     catalogue = Catalogue.of_dataset(settings, tokenizer["prefix"], tokenizer["epoch"], vocabulary)
     remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
-    check_identifiers(recommender.identifiers, catalogue.table, path, remedy)
+    check_identifiers(recommender.semantic_ids_sha256, catalogue.table, path, remedy)
     best = weights.resolve() == run.model.resolve()  # the results are this epoch's
     metrics = {split: tokenizer[split] for split in ("valid", "test") if best and split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)

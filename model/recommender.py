@@ -1,34 +1,34 @@
-"""The generative recommender, on Hugging Face's T5 weights."""
+"""What every network has in common, and the table of networks."""
 
 import errno
+import pkgutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
-from transformers.utils.logging import disable_progress_bar
 
-from model.dropout import replace_dropout_
-from model.t5 import decode, encode, project
+from model.beam_search import beam_search
 from utils.errors import InputError
-from utils.files import CHECKSUMS_FILE, check_checksums, write_checksums
+from utils.files import CHECKSUMS_FILE, check_checksums, read_json, write_checksums, write_json
+from utils.prefix_trie import PrefixTrie
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-disable_progress_bar()  # a bar of its own for each saved file
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the network; the names are the command line's.
+    """Kind and sizes of a network; the names are the command line's.
 
     Attributes:
         level_sizes: Codes per level of a semantic ID, disambiguation included.
         n_user_tokens: User tokens in the vocabulary.
+        network: Name in NETWORKS.
     """
 
     level_sizes: tuple[int, ...]
@@ -41,96 +41,142 @@ class Architecture:
     d_kv: int = 64
     dropout_rate: float = 0.1
     feed_forward_proj: str = "relu"
+    network: str = "t5"
 
-    def to_t5_config(self) -> T5Config:
-        """Return the T5 configuration; the vocabulary's layout travels in it as `level_sizes` and `n_user_tokens`."""
-        eos_token = sum(self.level_sizes) + 1 + self.n_user_tokens
+    @property
+    def eos_token(self) -> int:
+        """The last token: padding, the levels' codes and the user tokens come before it."""
+        return sum(self.level_sizes) + 1 + self.n_user_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return self.eos_token + 1
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what config.json says: the fields, `network` as transformers calls it."""
         sizes = asdict(self) | {"level_sizes": list(self.level_sizes)}
-        return T5Config(
-            vocab_size=eos_token + 1,
-            pad_token_id=0,
-            decoder_start_token_id=0,
-            eos_token_id=eos_token,
-            tie_word_embeddings=True,
-            **sizes,
-        )
+        return {"model_type": sizes.pop("network"), **sizes}
 
     @classmethod
-    def of_t5_config(cls, config: T5Config) -> "Architecture":
-        """Read the sizes back from a T5 configuration that `to_t5_config` made."""
-        if not hasattr(config, "level_sizes"):
-            raise InputError("the model's config.json has no level_sizes: it was not written by this project")
-        sizes = {field.name: getattr(config, field.name) for field in fields(cls)}
-        return cls(**sizes | {"level_sizes": tuple(config.level_sizes)})
+    def of_config(cls, config: Any, file: Path | str) -> "Architecture":
+        """Read the fields back.
+
+        Raises:
+            InputError: Some are not there; `file` is named.
+        """
+        values = {}
+        for field in fields(cls):
+            name = "model_type" if field.name == "network" else field.name
+            if not isinstance(config, dict) or name not in config:
+                raise InputError(f"{file} has no {name}: it was not written by this project")
+            values[field.name] = config[name]
+        return cls(**values | {"level_sizes": tuple(values["level_sizes"])})
 
 
 class Recommender(nn.Module):
-    """T5 encoder-decoder from token sequences of histories to the target's semantic ID.
+    """A network from token sequences of histories to the target's semantic ID.
 
-    The state dict's names are those of the reference code's checkpoints (t5.shared.weight, ...).
+    Another network is a subclass with its own `logits` in a file of this folder, and a line in NETWORKS. It may also
+    bring a faster `generate`, another loss (`forward`), or its own files (`write_network`, `load_pretrained`).
 
     Args:
-        t5: The network and its weights.
+        architecture: Sizes; weights are drawn from torch's global generator.
+
+    Attributes:
+        semantic_ids_sha256: Hashes of the semantic IDs that the weights were trained with (TokenTable.sha256); empty
+            where unknown.
     """
 
-    def __init__(self, t5: T5ForConditionalGeneration):
+    def __init__(self, architecture: Architecture):
         super().__init__()
-        replace_dropout_(t5)
-        self.t5 = t5
+        self.architecture = architecture
+        self.semantic_ids_sha256: list[str] = []
 
-    @classmethod
-    def from_architecture(cls, architecture: Architecture) -> "Recommender":
-        """Make a freshly initialised recommender (torch's global generator)."""
-        return cls(T5ForConditionalGeneration(architecture.to_t5_config()))
+    def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits of every label position given the history and the labels before it.
 
-    @property
-    def architecture(self) -> Architecture:
-        return Architecture.of_t5_config(self.t5.config)
+        Args:
+            input_ids: int64 [B, S], padded with 0 at the end.
+            labels: int64 [B, L + 1], the target's tokens and eos.
+            lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+
+        Returns:
+            [B, L + 1, V].
+        """
+        raise NotImplementedError
 
     def forward(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
         """Return each example's loss: the mean negative log-likelihood of its label tokens.
 
-        All examples have equally many label tokens, so the mean over examples is T5's loss of the batch.
-
-        Args:
-            input_ids: int64 [B, S], padded at the end.
-            labels: int64 [B, L + 1], the target's tokens and eos.
-            lengths: int64 [B], tokens of each row that are not padding; on the CPU where rows are grouped (model.t5).
-
-        Returns:
-            float32 [B].
+        The arguments are those of `logits`, the losses float32 [B]. All examples have equally many label tokens, so the
+        mean over examples is the loss of the batch.
         """
         logits = self.logits(input_ids, labels, lengths).float()
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         return losses.view_as(labels).mean(dim=1)
 
-    def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits of every label position given the ones before it: [B, L + 1, V]."""
-        encoded = encode(self.t5, input_ids, lengths)
-        shifted = F.pad(labels[:, :-1], (1, 0), value=self.t5.config.decoder_start_token_id)
-        logits = project(self.t5, decode(self.t5, encoded, encoded.groups.sort(shifted)))
-        return encoded.groups.unsort(logits)
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        num_beams: int,
+        num_return: int,
+        trie: PrefixTrie | None = None,
+        banned: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Generate the most likely semantic IDs by beam search; the network must be in eval mode.
 
-    @property
-    def identifiers(self) -> list[str]:
-        """Hashes of the semantic IDs that the weights were trained with (TokenTable.sha256); empty where unknown."""
-        return list(getattr(self.t5.config, "semantic_ids_sha256", []))
+        This one runs `logits` for every beam at every step.
 
-    @identifiers.setter
-    def identifiers(self, hashes: list[str]) -> None:
-        self.t5.config.semantic_ids_sha256 = list(hashes)
+        Args:
+            input_ids, lengths: As in `logits`.
+            num_beams, num_return, trie, banned: As in model.beam_search.
+
+        Returns:
+            Sequences int64 [B, k, L] of tokens and scores float32 [B, k], falling.
+        """
+        num_levels = len(self.architecture.level_sizes)
+
+        def step(sequences: Tensor, ancestors: list[Tensor]) -> Tensor:
+            num_rows, beams, level = sequences.shape
+            labels = F.pad(sequences.flatten(0, 1), (0, num_levels + 1 - level))
+            logits = self.logits(input_ids.repeat_interleave(beams, 0), labels, lengths.repeat_interleave(beams, 0))
+            return logits[:, level].unflatten(0, (num_rows, beams))
+
+        return beam_search(step, len(input_ids), num_levels, num_beams, num_return, input_ids.device, trie, banned)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a folder that T5ForConditionalGeneration.from_pretrained reads, with a checksum of the weights.
+        """Write a folder that `load_recommender` reads, with a checksum of the weights.
 
         Raises:
             OSError: The disk is full or fails.
         """
         try:
-            self.t5.save_pretrained(folder)
+            self.write_network(Path(folder))
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(folder)) from None
         write_checksums(Path(folder), [Path(folder) / WEIGHTS_FILE])
+
+    def write_network(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.architecture.to_config() | {"semantic_ids_sha256": self.semantic_ids_sha256}
+        write_json(folder / CONFIG_FILE, config)
+        save_file(self.state_dict(), folder / WEIGHTS_FILE)
+
+    @classmethod
+    def from_config(cls, config: dict, file: Path) -> "Recommender":
+        """Make the network, its weights fresh, that a config.json describes."""
+        return cls(Architecture.of_config(config, file))
+
+    def load_pretrained(self, folder: Path | str) -> None:
+        """Copy the weights of a folder into the network.
+
+        Raises:
+            InputError: The folder holds no whole model, or another one.
+        """
+        self.load_weights(read_weights(folder), str(folder))
 
     def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
         """Copy a state dict into the network.
@@ -143,29 +189,43 @@ class Recommender(nn.Module):
         except RuntimeError as error:
             raise InputError(f"the weights of {source} do not fit the model: {' '.join(str(error).split())}") from None
 
-    @classmethod
-    def from_pretrained(cls, folder: Path | str, dropout_rate: float | None = None) -> "Recommender":
-        """Read a folder that `save_pretrained` wrote, with another dropout rate where one is given.
 
-        Raises:
-            InputError: The folder holds no whole model.
-        """
-        config = read_model_config(folder)
-        if dropout_rate is not None:
-            config.dropout_rate = dropout_rate
-        recommender = cls(T5ForConditionalGeneration(config))
-        try:
-            weights = load_file(Path(folder) / WEIGHTS_FILE)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder}/{WEIGHTS_FILE} is no whole file of weights: {error}") from None
-        if (Path(folder) / CHECKSUMS_FILE).exists():  # not where another program wrote the folder
-            check_checksums(Path(folder))
-        embeddings = recommender.t5.shared.weight.data_ptr()  # written once, under one name
-        aliases = [name for name, value in recommender.t5.state_dict().items() if value.data_ptr() == embeddings]
-        if "shared.weight" in weights:
-            weights |= dict.fromkeys(aliases, weights["shared.weight"])
-        recommender.load_weights({f"t5.{name}": value for name, value in weights.items()}, str(folder))
-        return recommender
+# The class of each --network, or "module:class", which is imported when it is first needed.
+NETWORKS: dict[str, str | type[Recommender]] = {"t5": "model.t5:T5Recommender"}
+
+
+def network_class(name: str) -> type[Recommender]:
+    """Return the class of a network.
+
+    Raises:
+        InputError: It is not in the table.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"network={name} is not known here; there are {', '.join(NETWORKS)}")
+    found = NETWORKS[name]
+    return pkgutil.resolve_name(found) if isinstance(found, str) else found
+
+
+def build_recommender(architecture: Architecture) -> Recommender:
+    """Make a freshly initialised recommender (torch's global generator)."""
+    return network_class(architecture.network)(architecture)
+
+
+def load_recommender(folder: Path | str, dropout_rate: float | None = None) -> Recommender:
+    """Read a folder that `save_pretrained` wrote, with another dropout rate where one is given.
+
+    Raises:
+        InputError: The folder holds no whole model.
+    """
+    file = Path(folder) / CONFIG_FILE
+    config = read_json(file)
+    network = Architecture.of_config(config, file).network
+    if dropout_rate is not None:
+        config["dropout_rate"] = dropout_rate
+    recommender = network_class(network).from_config(config, file)
+    recommender.semantic_ids_sha256 = config.get("semantic_ids_sha256", [])
+    recommender.load_pretrained(folder)
+    return recommender
 
 
 def find_model_folder(path: Path | str) -> Path:
@@ -175,57 +235,30 @@ def find_model_folder(path: Path | str) -> Path:
         InputError: Nothing of the kind is there.
     """
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG_FILE).is_file():
             return folder
     raise InputError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
 
 
-def read_model_config(folder: Path | str) -> T5Config:
-    """Read a model folder's config.json.
+def read_architecture(folder: Path | str) -> Architecture:
+    """Read a model folder's architecture.
 
     Raises:
-        InputError: It is broken.
+        InputError: Its config.json is broken, or another project's.
     """
-    try:
-        return T5Config.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}/config.json is no T5 configuration: {' '.join(str(error).split())}") from None
+    return Architecture.of_config(read_json(Path(folder) / CONFIG_FILE), Path(folder) / CONFIG_FILE)
 
 
-def read_reference_checkpoint(file: Path | str) -> dict[str, Tensor]:
-    """Read the weights of a reference-code checkpoint ({model, optimizer, scheduler}), never arbitrary pickle.
+def read_weights(folder: Path | str) -> dict[str, Tensor]:
+    """Read a model folder's weights.
 
     Raises:
-        InputError: The file is not such a checkpoint.
+        InputError: They are not whole, or not what was written.
     """
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for broken or malicious files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} is not a readable checkpoint of tensors: {reason}") from None
-    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or "t5.shared.weight" not in weights:
-        raise InputError(f"{file} has no weights under model/t5.shared.weight")
+        weights = load_file(Path(folder) / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}/{WEIGHTS_FILE} is no whole file of weights: {error}") from None
+    if (Path(folder) / CHECKSUMS_FILE).exists():  # not where another program wrote the folder
+        check_checksums(Path(folder))
     return weights
-
-
-def sizes_of_weights(weights: dict[str, Tensor]) -> dict[str, int]:
-    """Read the architecture's sizes off a state dict: the flags that its shapes fix, and vocab_size."""
-
-    def layers(stack: str) -> int:
-        return len({name.split(".")[3] for name in weights if name.startswith(f"t5.{stack}.block.")})
-
-    vocab_size, d_model = weights["t5.shared.weight"].shape
-    attention = "t5.encoder.block.0.layer.0.SelfAttention"
-    num_heads = weights[f"{attention}.relative_attention_bias.weight"].shape[1]
-    feed_forward = "t5.encoder.block.0.layer.1.DenseReluDense"
-    d_ff = weights[f"{feed_forward}.wo.weight"].shape[1]
-    return {
-        "vocab_size": vocab_size,
-        "num_layers": layers("encoder"),
-        "num_decoder_layers": layers("decoder"),
-        "d_model": d_model,
-        "d_ff": d_ff,
-        "num_heads": num_heads,
-        "d_kv": weights[f"{attention}.q.weight"].shape[0] // num_heads,
-    }

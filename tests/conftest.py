@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
 
-import model.t5
+import model.length_groups
 from data.batching import Tokenization
 from data.interactions import load_interactions
 from data.token_table import Vocabulary, load_token_table, resolve_groups
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, Recommender, build_recommender
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same run on a machine with a GPU
@@ -66,7 +66,7 @@ def joint_run(dataset: Path, tmp_path: Path) -> Path:
 @pytest.fixture(params=["grouped", "padded"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both layouts of a batch in turn: a group for each length as on the CPU, one padded group as on a GPU."""
-    monkeypatch.setattr(model.t5, "GROUPING_DEVICES", ("cpu",) if request.param == "grouped" else ())
+    monkeypatch.setattr(model.length_groups, "GROUPING_DEVICES", ("cpu",) if request.param == "grouped" else ())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def tokenization(dataset: Path) -> Tokenization:
 def recommender() -> Recommender:
     torch.manual_seed(0)
     architecture = Architecture((8,) * 4, 1, 1, 1, d_model=8, d_ff=12, num_heads=2, d_kv=4, dropout_rate=0.3)
-    return Recommender.from_architecture(architecture)
+    return build_recommender(architecture)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pretrain
 import tokenizer.export
 import tokenizer.train
 from data.token_table import level_sizes
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, build_recommender
 from tokenizer import embed
 from utils.runtime import run_command
 
@@ -38,8 +38,8 @@ def world(tmp_path: Path) -> Path:
     dataset = make_dataset(tmp_path / "data" / "Tiny")
     np.random.default_rng(0).normal(size=(20, 6)).astype("<f4").tofile(dataset / "encoder.sent_emb")
     torch.manual_seed(0)
-    model = Recommender.from_architecture(Architecture(level_sizes(3, 8), **MODEL))
-    model.identifiers = ["another tokenizer's"]
+    model = build_recommender(Architecture(level_sizes(3, 8), **MODEL))
+    model.semantic_ids_sha256 = ["another tokenizer's"]
     model.save_pretrained(tmp_path / "model")
     return tmp_path
 
@@ -197,7 +197,7 @@ MODELS = [
     ("one bit flipped", write(WEIGHTS, flip), ["model.safetensors is not what was written: its checksum differs"]),
     ("weights truncated", write(WEIGHTS, lambda c: c[:999]), ["model.safetensors is no whole file of weights"]),
     ("weights missing", lambda w: (w / WEIGHTS).unlink(), ["model.safetensors is no whole file of weights"]),
-    ("configuration broken", write("model/config.json", b"{"), ["config.json is no T5 configuration"]),
+    ("configuration broken", write("model/config.json", b"{"), ["config.json is not a whole JSON file in UTF-8"]),
     ("configuration of another program", write("model/config.json", b"{}"), ["has no level_sizes"]),
 ]
 

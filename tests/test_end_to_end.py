@@ -16,10 +16,10 @@ import pytest
 from tiny_runs import ROOT, read_lines, read_results
 
 import recommend
-import training.setup
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, resolve_groups
 from evaluation.run import load_run
+from model.recommender import NETWORKS
 from tokenizer import export
 from tokenizer.kinds import KINDS
 
@@ -225,14 +225,17 @@ def test_example_of_another_tokenizer(chain, in_the_shop, monkeypatch, capsys):
     assert 0 < (codes[0] != codes[2]).mean() < 0.5
 
 
-def test_example_of_another_model(in_the_shop, monkeypatch):
+def test_example_of_another_model(in_the_shop, monkeypatch, capsys):
     text = (ROOT / "docs" / "extending.md").read_text()
-    command = " ".join(re.search(r"`python coarse_first.py ([^`]*)`", text)[1].split())
-    monkeypatch.setattr(training.setup, "Recommender", training.setup.Recommender)  # the example puts its own there
-    monkeypatch.setattr(sys, "argv", ["coarse_first.py", *command.split()])
+    command = re.search(r"`python causal.py ([^`]*)`", text)[1].split()
+    monkeypatch.setattr(sys, "argv", ["causal.py", *command])
+    monkeypatch.setitem(NETWORKS, "causal", None)  # the example puts its own there
     runpy.run_path(str(example("Another model", in_the_shop)), run_name="__main__")
-    assert training.setup.Recommender.__name__ == "CoarseFirst"
-    assert read_results(Path("shop/runs/Shop/coarse"))["num_users"] == 120
+    run = Path("shop/runs/Shop/causal")
+    assert read_results(run)["num_users"] == 120
+    assert json.loads((run / "model" / "config.json").read_text())["model_type"] == "causal"
+    recommend.main(re.search(r"recommend\.main\(\)\" ([^`]*)`", text)[1].split())
+    assert "U00001" in capsys.readouterr().out
 
 
 def test_example_of_another_metric(chain, in_the_shop, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from tiny_runs import MODEL, flags, read_results, read_weights, sizes_of_files
 import finetune
 from data.token_table import level_sizes
 from evaluation.run import read_config
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, build_recommender
 from training.config import FinetuneConfig
 from utils.runtime import run_command
 
@@ -23,7 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for file in list((dataset / "rqvae").iterdir()):
         (dataset / "rqvae" / file.name.replace("toy", "twin")).write_bytes(file.read_bytes())
     torch.manual_seed(1)
-    recommender = Recommender.from_architecture(Architecture(level_sizes(3, 8), **MODEL))
+    recommender = build_recommender(Architecture(level_sizes(3, 8), **MODEL))
     recommender.save_pretrained(folder / "pretrained" / "model")
     return SimpleNamespace(dataset=dataset, ckpt_dir=folder / "runs", pretrained=folder / "pretrained")
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, build_recommender
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"num_layers": 1, "num_decoder_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2, "d_kv": 8}
@@ -82,7 +82,7 @@ def make_untrained_run(dataset: Path, folder: Path) -> Path:
         **{"val_metric": "ndcg@10", "max_item_seq_len": 20, "token_suffix": "sem_ids", "results_dir": None},
     )
     torch.manual_seed(0)
-    recommender = Recommender.from_architecture(Architecture((8, 8, 8, 8), **MODEL))
+    recommender = build_recommender(Architecture((8, 8, 8, 8), **MODEL))
     with torch.no_grad():
         for parameter in recommender.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

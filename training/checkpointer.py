@@ -211,9 +211,7 @@ class Checkpointer:
     def load_best(self) -> None:
         """Go back to the best weights so far."""
         self.trainer.accelerator.wait_for_everyone()
-        with torch.random.fork_rng(devices=[]):  # making a network draws weights, and a resumed run makes it once more
-            best = Recommender.from_pretrained(self.best_folder)
-        self.trainer.recommender.load_state_dict(best.state_dict())
+        self.trainer.recommender.load_pretrained(self.best_folder)
 
     def leave(self) -> None:
         """Finish the trackers and leave the process group; nothing can be trained any more.

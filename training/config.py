@@ -6,12 +6,14 @@ from pathlib import Path
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
+from model.recommender import NETWORKS
 from training.curriculum import RULES
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
 # Flags that a pre-trained model settles (model.recommender.Architecture).
 ARCHITECTURE_FLAGS = (
+    "network",
     *("n_codebooks", "codebook_size", "n_user_tokens", "num_layers", "num_decoder_layers"),
     *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
 )
@@ -30,6 +32,7 @@ CHOICES = {
     "val_users": ("all", "new"),
     "feed_forward_proj": ("relu", "gated-gelu"),
     "curriculum": RULES,
+    "network": NETWORKS,
 }
 
 
@@ -89,6 +92,8 @@ class TrainingConfig:
     max_item_seq_len: int = 20
     """Items of history that are kept, the last ones."""
 
+    network: str = "t5"
+    """Kind of network that is trained from scratch: t5, or one of those added to the table of networks."""
     num_layers: int = 3
     """Encoder layers."""
     num_decoder_layers: int = 3

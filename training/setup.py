@@ -15,11 +15,12 @@ from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
     Recommender,
+    build_recommender,
     find_model_folder,
-    read_model_config,
-    read_reference_checkpoint,
-    sizes_of_weights,
+    load_recommender,
+    read_architecture,
 )
+from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
 from training.checkpointer import STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
 from training.data import Data, Source, load_data
@@ -117,7 +118,7 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
                 f"codebook_size={config.codebook_size} and n_user_tokens={config.n_user_tokens} make {expected}"
             )
         return sizes
-    architecture = Architecture.of_t5_config(read_model_config(find_model_folder(path)))
+    architecture = read_architecture(find_model_folder(path))
     fixed = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
     fixed["n_codebooks"] = len(architecture.level_sizes) - 1
     fixed["codebook_size"] = list(architecture.level_sizes)
@@ -213,8 +214,8 @@ def set_identifiers(recommender: Recommender, table: TokenTable, config: Trainin
     """Note the semantic IDs that the model is trained with; raise InputError where it was trained with others."""
     if not config.allow_other_identifiers:
         remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.identifiers, table, config.pretrained_model, remedy)
-    recommender.identifiers = table.sha256
+        check_identifiers(recommender.semantic_ids_sha256, table, config.pretrained_model, remedy)
+    recommender.semantic_ids_sha256 = table.sha256
 
 
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Path | None:
@@ -290,12 +291,12 @@ def make_recommender(config: TrainingConfig) -> Recommender:
     )
     path = Path(config.pretrained_model)
     if not config.pretrained_model:
-        return Recommender.from_architecture(architecture)
+        return build_recommender(architecture)
     if path.is_file():
-        recommender = Recommender.from_architecture(architecture)
+        recommender = build_recommender(architecture)
         recommender.load_weights(read_reference_checkpoint(path), str(path))
         return recommender
-    return Recommender.from_pretrained(find_model_folder(path), dropout_rate=config.dropout_rate)
+    return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
 
 
 def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:

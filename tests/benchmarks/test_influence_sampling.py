@@ -10,7 +10,7 @@ from tiny_runs import flags
 import pretrain
 from benchmarks import influence_sampling
 from benchmarks.influence_sampling import compare, main, ranks
-from model.recommender import Recommender
+from model.recommender import load_recommender
 from training.config import PretrainConfig
 from training.curriculum import estimate_influence, sampling_probabilities
 from training.data import load_data
@@ -38,7 +38,7 @@ def test_scores_of_all_parts_are_the_exact_ones(run: Path, tmp_path: Path, monke
     config, _ = parse_config(PretrainConfig, [f"--config_file={run / 'config.yaml'}"], "", "")
     data = load_data(*resolve_config(config, set()), Accelerator())
     torch.manual_seed(0)
-    recommender = Recommender.from_pretrained(run / "checkpoints" / "epoch_2")
+    recommender = load_recommender(run / "checkpoints" / "epoch_2")
     moments = influence_sampling.make_moments(recommender, data, config, 4)
     optimizer = torch.optim.AdamW(recommender.parameters())
     sizes = [parameter.numel() for parameter in recommender.parameters()]

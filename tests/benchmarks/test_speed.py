@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import model.t5
+import model.length_groups
 from benchmarks import speed, stages
 from benchmarks.speed import SpeedConfig
 from benchmarks.stages import Sizes
-from model.recommender import Architecture, Recommender
-from model.t5 import GROUPING_DEVICES
+from model.recommender import Architecture, build_recommender
+from model.t5 import T5Recommender
 from utils.errors import InputError
 
 TINY = Sizes(
@@ -69,7 +69,7 @@ def test_a_compiled_step_is_equal_to_the_reference_way(tmp_path: Path, monkeypat
     rows = measure(tmp_path / "a.json", "--stages=train_step_compiled")["rows"]
     expected = [("train_step_compiled", precision, True) for precision in ("float32", "bf16")]
     assert [(row["stage"], row["precision"], row["equal"]) for row in rows] == expected
-    assert GROUPING_DEVICES == model.t5.GROUPING_DEVICES
+    assert model.length_groups.GROUPING_DEVICES == ("cpu",)
 
 
 def test_another_dataset(dataset: Path, tmp_path: Path):
@@ -78,7 +78,7 @@ def test_another_dataset(dataset: Path, tmp_path: Path):
 
 
 def wrong_beams(*arguments, **settings):
-    sequences, scores = beam_search(*arguments, **settings)
+    sequences, scores = generate(*arguments, **settings)
     return sequences.flip(1), scores
 
 
@@ -86,15 +86,18 @@ def wrong_gradient(recommender, batches, num_examples):
     return mean_gradient(recommender, list(batches)[:1], num_examples)
 
 
-beam_search, mean_gradient = stages.beam_search, stages.mean_gradient
+generate, mean_gradient = T5Recommender.generate, stages.mean_gradient
 
 
 @pytest.mark.parametrize(
-    ("stage", "name", "wrong"),
-    [("eval_beam50", "beam_search", wrong_beams), ("influence", "mean_gradient", wrong_gradient)],
+    ("stage", "owner", "name", "wrong"),
+    [
+        ("eval_beam50", T5Recommender, "generate", wrong_beams),
+        ("influence", stages, "mean_gradient", wrong_gradient),
+    ],
 )
-def test_a_wrong_result_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, wrong):
-    monkeypatch.setattr(stages, name, wrong)
+def test_a_wrong_result_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, owner, name: str, wrong):
+    monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(SystemExit, match="the two ways do not agree"):
         measure(tmp_path / "a.json", f"--stages={stage}")
     assert not any(row["equal"] for row in json.loads((tmp_path / "a.json").read_text())["rows"])
@@ -113,8 +116,8 @@ def test_wrong_flags(tmp_path: Path):
 def test_flops_by_hand():
     """One layer each, one row of 3 tokens, two decoder calls of 1 and 2 tokens; multiply-adds count twice."""
     architecture = Architecture((2, 2), num_layers=1, num_decoder_layers=1, d_model=4, d_ff=5, num_heads=1, d_kv=3)
-    recommender = Recommender.from_architecture(architecture)
+    recommender = build_recommender(architecture)
     encoder = 3 * (4 * 4 * 3 + 2 * 4 * 5) + 2 * 9 * 3
     decoder = 3 * (6 * 4 * 3 + 2 * 4 * 5) + 2 * 3 * (1 * 1 + 2 * 2) + 3 * 2 * 4 * 3 + 2 * 3 * 3 * 3
-    vocabulary = 3 * 4 * recommender.t5.config.vocab_size
+    vocabulary = 3 * 4 * architecture.vocab_size
     assert stages.forward_flops(recommender, torch.tensor([3]), [1, 2]) == 2 * (encoder + decoder + vocabulary)

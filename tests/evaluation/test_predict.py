@@ -9,7 +9,6 @@ from data.batching import Tokenization
 from data.interactions import split_positions
 from evaluation.predict import Predictions, predict
 from evaluation.results import write_results
-from model.beam_search import beam_search
 from model.recommender import Recommender
 
 
@@ -34,7 +33,7 @@ def test_predictions_stand_in_the_order_of_the_positions(
     assert np.array_equal(predictions.positions, positions)
     for row, position in enumerate(positions):
         batch = tokenization.batch(positions[row : row + 1], 1)
-        sequences, scores = beam_search(recommender.t5, batch.input_ids, batch.lengths, 4, 6, 4)
+        sequences, scores = recommender.generate(batch.input_ids, batch.lengths, 6, 4)
         assert predictions.sequences[row].tolist() == sequences[0].tolist()
         assert predictions.scores[row] == pytest.approx(scores[0].numpy(), rel=1e-5)
         assert predictions.items[row].tolist() == [lookup.get(tuple(ids), 0) for ids in sequences[0].tolist()]

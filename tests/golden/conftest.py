@@ -9,7 +9,8 @@ import torch
 from data.batching import Tokenization
 from data.interactions import Interactions, load_interactions, split_positions
 from data.token_table import TokenTable, Vocabulary, load_token_table, resolve_groups
-from model.recommender import Architecture, Recommender, sizes_of_weights
+from model.recommender import Architecture, Recommender, build_recommender
+from model.reference_checkpoint import sizes_of_weights
 from tests.conftest import GoldenCase
 
 
@@ -52,7 +53,7 @@ class GoldenWorld:
             feed_forward_proj="gated-gelu" if gated else "relu",
             **sizes,
         )
-        recommender = Recommender.from_architecture(architecture)
+        recommender = build_recommender(architecture)
         recommender.load_weights(weights, "the golden case")
         return recommender.eval()
 

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from evaluation.metrics import mean_metrics, per_user, target_ranks
 from evaluation.predict import predict
-from model.beam_search import beam_search
-from model.recommender import Recommender, read_reference_checkpoint
+from model.recommender import Recommender
+from model.reference_checkpoint import read_reference_checkpoint
 from training.schedule import cosine_factor
 
 pytestmark = pytest.mark.usefixtures("layout")
@@ -62,8 +62,8 @@ def test_beams(world, recommender: Recommender):
     assert widths
     for width in widths:
         expected, expected_scores = tensors[f"beam/{width}/preds"], tensors[f"beam/{width}/scores"]
-        _, k, num_levels = expected.shape
-        found, scores = beam_search(recommender.t5, batch.input_ids, batch.lengths, num_levels, width, k)
+        k = expected.shape[1]
+        found, scores = recommender.generate(batch.input_ids, batch.lengths, width, k)
         assert_same_beams(found, scores, expected, expected_scores)
 
 

@@ -11,7 +11,7 @@ from transformers import T5ForConditionalGeneration
 import export
 from data.token_table import read_sem_ids
 from inference.model_folder import export_model, load_trained_model
-from model.recommender import Recommender
+from model.recommender import load_recommender
 from utils.errors import InputError
 
 PREFIX = "rqvae/toy_8,8,8,8"
@@ -80,8 +80,8 @@ def test_a_run_can_be_completed_in_place(joint_run: Path, dataset: Path):
 
 def test_semantic_ids_that_changed_since_training_are_refused(joint_run: Path, dataset: Path):
     table = load_trained_model(joint_run).catalogue.table
-    recommender = Recommender.from_pretrained(joint_run / "model")
-    recommender.identifiers = table.sha256
+    recommender = load_recommender(joint_run / "model")
+    recommender.semantic_ids_sha256 = table.sha256
     recommender.save_pretrained(joint_run / "model")
     load_trained_model(joint_run)
     file = dataset / f"{PREFIX}_2.sem_ids"

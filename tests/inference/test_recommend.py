@@ -8,7 +8,6 @@ import torch
 
 from data.token_table import TokenTable
 from inference.recommend import RecommendationModel, load
-from model.beam_search import beam_search
 from utils.errors import InputError
 
 PREFIX = "rqvae/toy_8,8,8,8"
@@ -40,9 +39,7 @@ def test_what_is_recommended_is_the_beam_search_over_the_trie(model: Recommendat
     vocabulary, table = model.table.vocabulary, model.table
     ids = torch.tensor([[model.catalogue.ids[name] for name in history[-20:]]])
     tokens = [vocabulary.base_user_token, *table.tokens[0, ids].flatten().tolist(), vocabulary.eos_token]
-    sequences, scores = beam_search(
-        model.recommender.t5, torch.tensor([tokens]), torch.tensor([82]), 4, 20, 20, table.trie(0)
-    )
+    sequences, scores = model.recommender.generate(torch.tensor([tokens]), torch.tensor([82]), 20, 20, table.trie(0))
     names = [model.catalogue.names[item] for item in table.items_of(0, sequences)[0]]
     items, found = model.recommend([history, ["item1"]], k=20, num_beams=20, exclude_seen=False)
     assert items[0] == names

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, Recommender, build_recommender
 
 
 def make_recommender(level_sizes: tuple[int, ...] = (5, 4, 4), feed_forward_proj: str = "relu") -> Recommender:
@@ -22,7 +22,7 @@ def make_recommender(level_sizes: tuple[int, ...] = (5, 4, 4), feed_forward_proj
         dropout_rate=0.0,
         feed_forward_proj=feed_forward_proj,
     )
-    recommender = Recommender.from_architecture(architecture)
+    recommender = build_recommender(architecture)
     with torch.no_grad():
         for parameter in recommender.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -33,7 +33,7 @@ def ragged_batch(recommender: Recommender, num_rows: int = 7, longest: int = 23)
     """Return random input_ids with padding, labels and lengths; mixed lengths, some of them equal."""
     generator = torch.Generator().manual_seed(1)
     architecture = recommender.architecture
-    eos = recommender.t5.config.eos_token_id
+    eos = architecture.eos_token
     lengths = torch.randint(2, longest + 1, (num_rows,), generator=generator)
     lengths[-1] = lengths[0]
     input_ids = torch.randint(1, eos, (num_rows, int(lengths.max())), generator=generator)

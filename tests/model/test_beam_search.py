@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from model.beam_search import beam_search
 from model.recommender import Recommender
 from utils.prefix_trie import PrefixTrie
 
@@ -22,7 +21,7 @@ def exhaustive_scores(recommender: Recommender, batch: RaggedBatch, sequences: T
     """Return the mean log-probability [B, N] of each sequence [N, L], by teacher forcing."""
     input_ids, _, lengths = batch
     scores = []
-    labels = F.pad(sequences, (0, 1), value=recommender.t5.config.eos_token_id)
+    labels = F.pad(sequences, (0, 1), value=recommender.architecture.eos_token)
     for row in range(len(input_ids)):
         many = (input_ids[row].expand(len(sequences), -1), labels, lengths[row].expand(len(sequences)))
         with torch.no_grad():
@@ -41,7 +40,7 @@ def items(recommender: Recommender, count: int) -> Tensor:
 
 def search(recommender: Recommender, batch: RaggedBatch, num_beams: int, k: int, trie: PrefixTrie | None = None):
     input_ids, _, lengths = batch
-    return beam_search(recommender.t5, input_ids, lengths, NUM_LEVELS, num_beams, k, trie)
+    return recommender.generate(input_ids, lengths, num_beams, k, trie)
 
 
 def assert_best(found: Tensor, scores: Tensor, candidates: Tensor, expected: Tensor) -> None:
@@ -56,7 +55,7 @@ def assert_best(found: Tensor, scores: Tensor, candidates: Tensor, expected: Ten
 
 def test_wide_beams_equal_enumerating_the_whole_vocabulary(make: Callable[..., Recommender], batch: RaggedBatch):
     recommender = make()
-    vocab_size = recommender.t5.config.vocab_size
+    vocab_size = recommender.architecture.vocab_size
     everything = torch.tensor(list(itertools.product(range(vocab_size), repeat=NUM_LEVELS)))  # padding, eos and all
     few = tuple(part[:3] for part in batch)
     found, scores = search(recommender, few, num_beams=vocab_size**2, k=10)
@@ -68,7 +67,7 @@ def test_narrow_beams_keep_the_best_prefixes(recommender: Recommender, batch: Ra
     """A plain search, one row and one step at a time, that runs the whole network for every prefix."""
     num_beams = 4
     input_ids, _, lengths = batch
-    vocab_size = recommender.t5.config.vocab_size
+    vocab_size = recommender.architecture.vocab_size
     found, scores = search(recommender, batch, num_beams, k=3)
     for row in range(len(input_ids)):
         beams: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -87,7 +86,7 @@ def test_narrow_beams_keep_the_best_prefixes(recommender: Recommender, batch: Ra
 
 def test_constrained_search_equals_scoring_every_item(recommender: Recommender, batch: RaggedBatch):
     catalogue = items(recommender, 40)
-    trie = PrefixTrie(catalogue, recommender.t5.config.vocab_size)
+    trie = PrefixTrie(catalogue, recommender.architecture.vocab_size)
     found, scores = search(recommender, batch, num_beams=40, k=8, trie=trie)
     assert_best(found, scores, catalogue, exhaustive_scores(recommender, batch, catalogue))
 
@@ -95,7 +94,7 @@ def test_constrained_search_equals_scoring_every_item(recommender: Recommender, 
 @pytest.mark.parametrize("num_beams", [2, 5, 40])
 def test_constrained_search_returns_items_only(recommender: Recommender, batch: RaggedBatch, num_beams: int):
     catalogue = items(recommender, 12)
-    trie = PrefixTrie(catalogue, recommender.t5.config.vocab_size)
+    trie = PrefixTrie(catalogue, recommender.architecture.vocab_size)
     k = min(num_beams, 10)
     found, scores = search(recommender, batch, num_beams, k, trie)
     real = scores > float("-inf")
@@ -112,7 +111,7 @@ def test_constrained_search_returns_items_only(recommender: Recommender, batch: 
 
 def test_fewer_items_than_wanted(recommender: Recommender, batch: RaggedBatch):
     catalogue = items(recommender, 3)
-    trie = PrefixTrie(catalogue, recommender.t5.config.vocab_size)
+    trie = PrefixTrie(catalogue, recommender.architecture.vocab_size)
     found, scores = search(recommender, batch, num_beams=20, k=6, trie=trie)
     assert found.shape == (len(batch[0]), 6, NUM_LEVELS)
     assert (found[:, 3:] == 0).all()
@@ -121,11 +120,12 @@ def test_fewer_items_than_wanted(recommender: Recommender, batch: RaggedBatch):
     assert trie.find(found[:, :3]).sort(dim=1).values.tolist() == [[0, 1, 2]] * len(found)
 
 
-def test_more_beams_than_sequences(recommender: Recommender, batch: RaggedBatch):
+def test_more_beams_than_sequences(make: Callable[..., Recommender], batch: RaggedBatch):
     """One level has only as many sequences as tokens."""
     input_ids, _, lengths = batch
-    vocab_size = recommender.t5.config.vocab_size
-    found, scores = beam_search(recommender.t5, input_ids, lengths, 1, vocab_size + 4, vocab_size + 2)
+    recommender = make(level_sizes=(13,))
+    vocab_size = recommender.architecture.vocab_size
+    found, scores = recommender.generate(input_ids, lengths, vocab_size + 4, vocab_size + 2)
     assert found.shape == (len(input_ids), vocab_size + 2, 1)
     assert found[:, :vocab_size, 0].sort(dim=1).values.tolist() == [list(range(vocab_size))] * len(input_ids)
     assert (scores[:, vocab_size:] == float("-inf")).all()
@@ -134,7 +134,7 @@ def test_more_beams_than_sequences(recommender: Recommender, batch: RaggedBatch)
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_rows_are_independent_and_in_order(recommender: Recommender, batch: RaggedBatch, constrained: bool):
-    trie = PrefixTrie(items(recommender, 30), recommender.t5.config.vocab_size) if constrained else None
+    trie = PrefixTrie(items(recommender, 30), recommender.architecture.vocab_size) if constrained else None
     assert len(batch[2].unique()) > 2
     assert batch[2].tolist() != sorted(batch[2].tolist(), reverse=True)
     found, scores = search(recommender, batch, 6, 4, trie)
@@ -164,12 +164,12 @@ def test_banned_items_are_not_found_and_leave_room_for_others(recommender: Recom
     """Narrow beams still fill up: a search never enters a prefix that only banned items have."""
     input_ids, _, lengths = batch
     catalogue = items(recommender, 30)
-    trie = PrefixTrie(catalogue, recommender.t5.config.vocab_size)
+    trie = PrefixTrie(catalogue, recommender.architecture.vocab_size)
     generator = torch.Generator().manual_seed(3)
     banned = torch.stack([torch.randperm(30, generator=generator)[:25] for _ in lengths])
     banned[1, 4:] = -1
     banned[2] = -1
-    found, scores = beam_search(recommender.t5, input_ids, lengths, NUM_LEVELS, 5, 5, trie, banned)
+    found, scores = recommender.generate(input_ids, lengths, 5, 5, trie, banned)
     rows = trie.find(found)
     assert (scores > float("-inf")).all()
     for row, seen in zip(rows.tolist(), banned.tolist(), strict=True):
@@ -178,8 +178,20 @@ def test_banned_items_are_not_found_and_leave_room_for_others(recommender: Recom
     assert sorted(rows[0].tolist()) == sorted(set(range(30)) - set(banned[0].tolist()))
     unrestricted, _ = search(recommender, batch, 5, 5, trie)
     assert torch.equal(found[2], unrestricted[2])
-    wide, wide_scores = beam_search(recommender.t5, input_ids, lengths, NUM_LEVELS, 30, 5, trie, banned)
+    wide, wide_scores = recommender.generate(input_ids, lengths, 30, 5, trie, banned)
     expected = exhaustive_scores(recommender, batch, catalogue)
     for row, seen in enumerate(banned.tolist()):
         expected[row, [item for item in seen if item >= 0]] = float("-inf")
     assert_best(wide, wide_scores, catalogue, expected)
+
+
+def test_running_the_whole_network_for_every_step_finds_the_same(recommender: Recommender, batch: RaggedBatch):
+    """The search that a network has without a decoder of its own."""
+    input_ids, _, lengths = batch
+    trie = PrefixTrie(items(recommender, 30), recommender.architecture.vocab_size)
+    banned = torch.arange(10).repeat(len(lengths), 1)
+    for arguments in ((6, 4), (6, 4, trie), (6, 4, trie, banned)):
+        found, scores = recommender.generate(input_ids, lengths, *arguments)
+        slowly, slow_scores = Recommender.generate(recommender, input_ids, lengths, *arguments)
+        assert torch.equal(slowly, found)
+        assert_close(slow_scores, scores, **TOLERANCE)

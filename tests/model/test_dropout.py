@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.dropout import Dropout, dropout
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, build_recommender
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -33,7 +33,7 @@ def test_same_seed_same_mask_and_gradient_is_the_mask():
 
 
 def test_recommender_uses_it_everywhere_and_only_in_training():
-    recommender = Recommender.from_architecture(Architecture((4, 4), d_model=8, d_ff=8, num_heads=2, d_kv=4))
+    recommender = build_recommender(Architecture((4, 4), d_model=8, d_ff=8, num_heads=2, d_kv=4))
     kinds = {type(module) for module in recommender.modules() if isinstance(module, nn.Dropout)}
     assert kinds == {Dropout}
     module = Dropout(0.5).eval()

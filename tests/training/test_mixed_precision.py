@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from tiny_runs import flags
 
 from evaluation.predict import predict
-from model.recommender import Recommender
+from model.recommender import Recommender, build_recommender
 from training.config import FinetuneConfig
 from training.curriculum import mean_gradient
 from training.setup import resolve_config, start_run
@@ -29,7 +29,7 @@ def trainer(dataset: Path, tmp_path: Path) -> Iterator[Trainer]:
 @pytest.fixture
 def plain(trainer: Trainer) -> Recommender:
     """Return the same weights, untouched by Accelerate."""
-    recommender = Recommender.from_architecture(trainer.recommender.architecture)
+    recommender = build_recommender(trainer.recommender.architecture)
     recommender.load_state_dict(trainer.recommender.state_dict())
     return recommender
 

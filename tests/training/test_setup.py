@@ -15,7 +15,7 @@ from tiny_runs import MODEL, ROOT, flags, sizes_of_files
 
 from data.batching import training_users
 from data.token_table import level_sizes
-from model.recommender import Architecture, Recommender
+from model.recommender import Architecture, build_recommender, load_recommender
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.curriculum import influence_positions
 from training.data import Source, load_data
@@ -52,7 +52,7 @@ def resolve(inputs: Callable[..., tuple[TrainingConfig, Source]]) -> Callable[..
 def model(tmp_path: Path) -> Path:
     """Return a pre-trained model's folder: the tiny architecture, 3 x 8 codes."""
     torch.manual_seed(0)
-    Recommender.from_architecture(Architecture(level_sizes(3, 8), **MODEL)).save_pretrained(tmp_path / "pre" / "model")
+    build_recommender(Architecture(level_sizes(3, 8), **MODEL)).save_pretrained(tmp_path / "pre" / "model")
     return tmp_path / "pre"
 
 
@@ -112,7 +112,7 @@ def test_architecture_comes_from_the_model(resolve, model, dataset, tmp_path):
     assert {name: getattr(config, name) for name in MODEL} == MODEL
     assert (config.n_codebooks, config.codebook_size, config.n_user_tokens) == (3, [8, 8, 8, 8], 1)
     recommender = make_recommender(config)
-    expected = Recommender.from_pretrained(model / "model")
+    expected = load_recommender(model / "model")
     for a, b in zip(recommender.parameters(), expected.parameters(), strict=True):
         assert torch.equal(a, b)
 

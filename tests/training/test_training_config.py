@@ -56,6 +56,7 @@ def test_defaults_are_the_reference_codes(config_class: type, own: dict):
         ("--dropout_rate=1", "dropout_rate=1.0 must be at least 0 and below 1"),
         ("--mixed_precision=fp8", "mixed_precision=fp8 must be no or bf16"),
         ("--feed_forward_proj=tanh", "feed_forward_proj=tanh must be relu or gated-gelu"),
+        ("--network=gpt", "network=gpt must be t5"),
         ("--metrics=[ndcg,hit]", "metrics has 'hit'; there are recall and ndcg"),
         ("--topk=[]", "must not be empty"),
         ("--topk=[5,10,30]", "topk=[5, 10, 30] asks for more items than there are beams (num_beams=20)"),
