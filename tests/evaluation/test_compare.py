@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
-from evaluation.compare import mean_interval
+from evaluation.compare import Interval, bootstrap_over_users, mean_interval, t_interval_over_seeds
 
 
 def test_interval_of_a_share_is_the_textbooks():
@@ -12,7 +13,34 @@ def test_interval_of_a_share_is_the_textbooks():
     assert half == pytest.approx(1.959964 * math.sqrt(0.2 * 0.8 / 99))
 
 
-def test_one_user_has_no_interval():
-    mean, half = mean_interval(np.array([0.5]))
-    assert mean == 0.5
-    assert math.isnan(half)
+def test_bootstrap_of_a_share_is_near_the_textbooks_interval():
+    found = bootstrap_over_users(np.array([1.0] * 20 + [0.0] * 80))
+    half = 1.959964 * math.sqrt(0.2 * 0.8 / 99)
+    assert found.mean == 0.2
+    assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=0.01)
+
+
+def test_bootstrap_draws_the_same_users_for_every_metric():
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    together = bootstrap_over_users(values, resamples=100, seed=1)
+    for column, interval in zip(values.T, together, strict=True):
+        alone = bootstrap_over_users(column, resamples=100, seed=1)
+        assert (alone.mean, alone.low, alone.high) == pytest.approx((interval.mean, interval.low, interval.high))
+    assert together != bootstrap_over_users(values, resamples=100, seed=2)
+
+
+def test_t_interval_is_the_paired_t_tests():
+    first, second = np.array([0.1, 0.13, 0.12, 0.09]), np.array([0.12, 0.14, 0.16, 0.1])
+    expected = ttest_rel(second, first).confidence_interval(0.95)
+    found = t_interval_over_seeds(second - first)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.mean == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("interval", [bootstrap_over_users, t_interval_over_seeds])
+def test_one_has_no_interval(interval):
+    found = interval(np.array([0.5]))
+    assert isinstance(found, Interval)
+    assert found.mean == 0.5
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
