@@ -6,9 +6,10 @@ python -m experiments.run experiments/main.yaml --budget=gpu
 python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two jobs at once, on to the next stretch later
 python -m experiments.run experiments/main.yaml --only_table
 
-What a finished job came to lies in experiments/results/<dataset>/<job>.json and is never run again; what was cut off
-goes on where it was. The semantic IDs that it was trained with lie beside it in <tokenizer's job>.npz, and further jobs
-use them wherever they run: trained again on another machine, the tokenizer would be another one.
+What a finished job came to is a line of experiments/results/<dataset>/jobs.jsonl, and it is never run again; what was
+cut off goes on where it was. A file <job>.json that is put there, one a job, becomes a line when a study is run. The
+semantic IDs that a job was trained with lie beside its line in <tokenizer's job>.npz, and further jobs use them wherever
+they run: trained again on another machine, the tokenizer would be another one.
 """
 
 import json
@@ -21,8 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.identifiers import keep_identifiers, restore_identifiers
-from experiments.results import collect, open_jobs
+from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
+from experiments.results import collect, open_jobs, take_in_files
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
@@ -135,7 +136,7 @@ class Runner:
             InputError: A tokenizer's semantic IDs are not those that earlier results rest on.
             Stopped: SIGTERM or SIGINT came; what was running has saved itself.
         """
-        restore_identifiers(self.open, self.config.results_dir)
+        restore_semantic_ids(self.open, self.config.results_dir)
         self.open = open_jobs(self.jobs, self.config.ckpt_dir, self.config.results_dir)
         deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
         with listening():
@@ -191,7 +192,7 @@ class Runner:
 
     def _finish(self, job: Job) -> None:
         collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
-        keep_identifiers([job], self.config.results_dir)
+        keep_semantic_ids([job], self.config.results_dir)
         self.open.remove(job)
         print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
 
@@ -218,6 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = with_studies(sys.argv[1:] if argv is None else argv)
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
     studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
+    take_in_files(config.results_dir)
     runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))
     if config.dry_run:
         for job in runner.open:
