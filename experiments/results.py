@@ -26,6 +26,7 @@ from tokenizer.published import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
+ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES_FILE = "jobs.jsonl"
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -53,7 +54,7 @@ def write_outcome(job: Job, results_dir: str | Path, outcome: dict[str, Any]) ->
 
 
 def take_in_files(results_dir: str | Path) -> None:
-    """Make lines of <results_dir>/<dataset>/<job>.json and remove these files: one a job, as outcomes once were kept."""
+    """Make lines of the files <results_dir>/<dataset>/<job>.json, as outcomes once were kept, and remove them."""
     for file in sorted(Path(results_dir).glob("*/*_*.json")):
         _write(file.parent, read_json(file))
         file.unlink()
@@ -78,7 +79,7 @@ def _write(folder: Path, outcome: dict[str, Any]) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # a job of another study may finish at the same time
         outcomes = _read(folder / OUTCOMES_FILE) | {outcome["id"]: outcome}
-        lines = [json.dumps(outcomes[name], ensure_ascii=False) + "\n" for name in sorted(outcomes)]
+        lines = [json.dumps(outcomes[name]) + "\n" for name in sorted(outcomes)]
         write_text(folder / OUTCOMES_FILE, "".join(lines))
     finally:
         os.close(handle)
@@ -218,12 +219,16 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
 
 
-def commit() -> str:
-    """Return the commit of the code, with a + where files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return done.stdout.strip()
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of the code, with a + where files but the results differ from it; empty outside a checkout."""
+    name, changed = (
+        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True).stdout.strip()
+        for command in (
+            ("rev-parse", "--short=12", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results"),
+        )
+    )
+    return f"{name}{'+' if changed else ''}"
 
 
 _OUTCOMES = {

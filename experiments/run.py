@@ -7,9 +7,9 @@ python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two job
 python -m experiments.run experiments/main.yaml --only_table
 
 What a finished job came to is a line of experiments/results/<dataset>/jobs.jsonl, and it is never run again; what was
-cut off goes on where it was. A file <job>.json that is put there, one a job, becomes a line when a study is run. The
-semantic IDs that a job was trained with lie beside its line in <tokenizer's job>.npz, and further jobs use them wherever
-they run: trained again on another machine, the tokenizer would be another one.
+cut off goes on where it was. A file <job>.json that is put there, one a job, becomes a line when a study is run.
+The semantic IDs that a job was trained with lie beside its line in <tokenizer's job>.npz, and further jobs use them
+wherever they run: trained again on another machine, the tokenizer would be another one.
 """
 
 import json
@@ -22,8 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from experiments.results import ROOT, collect, open_jobs, take_in_files
 from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
-from experiments.results import collect, open_jobs, take_in_files
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
@@ -32,8 +32,6 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested
 from utils.runtime import run_command
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -67,25 +65,20 @@ class RunConfig:
 
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     """Return the commands of a job; each goes on where it was cut off. Jobs that train nothing have none."""
-    if job.kind == "embed":
-        modules, extra = ["tokenizer.embed"], {}
-    elif job.kind == "tokenizer":
-        modules, extra = ["tokenizer.train", "tokenizer.export"], {"ckpt_name": job.id}
+    modules = {"embed": ["tokenizer.embed"], "tokenizer": ["tokenizer.train", "tokenizer.export"]}
+    modules |= {"pretrain": ["pretrain"], "finetune": ["finetune"]}
+    flags = dict(job.flags)
+    if job.kind == "tokenizer":
+        flags |= {"ckpt_name": job.id}
     elif job.kind in ("pretrain", "finetune"):
-        modules = [job.kind]
         prefixes = [token_prefix(need) for need in job.needs if need.kind == "tokenizer"]
-        extra = {
-            "run_name": job.id,
-            "ckpt_dir": ckpt_dir,
-            "token_prefix": prefixes if len(prefixes) > 1 else prefixes[0],
-        }
+        flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}
+        flags |= {"token_prefix": prefixes if len(prefixes) > 1 else prefixes[0]}
         for need in job.needs:
             if need.kind == "pretrain":
-                extra["pretrained_model"] = str(Path(ckpt_dir) / need.flags["dataset"] / need.id)
-    else:
-        return []
-    arguments = [f"--{name}={_flag(value)}" for name, value in {**job.flags, **extra}.items()]
-    return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules]
+                flags |= {"pretrained_model": str(Path(ckpt_dir) / need.flags["dataset"] / need.id)}
+    arguments = [f"--{name}={_flag(value)}" for name, value in flags.items()]
+    return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules.get(job.kind, [])]
 
 
 def token_prefix(tokenizer: Job) -> str:

@@ -10,6 +10,7 @@ import pytest
 from experiments import run
 from experiments.results import (
     collect,
+    commit,
     open_jobs,
     pack_ranks,
     read_outcomes,
@@ -118,8 +119,8 @@ def test_outcomes_are_lines_sorted_by_id(tmp_path):
     first = file.read_text()
     lines = [json.loads(line) for line in first.splitlines()]
     assert [line["id"] for line in lines] == sorted(job.id for job in JOBS)
-    expected = {"id": SCRATCH.id, "kind": "finetune", "settings": SCRATCH.flags, "needs": [TOKENIZER.id], "seconds": 1.0}
-    assert read_outcomes(JOBS, tmp_path)[SCRATCH.id] == expected
+    expected = {"id": SCRATCH.id, "kind": "finetune", "settings": SCRATCH.flags, "needs": [TOKENIZER.id]}
+    assert read_outcomes(JOBS, tmp_path)[SCRATCH.id] == expected | {"seconds": 1.0}
     write_outcome(SCRATCH, tmp_path, {"seconds": 2.0})  # run again: its line alone is another one
     assert len(set(file.read_text().splitlines()) - set(first.splitlines())) == 1
     file.write_text(first + first.splitlines()[0])
@@ -138,6 +139,24 @@ def test_files_of_one_job_each_become_lines(tmp_path):
     take_in_files(tmp_path)
     assert read_outcomes(JOBS, tmp_path) == {outcome["id"]: outcome for outcome in older}
     assert [file.name for file in (tmp_path / "Tiny").iterdir()] == ["jobs.jsonl"]
+
+
+def test_the_commit_says_whether_other_files_than_the_results_differ(tmp_path):
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    code, results = tmp_path / "code.py", tmp_path / "experiments" / "results" / "jobs.jsonl"
+    results.parent.mkdir(parents=True)
+    git("init", "--quiet")
+    for file in (code, results):
+        file.write_text("1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message=a")
+    head = git("rev-parse", "HEAD")[:12]
+    results.write_text("2")
+    assert commit(tmp_path) == head
+    code.write_text("2")
+    assert commit(tmp_path) == f"{head}+"
 
 
 def test_ranks_are_packed_small_and_read_back():

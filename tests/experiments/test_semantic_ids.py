@@ -6,8 +6,8 @@ import pytest
 
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, write_sem_ids
-from experiments.semantic_ids import kept_file, keep_semantic_ids, restore_semantic_ids
 from experiments.results import open_jobs, write_outcome
+from experiments.semantic_ids import keep_semantic_ids, kept_file, restore_semantic_ids
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
 from tokenizer.published import sem_ids_file
