@@ -140,10 +140,6 @@ def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
     write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
 
-def _of_embedding(job: Job, ckpt_dir: Path) -> dict:
-    return {"seconds": 0.0}
-
-
 def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
     folder = tokenizer_config(job).tokenizer_folder
     quality = read_json(folder / QUALITY_FILE)
@@ -162,25 +158,18 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
     run = ckpt_dir / job.flags["dataset"] / job.id
     results = read_json(run / RESULTS_FILE)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    outcome = {
-        "valid": results["valid"],
-        "test": results["test"],
-        "best_epoch": results["best_epoch"],
+    means = {event["epoch"]: event["mean"] for event in events if event["event"] == "valid"}
+    outcome = {name: results[name] for name in ("valid", "test", "best_epoch")} | {
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
-        "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
+        "validation": {epoch: {k: round(value, 5) for k, value in mean.items()} for epoch, mean in means.items()},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
         "semantic_ids_sha256": trained_identifiers(run),
     }
     if job.kind == "pretrain":
-        outcome["per_tokenizer"] = results["per_tokenizer"]
-        outcome["stages"] = [
-            {"influence": e["influence"], "probabilities": e["probabilities"]}
-            for e in events
-            if e["event"] == "influence"
-        ]
-    else:
-        outcome["ranks"] = pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())
-    return outcome
+        stages = [event for event in events if event["event"] == "influence"]
+        stages = [{name: stage[name] for name in ("influence", "probabilities")} for stage in stages]
+        return outcome | {"per_tokenizer": results["per_tokenizer"], "stages": stages}
+    return outcome | {"ranks": pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())}
 
 
 def test_results(job: Job, ckpt_dir: Path) -> Path:
@@ -208,10 +197,6 @@ def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
     return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
 
 
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 5) for name, value in metrics.items()}
-
-
 def hardware() -> str:
     """Return what the job ran on, in words."""
     if torch.cuda.is_available():
@@ -232,7 +217,7 @@ def commit(root: Path = ROOT) -> str:
 
 
 _OUTCOMES = {
-    "embed": _of_embedding,
+    "embed": lambda job, ckpt_dir: {"seconds": 0.0},
     "tokenizer": _of_tokenizer,
     "pretrain": _of_training,
     "finetune": _of_training,

@@ -41,7 +41,7 @@ class RunConfig:
     studies: list[str] = field(default_factory=list)
     """The studies' YAML files."""
     budget: str = "cpu"
-    """Budget in experiments/budgets.yaml: cpu, cpu_short, cpu_full (2 cores) or gpu (the paper's model and epochs)."""
+    """Budget in experiments/budgets.yaml: cpu, cpu_short, cpu_full, all_users (2 cores) or gpu (the paper's model)."""
     seeds: list[int] | None = None
     """Seeds instead of the budget's and the study's own; the table is named after them."""
     jobs: int = 1

@@ -40,9 +40,9 @@ class Row:
 
     def of(self, seeds: set[int]) -> "Row":
         """Return the row with some of its seeds only, in rising order."""
-        kept = [index for index, cell in enumerate(self.cells) if cell.seed in seeds]
-        kept.sort(key=lambda index: self.cells[index].seed)
-        return Row(self.name, [self.cells[index] for index in kept], [self.outcomes[index] for index in kept])
+        kept = [pair for pair in zip(self.cells, self.outcomes, strict=True) if pair[0].seed in seeds]
+        kept.sort(key=lambda pair: pair[0].seed)
+        return Row(self.name, [cell for cell, _ in kept], [outcome for _, outcome in kept])
 
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
