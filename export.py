@@ -9,7 +9,8 @@ the vocabulary layout, the training settings, metrics and hashes. Fine-tuning le
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.model_folder import ABOUT_FILE, export_model, named_folder
+from evaluation.run import resolve_winner
+from inference.model_folder import ABOUT_FILE, export_model
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{output} is there already and is no exported model; name another --output")
     if output.exists() and not config.overwrite:
         raise InputError(f"{output} is there already; --overwrite replaces it")
-    model = export_model(named_folder(config.run), output, config.data_dir)
+    model = export_model(resolve_winner(config.run), output, config.data_dir)
     group = model.catalogue.table.groups[0]
     print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")
 

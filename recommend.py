@@ -22,8 +22,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
+from evaluation.run import resolve_winner
 from inference.histories import Request, known_items, names_in, read_users_file, requests_of_users, unknown_items_notes
-from inference.model_folder import load_trained_model, named_folder
+from inference.model_folder import load_trained_model
 from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
 from model.recommender import find_model_folder
@@ -210,7 +211,7 @@ def write_output(
 def main(argv: list[str] | None = None) -> None:
     """Recommend; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(RecommendConfig, argv, "recommend.py", __doc__)
-    config.model = str(named_folder(config.model))
+    config.model = str(resolve_winner(config.model))
     processes, device = join_processes(config.device)
     trained = load_trained_model(config.model, config.data_dir)
     if config.new_items:

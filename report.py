@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
-from evaluation.run import RESULTS_FILE, load_run, single_identifier_run
+from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
 from reporting.headline import popularity_row
-from reporting.material import load_material
 from reporting.report import write_report
+from reporting.report_data import read_report_data
 from reporting.terminal import metrics_table, recommendations
 from utils.config import parse_config
 from utils.errors import InputError
@@ -68,24 +68,23 @@ def main(argv: list[str] | None = None) -> None:
         compare(config)
         return
     run = load_run(Path(config.run))
-    baseline = load_run(Path(config.baseline)) if config.baseline else single_identifier_run(run)
-    material = load_material(run, baseline)
-    popular = popularity_row(material.interactions, list(run.row["test"]))
+    baseline = load_run(Path(config.baseline)) if config.baseline else single_tokenizer_run(run)
+    data = read_report_data(run, baseline)
+    popular = popularity_row(data.interactions, list(run.tokenizer["test"]))
     rows = [(popular.name, popular.metrics)]
     if baseline:
-        rows.append(("One tokenizer, no pre-training", baseline.row["test"]))
-    rows.append((f"MTGRec ({run.folder.name})" if baseline else run.folder.name, run.row["test"]))
-    print(f"{run.settings['dataset']}: {len(popular.values[next(iter(popular.values))]):,} test users\n")
+        rows.append(("One tokenizer, no pre-training", baseline.tokenizer["test"]))
+    rows.append((f"MTGRec ({run.folder.name})" if baseline else run.folder.name, run.tokenizer["test"]))
+    print(f"{run.settings['dataset']}: {len(popular.values):,} test users\n")
     print(metrics_table(rows))
-    has_users = run.file.is_file()
+    has_users = run.user_results_file.is_file()
     if config.users and has_users:
-        texts = dict(zip(material.interactions.item_names[1:], material.texts, strict=True))
-        print("\n" + recommendations(run, material.interactions, texts, config.users))
-    print(f"\nrun: {run.folder}\nper user: {run.file}{'' if has_users else ' (gone)'}")
+        print("\n" + recommendations(data, config.users))
+    print(f"\nrun: {run.folder}\nper user: {run.user_results_file}{'' if has_users else ' (gone)'}")
     file = Path(config.output) if config.output else run.folder / "report.html"
     results = run.folder / RESULTS_FILE
     if not (config.reuse and file.is_file() and file.stat().st_mtime >= results.stat().st_mtime):
-        write_report(material, file)
+        write_report(data, file)
     print(f"report: {file}")
 
 

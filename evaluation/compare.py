@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import sem, t
 
-Z_95 = 1.959964  # the normal distribution's 97.5% point
+from evaluation.results import Results
+
+RESAMPLES = 2000  # of the bootstrap in evaluate.py and in reports, which give the same interval
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,15 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
 
 
 def bootstrap_over_users(
@@ -37,7 +48,7 @@ def bootstrap_over_users(
     if num_users < 2:
         return [Interval(float(mean), np.nan, np.nan) for mean in differences.sum(axis=0) / (num_users or np.nan)]
     rng = np.random.default_rng(seed)
-    drawn = [differences[rng.integers(num_users, size=num_users)].mean(axis=0) for _ in range(resamples)]
+    drawn = [differences.take(rng.integers(num_users, size=num_users), axis=0).mean(axis=0) for _ in range(resamples)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [Interval(*map(float, row)) for row in zip(differences.mean(axis=0), low, high, strict=True)]
 
@@ -54,14 +65,16 @@ def t_interval_over_seeds(differences: np.ndarray) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half))
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the mean over users and the half-width of its 95% confidence interval.
-
-    Normal approximation. It says how much another draw of users would change the mean, not another seed of training.
+def paired_differences(first: Results, second: Results, metrics: list[str]) -> np.ndarray:
+    """Return how much better the second result is for each user that both have, in the first's order: float64 [U, M].
 
     Args:
-        values: float [U], a metric of each user, or the difference of two runs for each user (a paired comparison).
+        first, second: Of the same users in the same order, where one names none.
+        metrics: M metrics, such as ndcg@10.
     """
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(Z_95 * values.std(ddof=1) / np.sqrt(len(values)))
+    before, after = first.per_user(metrics), second.per_user(metrics)
+    if first.users and second.users:
+        rows = {user: row for row, user in enumerate(second.users)}
+        both = [row for row, user in enumerate(first.users) if user in rows]
+        before, after = before[both], after[[rows[first.users[row]] for row in both]]
+    return after - before

@@ -1,4 +1,4 @@
-"""Result files per user: read, cut into groups, joined into an ensemble, and compared."""
+"""Result files per user: written, read, cut into groups, and joined into an ensemble."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -7,26 +7,52 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.metrics import per_user
+from data.batching import Tokenization
+from evaluation.metrics import mean_metrics, per_user, target_ranks
 from utils.errors import InputError
 from utils.files import read_json, write_json
 
-NO_ITEM = "None"
+OLD_NO_ITEM = "None"  # in files of the reference code, and in ours before null took its place
+
+
+@dataclass
+class Predictions:
+    """What one tokenizer group recommends to the U users of a split, by item id.
+
+    Attributes:
+        group: 0-based tokenizer group.
+        positions: int [U], target positions.
+        sequences: int64 [U, k, L], generated tokens, best first.
+        scores: float32 [U, k], mean log-probability per level.
+        items: int64 [U, k], item ids; 0 where the sequence is no item's.
+        targets: int64 [U], item ids.
+    """
+
+    group: int
+    positions: np.ndarray
+    sequences: np.ndarray
+    scores: np.ndarray
+    items: np.ndarray
+    targets: np.ndarray
+
+    def metrics(self, names: list[str]) -> dict[str, float]:
+        """Return {metric name: mean over users}; a sequence that is no item is never a hit but keeps its rank."""
+        return mean_metrics(target_ranks(self.items, self.targets), names)
 
 
 @dataclass
 class Results:
-    """What was recommended to each of U users.
+    """What was recommended to each of U users, by name: what a result file holds.
 
     Attributes:
         users: Names; empty in files of the reference code.
-        items: U lists of k item names, best first; "None" where a sequence is no item's.
+        items: U lists of k item names, best first; None where a sequence is no item's.
         scores: U lists of k scores.
         targets: U item names.
     """
 
     users: list[str]
-    items: list[list[str]]
+    items: list[list[str | None]]
     scores: list[list[float]]
     targets: list[str]
 
@@ -39,13 +65,22 @@ class Results:
         rows = zip(self.items, self.targets, strict=True)
         return np.asarray([row.index(target) if target in row else len(row) for row, target in rows])
 
+    def per_user(self, names: list[str]) -> np.ndarray:
+        """Return metrics of each user, float64 [U, M]."""
+        ranks = self.ranks()
+        return np.stack([per_user(name, ranks) for name in names], axis=1)
+
+    def metrics(self, names: list[str]) -> dict[str, float]:
+        """Return {metric name: mean over users}."""
+        return mean_metrics(self.ranks(), names)
+
     def invalid_share(self, k: int) -> float:
         """Return which share of the first k recommendations of all users is no item."""
-        return float(np.mean([name == NO_ITEM for row in self.items for name in row[:k]]))
+        return float(np.mean([name is None for row in self.items for name in row[:k]]))
 
     def coverage(self, k: int, num_items: int) -> float:
         """Return which share of the items is among the first k recommendations of anybody."""
-        return len({name for row in self.items for name in row[:k]} - {NO_ITEM}) / num_items
+        return len({name for row in self.items for name in row[:k]} - {None}) / num_items
 
     def save(self, file: Path) -> None:
         """Write a result file without tokens."""
@@ -53,11 +88,32 @@ class Results:
         write_json(file, {name: value for name, value in content.items() if value}, indent=None)
 
 
+def write_results(file: Path, predictions: Predictions, tokenization: Tokenization) -> None:
+    """Write a result file per user: users, preds, scores, labels (tokens with eos), pred_ids, label_ids.
+
+    The reference code's format, but that it has no users, and the text "None" for what is null here: a sequence that is
+    no item's semantic ID.
+    """
+    interactions, table = tokenization.interactions, tokenization.table
+    names = np.asarray([None, *interactions.item_names[1:]], dtype=object)
+    labels = table.tokens[predictions.group].cpu().numpy()[predictions.targets]
+    eos = np.full((len(labels), 1), table.vocabulary.eos_token)
+    result = {
+        "users": [interactions.user_names[user] for user in interactions.users_of(predictions.positions)],
+        "preds": predictions.sequences.tolist(),
+        "scores": predictions.scores.tolist(),
+        "labels": np.concatenate([labels, eos], axis=1).tolist(),
+        "pred_ids": names[predictions.items].tolist(),
+        "label_ids": names[predictions.targets].tolist(),
+    }
+    write_json(file, result, indent=None)
+
+
 def read_results(file: Path) -> Results:
     """Read a result file per user, this project's or the reference code's.
 
     Raises:
-        InputError: It is none, or its columns differ in length.
+        InputError: It is none, its columns differ in length, or it does not say whether "None" is an item.
     """
     content = read_json(file)
     try:
@@ -68,6 +124,15 @@ def read_results(file: Path) -> Results:
         raise InputError(f"{file} is no result file per user (pred_ids, scores, label_ids)") from None
     if len(sizes) != 1 or len(widths) != 1 or not found.targets:
         raise InputError(f"{file}: users, pred_ids, scores and label_ids must be equally long, and not empty")
+    if any(None in row for row in found.items):  # a sequence that is no item's is null: every text is a name
+        return found
+    if OLD_NO_ITEM not in found.targets:
+        found.items = [[None if name == OLD_NO_ITEM else name for name in row] for row in found.items]
+    elif not found.users:
+        raise InputError(
+            f'{file} has an item named "None" among its label_ids, and no users, so the reference code wrote it: its '
+            '"None" among pred_ids may be this item, or a sequence that is no item'
+        )
     return found
 
 
@@ -100,62 +165,19 @@ def ensemble(results: list[Results]) -> Results:
     """
     joined = Results(results[0].users, [], [], results[0].targets)
     for rows in zip(*(zip(result.items, result.scores, strict=True) for result in results), strict=True):
-        entries: dict[str, list[float]] = defaultdict(list)
+        entries: dict[str | None, list[float]] = defaultdict(list)
         for items, scores in rows:
             for item, score in zip(items, scores, strict=True):
                 entries[item].append(score)
         total = {
-            item: sum(scores) / len(scores) + (len(scores) if item != NO_ITEM else 0)
+            item: sum(scores) / len(scores) + (len(scores) if item is not None else 0)
             for item, scores in entries.items()
         }
         best = sorted(total, key=total.get, reverse=True)[: results[0].k]
         padding = results[0].k - len(best)  # all files list few different items
-        joined.items.append(best + [NO_ITEM] * padding)
+        joined.items.append(best + [None] * padding)
         joined.scores.append([total[item] for item in best] + [min(total.values())] * padding)
     return joined
-
-
-@dataclass
-class Difference:
-    """How much better the second of two results is.
-
-    Attributes:
-        mean: Mean over users of second minus first.
-        low, high: Its 95% confidence interval.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(
-    first: Results, second: Results, metrics: list[str], resamples: int, seed: int
-) -> dict[str, Difference]:
-    """Compare two results of the same users: {metric: difference}; see `bootstrap`.
-
-    Args:
-        first, second: Results in the same order of users.
-        metrics: Such as ndcg@10.
-        resamples, seed: Of the bootstrap.
-    """
-    ranks = first.ranks(), second.ranks()
-    difference = np.stack([per_user(name, ranks[1]) - per_user(name, ranks[0]) for name in metrics], axis=1)
-    return dict(zip(metrics, bootstrap(difference, resamples, seed), strict=True))
-
-
-def bootstrap(difference: np.ndarray, resamples: int, seed: int) -> list[Difference]:
-    """Return the mean over users of each metric's difference, with its interval, by resampling users.
-
-    Args:
-        difference: float64 [U, metrics].
-        resamples: How many times as many users are drawn with replacement; the interval is their percentiles.
-        seed: Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [difference[rng.integers(len(difference), size=len(difference))].mean(axis=0) for _ in range(resamples)]
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return [Difference(*map(float, row)) for row in zip(difference.mean(axis=0), low, high, strict=True)]
 
 
 def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:

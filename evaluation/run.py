@@ -1,4 +1,4 @@
-"""A finished run as its folder records it."""
+"""Reading runs: a run's folder, what it holds, and where it came from."""
 
 import json
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from data.token_table import group_labels
-from evaluation.metrics import per_user
+from evaluation.results import Results, read_results
 from utils.errors import InputError
 from utils.files import read_json
 
@@ -18,6 +17,7 @@ RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ENVIRONMENT_FILE = "environment.json"
+WINNER_SUFFIX = ".winner.json"
 
 
 def is_finished(folder: Path) -> bool:
@@ -51,69 +51,24 @@ def results_folder_of(run: Path, results_dir: str | None) -> Path:
 
 
 @dataclass(frozen=True)
-class UserResults:
-    """What one tokenizer recommended to each test user.
-
-    Attributes:
-        users: U names.
-        targets: U items that came next.
-        recommended: [U][k] items, best first; "None" where a sequence is no item's.
-        ranks: int64 [U], 0-based rank of the target, the number of recommended items where it is not among them.
-    """
-
-    users: list[str]
-    targets: list[str]
-    recommended: list[list[str]]
-    ranks: np.ndarray
-
-    def metric(self, name: str) -> np.ndarray:
-        """Return a metric of each user, float64 [U]."""
-        return per_user(name, self.ranks)
-
-
-@dataclass(frozen=True)
 class Run:
-    """A finished run, and of its tokenizers the chosen one: the best on validation.
+    """A run, and of its tokenizers the chosen one: the best on validation. Its files are read when they are wanted.
 
     Attributes:
         folder: <ckpt_dir>/<dataset>/<run_name>.
-        settings: What it was made with.
-        results: results.json.
     """
 
     folder: Path
-    settings: dict[str, Any]
-    results: dict[str, Any]
 
-    @property
-    def dataset_folder(self) -> Path:
-        return Path(self.settings["data_dir"]) / self.settings["dataset"]
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with: config.yaml."""
+        return read_config(self.folder)
 
-    @property
-    def labels(self) -> list[str]:
-        """A short name of each tokenizer."""
-        return group_labels([(row["prefix"], row["epoch"]) for row in self.results["per_tokenizer"]])
-
-    @property
-    def chosen(self) -> int:
-        """The 0-based index of the tokenizer with the best validation score."""
-        rows, metric = self.results["per_tokenizer"], self.settings["val_metric"]
-        return max(range(len(rows)), key=lambda index: rows[index]["valid"][metric])
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The chosen tokenizer's entry in results.json: prefix, epoch, valid, test."""
-        return self.results["per_tokenizer"][self.chosen]
-
-    @property
-    def file(self) -> Path:
-        """The result file per user of the chosen tokenizer."""
-        folder = results_folder_of(self.folder, self.settings.get("results_dir"))
-        return folder / f"test_results_{self.labels[self.chosen]}.json"
-
-    @property
-    def is_pretraining(self) -> bool:
-        return "epoch_per_stage" in self.settings
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """What it came to: results.json, which a finished run has."""
+        return read_json(self.folder / RESULTS_FILE)
 
     @cached_property
     def events(self) -> dict[str, list[dict[str, Any]]]:
@@ -130,29 +85,114 @@ class Run:
         file = self.folder / ENVIRONMENT_FILE
         return read_json(file) if file.is_file() else {}
 
+    @property
+    def is_finished(self) -> bool:
+        return is_finished(self.folder)
+
+    @property
+    def is_pretraining(self) -> bool:
+        return "epoch_per_stage" in self.settings
+
+    @property
+    def dataset_folder(self) -> Path:
+        return Path(self.settings["data_dir"]) / self.settings["dataset"]
+
+    @property
+    def model(self) -> Path:
+        """The folder of the best epoch's weights."""
+        return self.folder / "model"
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The model folders that were kept, by their 1-based epoch, in rising order."""
+        return dict(sorted((int(p.name.split("_")[1]), p) for p in (self.folder / "checkpoints").glob("epoch_*")))
+
+    @property
+    def labels(self) -> list[str]:
+        """A short name of each tokenizer."""
+        return group_labels([(row["prefix"], row["epoch"]) for row in self.results["per_tokenizer"]])
+
+    @property
+    def chosen(self) -> int:
+        """The 0-based index of the tokenizer with the best validation score."""
+        rows, metric = self.results["per_tokenizer"], self.settings["val_metric"]
+        return max(range(len(rows)), key=lambda index: rows[index]["valid"][metric])
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        """The chosen tokenizer: prefix, epoch and, of a finished run, the metrics valid and test.
+
+        Raises:
+            InputError: The run has several and is not finished, so that they cannot be told apart.
+        """
+        if self.is_finished:
+            return self.results["per_tokenizer"][self.chosen]
+        prefix, epochs = self.settings["token_prefix"], self.settings["sem_id_epochs"] or [None]
+        if isinstance(prefix, list) or len(epochs) > 1:
+            raise InputError(
+                f"{self.folder} has several tokenizers and no {RESULTS_FILE} to choose by; finish the run first"
+            )
+        return {"prefix": prefix, "epoch": epochs[0]}
+
+    @property
+    def user_results_file(self) -> Path:
+        """The result file per user of the chosen tokenizer."""
+        folder = results_folder_of(self.folder, self.settings.get("results_dir"))
+        return folder / f"test_results_{self.labels[self.chosen]}.json"
+
     @cached_property
-    def users(self) -> UserResults:
-        """The chosen tokenizer's results per user."""
-        results = read_json(self.file)
-        recommended, targets = results["pred_ids"], results["label_ids"]
-        ranks = [row.index(x) if x in row else len(row) for row, x in zip(recommended, targets, strict=True)]
-        return UserResults(results["users"], targets, recommended, np.asarray(ranks))
+    def user_results(self) -> Results:
+        """What the chosen tokenizer recommended to each test user."""
+        return read_results(self.user_results_file)
+
+    @property
+    def pretraining(self) -> "Run | None":
+        """The run itself if it is a pre-training, or the finished one that it started from, if that is still there."""
+        if self.is_pretraining:
+            return self
+        model = self.settings.get("pretrained_model")
+        run = run_around(Path(model)) if model else None
+        return run if run and run.is_finished else None
 
 
-def load_run(path: Path) -> Run:
-    """Read a run folder, or that of the winner, which lies beside the `.winner.json`.
+def resolve_winner(path: Path | str) -> Path:
+    """Return the folder of a <name>.winner.json's run, which lies beside it; the path itself if it is no such file."""
+    path = Path(path)
+    return path.parent / Path(read_json(path)["winner"]["run"]).name if path.name.endswith(WINNER_SUFFIX) else path
+
+
+def winning_row(selection: dict[str, Any]) -> int:
+    """Return the 0-based index of the winner among the candidates of a <name>.winner.json."""
+    same = ("run", "epoch", "prefix")
+    rows = [[row[key] for key in same] for row in selection["candidates"]]
+    return rows.index([selection["winner"][key] for key in same])
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a finished run: its folder, or the <name>.winner.json beside it.
 
     Raises:
         InputError: It holds no results.
     """
-    folder = path.parent / Path(read_json(path)["winner"]["run"]).name if path.is_file() else path
+    folder = resolve_winner(path)
     for name in (RESULTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no finished run ({name} is not there)")
-    return Run(folder, read_config(folder), read_json(folder / RESULTS_FILE))
+    return Run(folder)
 
 
-def single_identifier_run(run: Run) -> Run | None:
+def run_around(path: Path) -> Run | None:
+    """Return the run, finished or not, that a path is or lies in as model/ or checkpoints/epoch_N, if there is one."""
+    folders = (path, *path.absolute().parents[:2])
+    return next((Run(folder) for folder in folders if (folder / CONFIG_FILE).is_file()), None)
+
+
+def finished_runs(folder: Path) -> list[Run]:
+    """Return the finished runs in <ckpt_dir>/<dataset>, by name."""
+    return [Run(path) for path in sorted(folder.glob("*")) if is_finished(path)]
+
+
+def single_tokenizer_run(run: Run) -> Run | None:
     """Return the best on validation of the finished runs beside `run` with one tokenizer and no pre-training.
 
     None where there is none, or where `run` itself is such a run.
@@ -164,16 +204,7 @@ def single_identifier_run(run: Run) -> Run | None:
 
     if is_single(run):
         return None
-    beside = [load_run(folder) for folder in sorted(run.folder.parent.glob("*")) if is_finished(folder)]
     metric = run.settings["val_metric"]
-    singles = [other for other in beside if is_single(other) and metric in other.row["valid"]]
-    return max(singles, key=lambda other: other.row["valid"][metric], default=None)
-
-
-def pretraining_of(run: Run) -> Run | None:
-    """Return the finished pre-training whose weights a run started from, if its folder is still there."""
-    model = run.settings.get("pretrained_model")
-    for folder in (Path(model), *Path(model).parents[:2]) if model else ():
-        if is_finished(folder):
-            return load_run(folder)
-    return None
+    beside = finished_runs(run.folder.parent)
+    singles = [other for other in beside if is_single(other) and metric in other.tokenizer["valid"]]
+    return max(singles, key=lambda other: other.tokenizer["valid"][metric], default=None)

@@ -13,6 +13,8 @@ from data.token_table import Group, TokenTable, Vocabulary, load_token_table, re
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
+FIELDS = ("item", "semantic_id", "popularity", "text")
+
 
 @dataclass
 class Catalogue:
@@ -45,14 +47,14 @@ class Catalogue:
         """Return the items' semantic IDs, int64 [N, L], 0-based codes."""
         return self.table.codes(0)
 
+    def rows(self) -> list[dict]:
+        """Return {"item", "semantic_id", "popularity", "text"} of each item, in item id order."""
+        columns = zip(self.names[1:], self.codes().tolist(), self.popularity[1:].tolist(), self.texts[1:], strict=True)
+        return [dict(zip(FIELDS, values, strict=True)) for values in columns]
+
     def save(self, file: Path) -> None:
-        """Write a line of JSON for each item, in item id order."""
-        rows = zip(self.names[1:], self.codes().tolist(), self.popularity[1:].tolist(), self.texts[1:], strict=True)
-        lines = [
-            json.dumps({"item": name, "semantic_id": codes, "popularity": count, "text": text}, ensure_ascii=False)
-            for name, codes, count, text in rows
-        ]
-        write_text(file, "\n".join(lines) + "\n")
+        """Write a line of JSON for each item."""
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows()))
 
     @classmethod
     def load(cls, file: Path, group: Group, vocabulary: Vocabulary) -> "Catalogue":
@@ -62,29 +64,19 @@ class Catalogue:
 
     @classmethod
     def of_rows(cls, rows: Iterable[dict], group: Group, vocabulary: Vocabulary) -> "Catalogue":
-        """Make a catalogue of items {"item", "semantic_id", "popularity", "text"} in item id order."""
-        names, codes, counts, texts = zip(
-            *((row["item"], row["semantic_id"], row["popularity"], row["text"]) for row in rows), strict=True
-        )
+        """Make a catalogue of what `rows` returns."""
+        names, codes, counts, texts = zip(*([row[name] for name in FIELDS] for row in rows), strict=True)
         tokens = np.zeros((1, len(names) + 1, vocabulary.num_levels), dtype=np.int32)
         tokens[0, 1:] = np.asarray(codes) + np.asarray(vocabulary.level_offsets)
         table = TokenTable(torch.from_numpy(tokens), [group], vocabulary)
         return cls([PADDING, *names], ["", *texts], np.asarray([0, *counts], dtype=np.int64), table)
 
     @classmethod
-    def of_dataset(
-        cls,
-        data_dir: str | Path,
-        dataset: str,
-        prefix: str,
-        epoch: int | None,
-        vocabulary: Vocabulary,
-        suffix: str = "sem_ids",
-    ) -> "Catalogue":
-        """Read a dataset folder's items as one of its tokenizers names them."""
-        folder = dataset_folder(data_dir, dataset)
+    def of_dataset(cls, settings: dict, prefix: str, epoch: int | None, vocabulary: Vocabulary) -> "Catalogue":
+        """Read the items of a run's dataset, by the run's settings, as one of its tokenizers names them."""
+        folder = dataset_folder(settings["data_dir"], settings["dataset"])
         interactions = load_interactions(folder)
-        groups = resolve_groups(folder, prefix, None if epoch is None else [epoch], suffix)
+        groups = resolve_groups(folder, prefix, None if epoch is None else [epoch], settings["token_suffix"])
         names = interactions.item_names
         counts = np.bincount(training_interactions(interactions), minlength=len(names))
         table = load_token_table(groups[:1], names[1:], vocabulary)
@@ -104,16 +96,11 @@ class Catalogue:
                 f"{file} has no semantic IDs of the model's tokenizer {group.prefix}, epoch {epoch}; "
                 "make it with tokenizer/export.py --assign from the tokenizer that the model was trained with"
             )
-        new = {name: codes for name, codes in assigned["semantic_ids"][epoch].items() if name not in self.ids}
-        rows = [
-            {"item": name, "semantic_id": codes, "popularity": count, "text": text}
-            for name, codes, count, text in zip(
-                self.names[1:], self.codes().tolist(), self.popularity[1:].tolist(), self.texts[1:], strict=True
-            )
-        ]
+        rows = self.rows()
         rows += [
-            {"item": name, "semantic_id": codes, "popularity": 0, "text": assigned["texts"][name]}
-            for name, codes in new.items()
+            dict(zip(FIELDS, (name, codes, 0, assigned["texts"][name]), strict=True))
+            for name, codes in assigned["semantic_ids"][epoch].items()
+            if name not in self.ids
         ]
         if len({tuple(row["semantic_id"]) for row in rows}) < len(rows):
             raise InputError(f"{file}: a new item has another item's semantic ID; assign them anew from this dataset")

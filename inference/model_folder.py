@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.token_table import Group, Vocabulary, check_identifiers
-from evaluation.run import CONFIG_FILE, RESULTS_FILE, read_config
+from evaluation.run import Run, run_around
 from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder
 from utils.errors import InputError
@@ -34,12 +34,6 @@ class TrainedModel:
     metrics: dict[str, dict[str, float]]
 
 
-def named_folder(path: Path | str) -> Path:
-    """Return the folder itself, or the winning run's, beside the <name>.winner.json that finetune.sh wrote."""
-    path = Path(path)
-    return path.parent / Path(read_json(path)["winner"]["run"]).name if path.name.endswith(".winner.json") else path
-
-
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
     """Read a model from a run folder, one of its checkpoints, or an exported model folder.
 
@@ -62,19 +56,12 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
         group = Group(about["tokenizer"]["prefix"], about["tokenizer"]["epoch"], weights / ITEMS_FILE)
         catalogue = Catalogue.load(weights / ITEMS_FILE, group, vocabulary)
         return TrainedModel(recommender, catalogue, read_settings(path, data_dir), about["metrics"])
-    run, settings = run_of(path), read_settings(path, data_dir)
-    tokenizer = best_tokenizer(run, settings)
-    catalogue = Catalogue.of_dataset(
-        settings["data_dir"],
-        settings["dataset"],
-        tokenizer["prefix"],
-        tokenizer["epoch"],
-        vocabulary,
-        settings["token_suffix"],
-    )
+    run, settings = _run_of(path), read_settings(path, data_dir)
+    tokenizer = run.tokenizer
+    catalogue = Catalogue.of_dataset(settings, tokenizer["prefix"], tokenizer["epoch"], vocabulary)
     remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
     check_identifiers(recommender.identifiers, catalogue.table, path, remedy)
-    best = weights.resolve() == (run / "model").resolve()  # the results are this epoch's
+    best = weights.resolve() == run.model.resolve()  # the results are this epoch's
     metrics = {split: tokenizer[split] for split in ("valid", "test") if best and split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
 
@@ -82,36 +69,18 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
 def read_settings(path: Path | str, data_dir: str | None = None) -> dict:
     """Return the training settings of any of these folders, with another data_dir where one is given."""
     about = find_model_folder(path) / ABOUT_FILE
-    settings = read_json(about)["settings"] if about.is_file() else read_config(run_of(path))
+    settings = read_json(about)["settings"] if about.is_file() else _run_of(path).settings
     return settings | ({"data_dir": data_dir} if data_dir else {})
 
 
-def run_of(path: Path | str) -> Path:
-    """Return the run folder that a run, its model/ or its checkpoints/epoch_N lies in.
-
-    Raises:
-        InputError: There is none around it.
-    """
+def _run_of(path: Path | str) -> Run:
     path = Path(path).absolute()
-    for folder in (path, *path.parents[:2]):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise InputError(f"{path} has no {ABOUT_FILE} and lies in no run folder; python export.py makes a complete folder")
-
-
-def best_tokenizer(run: Path, settings: dict) -> dict:
-    """Return {"prefix", "epoch", "valid", "test"} of the run's tokenizer with the best validation score.
-
-    Raises:
-        InputError: The run has several and is not finished, so that they cannot be told apart.
-    """
-    if (run / RESULTS_FILE).is_file():
-        rows = read_json(run / RESULTS_FILE)["per_tokenizer"]
-        return max(rows, key=lambda row: row["valid"][settings["val_metric"]])
-    prefixes, epochs = settings["token_prefix"], settings["sem_id_epochs"] or [None]
-    if isinstance(prefixes, list) or len(epochs) > 1:
-        raise InputError(f"{run} has several tokenizers and no {RESULTS_FILE} to choose by; finish the run first")
-    return {"prefix": prefixes, "epoch": epochs[0]}
+    run = run_around(path)
+    if run is None:
+        raise InputError(
+            f"{path} has no {ABOUT_FILE} and lies in no run folder; python export.py makes a complete folder"
+        )
+    return run
 
 
 def complete_model_folder(run: Path) -> None:

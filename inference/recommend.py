@@ -9,9 +9,9 @@ import torch
 
 from data.batching import Tokenization
 from data.interactions import Interactions
+from evaluation.predict import search
 from inference.histories import known_items
 from inference.model_folder import TrainedModel, load_trained_model
-from model.beam_search import beam_search
 
 
 @dataclass
@@ -97,20 +97,19 @@ class RecommendationModel:
         items[empty] = self.catalogue.most_popular()[:k]
         tokenization = self._tokenization(histories, user_ids)
         targets = tokenization.interactions.offsets[1:][~empty] - 1
-        for part, batch in tokenization.batches(tokenization.by_length(targets), 0, batch_size):
-            rows = tokenization.interactions.users_of(part)
-            found, score = beam_search(
-                self.recommender.t5,
-                batch.input_ids,
-                batch.lengths,
-                self.table.vocabulary.num_levels,
-                max(num_beams, k),
-                k,
-                self.table.trie(0),
-                self._seen([histories[row] for row in rows]) if exclude_seen else None,
-            )
-            items[rows] = self.table.items_of(0, found).cpu().numpy()
-            scores[rows] = score.cpu().numpy()
+
+        def seen(positions: np.ndarray) -> torch.Tensor:
+            """Return the trie rows of each history's items, once each: int64 [B, E], filled up with -1."""
+            of_batch = (histories[row] for row in tokenization.interactions.users_of(positions))
+            distinct = [torch.from_numpy(np.unique(history).astype(np.int64) - 1) for history in of_batch]
+            return torch.nn.utils.rnn.pad_sequence(distinct, True, -1.0).to(self.table.tokens.device)
+
+        found, score = search(
+            *(self.recommender, tokenization, targets, 0, k, max(num_beams, k), batch_size),
+            trie=self.table.trie(0),
+            banned=seen if exclude_seen else None,
+        )
+        items[~empty], scores[~empty] = self.table.items_of(0, found).cpu().numpy(), score.cpu().numpy()
         return Recommendations(items, scores, empty)
 
     def _available(self, history: np.ndarray, exclude_seen: bool) -> int:
@@ -127,11 +126,6 @@ class RecommendationModel:
             offsets=np.cumsum([0, *map(len, padded)]),
         )
         return Tokenization(interactions, self.table, self.settings["max_item_seq_len"])
-
-    def _seen(self, histories: list[np.ndarray]) -> torch.Tensor:
-        """Return the trie rows of each history's items, once each: int64 [B, E], filled up with -1."""
-        distinct = [torch.from_numpy(np.unique(history).astype(np.int64) - 1) for history in histories]
-        return torch.nn.utils.rnn.pad_sequence(distinct, True, -1.0).to(self.table.tokens.device)
 
 
 def load(path: Path | str, device: torch.device | str = "cpu", data_dir: str | None = None) -> RecommendationModel:

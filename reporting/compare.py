@@ -5,16 +5,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
-from evaluation.compare import mean_interval
+from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired_differences
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
-from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, picture, short, without_middle
+from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, draw_rows, picture, short, without_middle
 from reporting.terminal import metric_titles
 from utils.errors import InputError
+from utils.text_table import text_table
 
 # Settings that say where a run lies, not what it is.
 PLACES = ("run_name", "ckpt_dir", "data_dir", "log_dir", "tensorboard_log_dir", "results_dir", "log_with")
@@ -35,23 +35,15 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
         if len(values) > 1:
             raise InputError(f"the runs differ in {key} ({', '.join(values)}) and cannot be compared")
     metric = runs[0].settings["val_metric"]
-    runs = sorted(runs, key=lambda run: -run.row["valid"][metric])
+    runs = sorted(runs, key=lambda run: -run.tokenizer["valid"][metric])
     names = short_names(runs)
-    titles = metric_titles([name for name in runs[0].row["test"] if all(name in run.row["test"] for run in runs)])
-    head = [
-        "run",
-        f"valid. {metric_titles([metric])[metric]}",
-        *(f"test {title}" for title in titles.values()),
-        "hours",
-    ]
+    tests = [run.tokenizer["test"] for run in runs]
+    titles = metric_titles([name for name in tests[0] if all(name in test for test in tests)])
+    valid = f"valid. {metric_titles([metric])[metric]}"
+    head = ["run", valid, *(f"test {title}" for title in titles.values()), "hours"]
     rows = [
-        [
-            name,
-            f"{run.row['valid'][metric]:.4f}",
-            *(f"{run.row['test'][key]:.4f}" for key in titles),
-            f"{sum(phase_seconds(run).values()) / 3600:.2f}",
-        ]
-        for name, run in zip(names, runs, strict=True)
+        [name, f"{run.tokenizer['valid'][metric]:.4f}", *(f"{test[key]:.4f}" for key in titles), _hours(run)]
+        for name, run, test in zip(names, runs, tests, strict=True)
     ]
     sections = [
         Section(
@@ -68,17 +60,14 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     return text_table(head, rows)
 
 
+def _hours(run: Run) -> str:
+    return f"{sum(phase_seconds(run).values()) / 3600:.2f}"
+
+
 def short_names(runs: Sequence[Run]) -> list[str]:
     """Return the folders' names; with their parents where a name occurs twice."""
     names = [run.folder.name for run in runs]
     return [str(run.folder) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
-
-
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table, names on the left."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, *rows)]
-    return "\n".join("  ".join(line) for line in lines)
 
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -109,34 +98,31 @@ def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Se
         f"Test {metric} of each run minus that of {names[0]}, user by user; the interval is the 95% one over users. "
         "An interval that does not reach 0 is a difference that another draw of users would most likely show too."
     )
-    with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.file.is_file()]
+    with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.user_results_file.is_file()]
     if len(with_users) < 2 or with_users[0][1] is not runs[0]:
         return Section("Differences", lead, [paragraph("There are no result files per user to compare.")])
-    found = {}
-    for name, run in with_users[1:]:
-        found[name] = mean_interval(paired_difference(run, runs[0], metric))
+    found = {name: paired_interval(runs[0], run, metric) for name, run in with_users[1:]}
     rows = [
-        [escape(name), f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}", _verdict(mean, half)]
-        for name, (mean, half) in found.items()
+        [escape(name), f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)]
+        for name, one in found.items()
     ]
     body = table(["run", "difference", "95% interval", ""], rows)
     return Section("Differences", lead, [body, [differences_picture(found, metric, names[0])]])
 
 
-def paired_difference(run: Run, other: Run, metric: str) -> np.ndarray:
-    """Return a metric of one run minus that of another for each user that both were tested on, float64 [U]."""
-    there = dict(zip(other.users.users, other.users.metric(metric), strict=True))
-    here = zip(run.users.users, run.users.metric(metric), strict=True)
-    return np.array([value - there[user] for user, value in here if user in there])
+def paired_interval(first: Run, second: Run, metric: str) -> Interval:
+    """Return how much better the second run is, over the users that both were tested on."""
+    differences = paired_differences(first.user_results, second.user_results, [metric])
+    return bootstrap_over_users(differences, RESAMPLES)[0]
 
 
-def _verdict(mean: float, half: float) -> str:
-    if not abs(mean) > half:  # an interval that is NaN, of a user or none, tells nothing
+def _verdict(difference: Interval) -> str:
+    if not difference.is_clear:  # nor is one of NaN, of a user or none
         return "not told apart"
-    return "higher" if mean > 0 else "lower"
+    return "higher" if difference.mean > 0 else "lower"
 
 
-def differences_picture(found: dict[str, tuple[float, float]], metric: str, first: str) -> Picture:
+def differences_picture(found: dict[str, Interval], metric: str, first: str) -> Picture:
     """Return the paired differences with their intervals."""
 
     @picture(
@@ -146,12 +132,8 @@ def differences_picture(found: dict[str, tuple[float, float]], metric: str, firs
         height=1.6 + 0.35 * len(found),
     )
     def draw(axes: Axes) -> None:
-        rows = range(len(found) - 1, -1, -1)
-        means, halves = zip(*found.values(), strict=True)
-        axes.errorbar(means, rows, xerr=halves, fmt="o", capsize=4, color=COLOURS[0])
+        draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(rows, without_middle(list(found), 28))
-        axes.set_ylim(-0.6, len(found) - 0.4)
 
     return draw()
 

@@ -5,18 +5,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from evaluation.run import Run
-from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import COLOURS, HEIGHT, Picture, draw_legend, draw_lines, picture
+from reporting.report_data import ReportData
 
 
-def curriculum_section(material: Material) -> Section:
+def curriculum_section(data: ReportData) -> Section:
     """Return the curriculum of the run, or of the pre-training it started from."""
     lead = (
         "After each stage of pre-training, every tokenizer gets an influence score: how much a step on its data would "
         "lower the validation loss. The next stage draws tokenizers by probabilities made of all scores so far."
     )
-    run = material.pretraining
+    run = data.run.pretraining
     if run is None:
         return Section("Curriculum", lead, [paragraph("This run had no pre-training with several tokenizers.")])
     if not run.events.get("influence"):
@@ -27,7 +27,7 @@ def curriculum_section(material: Material) -> Section:
         key: np.array([[line[key][name] for name in names] for line in run.events["influence"]])
         for key in ("influence", "probabilities")
     }
-    if run is not material.run:
+    if run is not data.run:
         lead += f" These are those of {run.folder.name}, which this run started from."
     found = [
         probability_picture(of["probabilities"], stages, names),

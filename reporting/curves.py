@@ -3,9 +3,9 @@
 from matplotlib.axes import Axes
 
 from evaluation.run import Run
-from reporting.material import Material
 from reporting.page import Section, paragraph
 from reporting.pictures import COLOURS, Marks, Picture, draw_legend, draw_lines, draw_marks, picture
+from reporting.report_data import ReportData
 from reporting.terminal import metric_titles
 from training.schedule import stage_ends
 
@@ -17,16 +17,14 @@ def marks_of(run: Run) -> Marks:
     stages = []
     if run.is_pretraining:
         stages = stage_ends(run.settings["epoch_per_stage"], run.settings["epochs"])[0][:-1]
-    kept = sorted(int(path.name.split("_")[1]) for path in (run.folder / "checkpoints").glob("epoch_*"))
     done = max((line["epoch"] for line in run.events.get("epoch", [])), default=0)
-    return Marks([epoch for epoch in stages if epoch < done], kept, run.results["best_epoch"])
+    return Marks([epoch for epoch in stages if epoch < done], list(run.checkpoints), run.results["best_epoch"])
 
 
 def phase_seconds(run: Run) -> dict[str, float]:
     """Return the wall-clock seconds of each phase, as far as they were recorded."""
-    totals = {
-        phase: sum(line.get("seconds", 0) for line in run.events.get(event, [])) for phase, event in PHASES.items()
-    }
+    events = {phase: run.events.get(event, []) for phase, event in PHASES.items()}
+    totals = {phase: sum(line.get("seconds", 0) for line in lines) for phase, lines in events.items()}
     return {phase: seconds for phase, seconds in totals.items() if seconds}
 
 
@@ -38,9 +36,9 @@ def step_curve(run: Run, key: str) -> tuple[list[float], list[float]]:
     return [line["step"] / per_epoch for line in lines], [line[key] for line in lines]
 
 
-def training_section(material: Material) -> Section:
+def training_section(data: ReportData) -> Section:
     """Return the curves of a run."""
-    run = material.run
+    run = data.run
     lead = (
         "How the run went, epoch by epoch. Dotted lines end the curriculum's stages, triangles are kept checkpoints, "
         "the black line is the epoch whose weights were tested."
@@ -126,10 +124,8 @@ def tokenizers_picture(run: Run, marks: Marks) -> Picture:
             axes.set_xlabel("tokenizer")
             return
         epochs = [line["epoch"] for line in lines]
-        draw_lines(
-            axes,
-            {name: (epochs, [line["per_tokenizer"][name][metric] for line in lines]) for name in run.labels},
-        )
+        of = {name: [line["per_tokenizer"][name][metric] for line in lines] for name in run.labels}
+        draw_lines(axes, {name: (epochs, values) for name, values in of.items()})
         draw_marks(axes, marks)
         draw_legend(axes)
 

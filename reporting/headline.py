@@ -1,6 +1,7 @@
 """The headline: test metrics beside baselines and the paper's, and the candidates that the run was chosen from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from data.interactions import Interactions
-from evaluation.compare import mean_interval
-from evaluation.metrics import parse_metric, per_user, target_ranks
+from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users
+from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.popularity import popularity_recommendations
-from evaluation.run import Run
-from reporting.material import Material
+from evaluation.run import WINNER_SUFFIX, Run, winning_row
 from reporting.page import Section, table
 from reporting.paper import TABLE_2, TABLE_2_METRICS
-from reporting.pictures import COLOURS, GREY, Picture, picture, short
+from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
+from reporting.report_data import ReportData
 from reporting.terminal import metric_titles
 from utils.files import read_json
 
@@ -27,45 +28,49 @@ class Row:
     Attributes:
         name: Shown.
         metrics: {metric: mean over users}.
-        values: {metric: float64 [U]} where there are results per user.
+        values: float64 [U, metrics], of each user; None where there are no results per user.
     """
 
     name: str
     metrics: dict[str, float]
-    values: dict[str, np.ndarray]
+    values: np.ndarray | None = None
 
-    def half_width(self, metric: str) -> float | None:
-        """Return the half-width of a metric's confidence interval."""
-        return mean_interval(self.values[metric])[1] if metric in self.values else None
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The interval of each metric; NaN without results per user."""
+        if self.values is None:
+            return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
+        return dict(zip(self.metrics, bootstrap_over_users(self.values, RESAMPLES), strict=True))
 
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:
     """Return the most-popular baseline."""
     items, targets = popularity_recommendations(interactions, "test", max(parse_metric(name)[1] for name in names))
     ranks = target_ranks(items, targets)
-    values = {name: per_user(name, ranks) for name in names}
-    return Row("Most popular items", {name: float(value.mean()) for name, value in values.items()}, values)
+    values = np.stack([per_user(name, ranks) for name in names], axis=1)
+    return Row("Most popular items", mean_metrics(ranks, names), values)
 
 
 def run_row(name: str, run: Run) -> Row:
     """Return a run's chosen tokenizer's results; without intervals where the result file per user is gone."""
-    values = {metric: run.users.metric(metric) for metric in run.row["test"]} if run.file.is_file() else {}
-    return Row(name, run.row["test"], values)
+    metrics = run.tokenizer["test"]
+    values = run.user_results.per_user(list(metrics)) if run.user_results_file.is_file() else None
+    return Row(name, metrics, values)
 
 
 def paper_rows(dataset: str, names: list[str]) -> list[Row]:
     """Return the paper's Table 2 for one of its datasets."""
     return [
-        Row(f"{method} (paper)", {k: v for k, v in zip(TABLE_2_METRICS, values, strict=True) if k in names}, {})
+        Row(f"{method} (paper)", {k: v for k, v in zip(TABLE_2_METRICS, values, strict=True) if k in names})
         for method, values in TABLE_2.get(dataset, {}).items()
     ]
 
 
-def headline_section(material: Material) -> Section:
+def headline_section(data: ReportData) -> Section:
     """Return tiles, the table and the picture of test metrics, and the candidates on validation."""
-    run, baseline = material.run, material.baseline
-    titles = metric_titles(list(run.row["test"]))
-    rows = [popularity_row(material.interactions, list(titles))]
+    run, baseline = data.run, data.baseline
+    titles = metric_titles(list(run.tokenizer["test"]))
+    rows = [popularity_row(data.interactions, list(titles))]
     if baseline:
         rows.append(run_row(f"One tokenizer, no pre-training: {baseline.folder.name}", baseline))
     rows.append(run_row(run.folder.name, run))
@@ -87,14 +92,14 @@ def headline_section(material: Material) -> Section:
 def _shown(run: Run) -> list[str]:
     """Return the two metrics that get a picture: those of the validation metric's cut-off."""
     cutoff = parse_metric(run.settings["val_metric"])[1]
-    return [name for name in run.row["test"] if parse_metric(name)[1] == cutoff]
+    return [name for name in run.tokenizer["test"] if parse_metric(name)[1] == cutoff]
 
 
 def _cells(row: Row, names: list[str]) -> list[str]:
     cells = [escape(row.name)]
     for name in names:
-        half = row.half_width(name)
-        interval = f" <small>± {half:.4f}</small>" if half is not None else ""
+        half = row.intervals[name].half_width if name in row.metrics else np.nan
+        interval = "" if np.isnan(half) else f" <small>± {half:.4f}</small>"
         cells.append(f"{row.metrics[name]:.4f}{interval}" if name in row.metrics else "–")
     return cells
 
@@ -123,19 +128,12 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
         "Further right is better; bars are 95% confidence intervals over users (the paper gives none).",
     )
     def draw(axes: Axes) -> None:
-        shown = [row for row in rows if name in row.metrics]
-        for index, row in enumerate(shown):
-            own = index < marked + 1
-            axes.errorbar(
-                row.metrics[name],
-                len(shown) - 1 - index,
-                xerr=row.half_width(name),
-                **{"fmt": "o" if own else "D", "capsize": 4, "markersize": 8 if index == marked else 5.5},
-                color=COLOURS[0] if index == marked else COLOURS[1] if own else GREY,
-            )
-        names = [short(row.name.split(":")[0], 32) for row in shown]
-        axes.set_yticks(range(len(shown) - 1, -1, -1), names)
-        axes.set_ylim(-0.6, len(shown) - 0.4)
+        styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
+        styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
+        shown = [index for index, row in enumerate(rows) if name in row.metrics]
+        labels = [short(rows[index].name.split(":")[0], 32) for index in shown]
+        intervals = [rows[index].intervals[name] for index in shown]
+        draw_rows(axes, labels, intervals, [styles[index] for index in shown])
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
 
@@ -145,7 +143,7 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
 def _candidates(run: Run) -> list[str]:
     """Return the table of candidates that this run won among, and that of its own tokenizers."""
     blocks = []
-    for file in sorted(run.folder.parent.glob("*.winner.json")):
+    for file in sorted(run.folder.parent.glob(f"*{WINNER_SUFFIX}")):
         selection = read_json(file)
         if Path(selection["winner"]["run"]).name != run.folder.name or len(selection.get("candidates", [])) < 2:
             continue
@@ -155,13 +153,10 @@ def _candidates(run: Run) -> list[str]:
             + [f"{row['valid'][name]:.4f}" for name in titles]
             for row in selection["candidates"]
         ]
-        won = [
-            all(row[k] == selection["winner"][k] for k in ("run", "epoch", "prefix")) for row in selection["candidates"]
-        ]
         blocks.append("<h3>Chosen among these on validation</h3>")
-        blocks.append(table(["validation", *titles.values()], rows, won.index(True)))
+        blocks.append(table(["validation", *titles.values()], rows, winning_row(selection)))
     if len(run.labels) > 1:
-        titles, metric = metric_titles(list(run.row["test"])), run.settings["val_metric"]
+        titles, metric = metric_titles(list(run.tokenizer["test"])), run.settings["val_metric"]
         rows = [
             [escape(label), f"{row['valid'][metric]:.4f}", *(f"{row['test'][name]:.4f}" for name in titles)]
             for label, row in zip(run.labels, run.results["per_tokenizer"], strict=True)

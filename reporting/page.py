@@ -64,7 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: int | None
     return "".join([*lines, "</tbody></table></div>"])
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> str:
+def definitions(rows: Sequence[tuple[str, str]]) -> str:
     """Return a list of names and values; names in plain text, values in HTML."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in rows)
     return f"<dl class='facts'>{items}</dl>"

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evaluation.compare import Interval
+
 # Okabe and Ito's palette, told apart with every kind of colour vision; lines differ in dashes too, points in shape.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C6D31")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
@@ -87,14 +89,12 @@ def picture(name: str, title: str, caption: str, wide: bool = False, height: flo
                 places = draw(axes, *args, **kwargs) or []
                 file = io.BytesIO()
                 figure.savefig(file, format="png", dpi=150)
-                size = figure.get_size_inches() * figure.dpi
+                across, down = figure.get_size_inches() * figure.dpi
+                at = axes.transData.transform([place[:2] for place in places]) if places else ()
+                texts = [text for _, _, text in places]
                 tooltips = [
-                    Tooltip(float(x / size[0]), float(1 - y / size[1]), text)
-                    for (x, y), text in zip(
-                        axes.transData.transform([place[:2] for place in places]) if places else (),
-                        [place[2] for place in places],
-                        strict=True,
-                    )
+                    Tooltip(float(x / across), float(1 - y / down), text)
+                    for (x, y), text in zip(at, texts, strict=True)
                 ]
             return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
 
@@ -133,6 +133,16 @@ def draw_lines(
             style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.5}
         axes.plot(x, y, **style)
     axes.set_xlabel(xlabel)
+
+
+def draw_rows(axes: Axes, names: Sequence[str], intervals: Sequence[Interval], styles: Sequence[dict]) -> None:
+    """Draw named intervals as points with error bars, if they are known, the first on top."""
+    rows = range(len(names) - 1, -1, -1)
+    for row, interval, style in zip(rows, intervals, styles, strict=True):
+        below, above = max(interval.mean - interval.low, 0.0), max(interval.high - interval.mean, 0.0)
+        axes.errorbar(interval.mean, row, xerr=[[below], [above]], capsize=4, **{"fmt": "o", **style})
+    axes.set_yticks(rows, names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
 
 
 def draw_legend(axes: Axes) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from reporting.curriculum import curriculum_section
 from reporting.curves import training_section
-from reporting.facts import facts_section
 from reporting.headline import headline_section
-from reporting.material import Material
 from reporting.page import write_page
-from reporting.people import users_section
+from reporting.report_data import ReportData
+from reporting.settings import settings_section
 from reporting.tokenizers import tokenizer_section
+from reporting.users import users_section
 
 SECTIONS = (
     headline_section,
@@ -17,13 +17,13 @@ SECTIONS = (
     curriculum_section,
     tokenizer_section,
     users_section,
-    facts_section,
+    settings_section,
 )
 
 
-def write_report(material: Material, file: Path) -> None:
+def write_report(data: ReportData, file: Path) -> None:
     """Write the HTML report on a run, and its pictures beside it."""
-    run = material.run
+    run = data.run
     stage = "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
     subtitle = f"{run.settings['dataset']}, {stage} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
-    write_page(file, run.folder.name, subtitle, [section(material) for section in SECTIONS])
+    write_page(file, run.folder.name, subtitle, [section(data) for section in SECTIONS])

@@ -3,9 +3,9 @@
 import shutil
 import textwrap
 
-from data.interactions import Interactions
 from evaluation.metrics import parse_metric
-from evaluation.run import Run
+from reporting.report_data import ReportData
+from utils.text_table import text_table
 
 
 def metric_titles(names: list[str]) -> dict[str, str]:
@@ -17,43 +17,34 @@ def metric_titles(names: list[str]) -> dict[str, str]:
 def metrics_table(rows: list[tuple[str, dict[str, float]]]) -> str:
     """Return named rows of metrics as an aligned table."""
     titles = metric_titles(list(rows[-1][1]))
-    width = max(len(label) for label, _ in rows)
-    lines = [f"{'test':{width}}  " + "  ".join(f"{title:>9}" for title in titles.values())]
-    for label, metrics in rows:
-        values = (f"{metrics[name]:9.4f}" if name in metrics else f"{'-':>9}" for name in titles)
-        lines.append(f"{label:{width}}  " + "  ".join(values))
-    return "\n".join(lines)
+    cells = [
+        [label, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in titles)] for label, metrics in rows
+    ]
+    return text_table(["test", *(f"{title:>9}" for title in titles.values())], cells)
 
 
-def recommendations(run: Run, interactions: Interactions, texts: dict[str, str], count: int) -> str:
+def recommendations(data: ReportData, count: int) -> str:
     """Return `count` users, spread over all of them: history, the item that came next, and what was recommended."""
-    results = run.users
-    step = max(1, len(results.users) // max(1, count))
-    rows = list(range(step // 2, len(results.users), step))[:count]
-    row_of_user = {user: row for row, user in enumerate(interactions.user_names)}
+    results = data.run.user_results
+    ranks, step = results.ranks(), max(1, len(results.users) // max(1, count))
     columns = min(120, shutil.get_terminal_size((100, 20)).columns)
 
-    def line(mark: str, item: str) -> str:
-        return textwrap.shorten(f"{mark} {texts[item]}", columns - 4, placeholder=" ...")
+    def line(item: str, mark: str = "-") -> str:
+        return "    " + textwrap.shorten(f"{mark} {data.text(item)}", columns - 4, placeholder=" ...")
 
     blocks = []
-    for row in rows:
-        user, target, rank = results.users[row], results.targets[row], results.ranks[row]
-        end = int(interactions.offsets[row_of_user[user] + 1]) - 1
-        history = [interactions.item_names[item] for item in interactions.history(end, 5)]
-        length = end - int(interactions.offsets[row_of_user[user]])
-        items = list(dict.fromkeys(item for item in results.recommended[row] if item != "None"))[:5]
-        hit = f" (recommended at rank {rank + 1})" if target in results.recommended[row] else None
-        blocks.append(
-            "\n".join(
-                [
-                    f"User {user}: {length} items, the last {len(history)}, newest last",
-                    *(f"    {line('-', item)}" for item in history),
-                    f"  came next{hit or ' (not among the recommended)'}",
-                    f"    {line('-', target)}",
-                    f"  recommended, best first, the first {len(items)} real items",
-                    *(f"    {line('*' if item == target else '-', item)}" for item in items),
-                ]
-            )
-        )
+    for row in list(range(step // 2, len(results.users), step))[:count]:
+        user, target, rank = results.users[row], results.targets[row], ranks[row]
+        history, length = data.history(user, 5)
+        items = list(dict.fromkeys(item for item in results.items[row] if item is not None))[:5]
+        hit = f"recommended at rank {rank + 1}" if rank < results.k else "not among the recommended"
+        lines = [
+            f"User {user}: {length} items, the last {len(history)}, newest last",
+            *map(line, history),
+            f"  came next ({hit})",
+            line(target),
+            f"  recommended, best first, the first {len(items)} real items",
+            *(line(item, "*" if item == target else "-") for item in items),
+        ]
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

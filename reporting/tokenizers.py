@@ -10,51 +10,50 @@ from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from data.token_table import level_sizes, read_sem_ids, resolve_groups
-from reporting.material import Material
+from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import Section, paragraph, table
 from reporting.paper import TABLE_5
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, draw_legend, draw_lines, picture, short
+from reporting.report_data import ReportData, level_sizes_of
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
 
 MAP_ITEMS = 1200  # as many as stay apart in a picture
 
 
-def tokenizer_section(material: Material) -> Section:
+def tokenizer_section(data: ReportData) -> Section:
     """Return what is known of the chosen tokenizer and of its neighbours in training."""
-    run, codes = material.run, material.codes
+    run, codes = data.run, data.codes
     lead = (
         f"The last epochs of an RQ-VAE are the tokenizers; this run is tested with {run.labels[run.chosen]}. A good "
         "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
     )
     if codes is None:
         return Section("Tokenizer", lead, [paragraph("The semantic IDs that it was trained with are no longer there.")])
-    sizes = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])[:-1]
-    folder = (run.dataset_folder / run.row["prefix"]).parent
-    report = quality_report(material, folder, sizes)
+    sizes = data.codebook_sizes
+    folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
+    report = quality_report(data, folder, sizes)
     found = []
     history = [line for line in _lines(folder / "metrics.jsonl") if "codes_used" in line]
     if history:
         found += [collision_picture(history), codes_picture(history, sizes)]
     found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
     if report["drift"]:
-        found.append(
-            drift_picture({int(gap): values for gap, values in report["drift"].items()}, run.settings["dataset"])
-        )
-    embeddings = _embeddings(material)
+        by_gap = {int(gap): values for gap, values in report["drift"].items()}
+        found.append(drift_picture(by_gap, run.settings["dataset"]))
+    embeddings = _embeddings(data)
     if embeddings is not None:
-        found.append(map_picture(embeddings, codes[:, 0], material.texts, run.settings["rand_seed"]))
+        found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))
     return Section("Tokenizer", lead, [_level_table(codes[:, :-1], sizes), found])
 
 
-def quality_report(material: Material, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
+def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
     """Return the quality report that export wrote; for published semantic IDs the same of all epochs that are there."""
     if (folder / "quality.json").is_file():
         return read_json(folder / "quality.json")
-    run, names = material.run, material.interactions.item_names[1:]
-    groups = resolve_groups(run.dataset_folder, run.row["prefix"], suffix=run.settings["token_suffix"])
-    levels = level_sizes(run.settings["n_codebooks"], run.settings["codebook_size"])
+    run, names = data.run, data.interactions.item_names[1:]
+    groups = resolve_groups(run.dataset_folder, run.tokenizer["prefix"], suffix=run.settings["token_suffix"])
+    levels = level_sizes_of(run)
     found = {group.epoch: read_sem_ids(group.file, names, levels) for group in groups if group.epoch is not None}
     qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
     return {"tokenizers": qualities, "drift": drift(found)}
@@ -64,10 +63,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def _embeddings(material: Material) -> np.ndarray | None:
+def _embeddings(data: ReportData) -> np.ndarray | None:
     """Return the text embeddings that the tokenizer's name points to, float32 [N, E], if they are there."""
-    encoder = Path(material.run.row["prefix"]).name.rsplit("_", 1)[0]
-    file, items = material.run.dataset_folder / f"{encoder}.sent_emb", len(material.texts)
+    encoder = Path(data.run.tokenizer["prefix"]).name.rsplit("_", 1)[0]
+    file, items = data.run.dataset_folder / f"{encoder}.sent_emb", len(data.texts)
     if not file.is_file() or file.stat().st_size % (4 * items):
         return None
     return np.fromfile(file, dtype="<f4").reshape(items, -1)
@@ -75,17 +74,10 @@ def _embeddings(material: Material) -> np.ndarray | None:
 
 def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
     quality = tokenizer_quality(codes, sizes)
+    columns = zip(quality["codes_used"], sizes, quality["perplexity"], codes.T, strict=True)
     rows = [
-        [f"level {level}", f"{used:,} of {size:,}", f"{perplexity:.1f}", f"{largest:.1%}"]
-        for level, (used, size, perplexity, largest) in enumerate(
-            zip(
-                quality["codes_used"],
-                sizes,
-                quality["perplexity"],
-                [np.bincount(level).max() / len(codes) for level in codes.T],
-                strict=True,
-            )
-        )
+        [f"level {level}", f"{used:,} of {size:,}", f"{perplexity:.1f}", f"{np.bincount(own).max() / len(own):.1%}"]
+        for level, (used, size, perplexity, own) in enumerate(columns)
     ]
     head = ["", "codes in use", "perplexity (all equal: number of codes)", "items with the most frequent code"]
     sentence = (
@@ -138,11 +130,8 @@ def usage_picture(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
 def perplexity_picture(axes: Axes, tokenizers: dict[str, dict], sizes: Sequence[int]) -> None:
     kept = [(int(name), quality["perplexity"]) for name, quality in tokenizers.items() if name.isdigit()]
     epochs = [epoch for epoch, _ in kept]
-    draw_lines(
-        axes,
-        {f"level {i}": (epochs, [values[i] for _, values in kept]) for i in range(len(sizes))},
-        "epoch of the RQ-VAE",
-    )
+    lines = {f"level {i}": (epochs, [values[i] for _, values in kept]) for i in range(len(sizes))}
+    draw_lines(axes, lines, "epoch of the RQ-VAE")
     axes.set_ylim(0, max(sizes) * 1.03)
     draw_legend(axes)
 
@@ -165,11 +154,8 @@ def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
                 label=("any token (paper)", "first token (paper)")[index] if index < 2 else None,
             )
         gaps = list(found)
-        draw_lines(
-            axes,
-            {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")},
-            "epochs between two tokenizers",
-        )
+        lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
+        draw_lines(axes, lines, "epochs between two tokenizers")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:.0%}")
         draw_legend(axes)

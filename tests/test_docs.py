@@ -174,6 +174,17 @@ def test_links_and_files_exist(page):
         )  # a file of the project, or one that the page shows
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_names_in_the_code_exist(page):
+    """`file.py`: `Class.method`, `function` names what the file defines."""
+    found = re.findall(r"`((?:\w+/)*\w+\.py)`: ((?:`[\w.]+`(?:, )?)+)", (ROOT / page).read_text())
+    assert len(found) >= 10
+    for file, names in found:
+        source = (ROOT / file).read_text()
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.*=", source, re.MULTILINE), f"{file}: {name}"
+
+
 def test_errors_of_the_troubleshooting_page_are_in_the_code():
     sources = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.sh")]]
     text = "".join(path.read_text() for path in sources if path.parent.name not in ("docs", "tests"))

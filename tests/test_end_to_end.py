@@ -226,8 +226,8 @@ def test_example_of_another_model(in_the_shop, monkeypatch):
 def test_example_of_another_metric(chain, in_the_shop, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["coverage.py", "shop/runs/Shop/pretrain_tau1"])
     runpy.run_path(str(example("Another metric", in_the_shop)), run_name="__main__")
-    rows = load_run(Path("shop/runs/Shop/pretrain_tau1")).users.recommended
-    count = len({item for row in rows for item in row if item != "None"})
+    rows = load_run(Path("shop/runs/Shop/pretrain_tau1")).user_results.items
+    count = len({item for row in rows for item in row if item is not None})
     assert (
         capsys.readouterr().out
         == f"pretrain_tau1: {count} of {len(chain.texts)} items, {count / len(chain.texts):.1%}\n"

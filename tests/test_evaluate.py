@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import flags, read_results
 
 import evaluate
+import finetune
 from utils.errors import InputError
 
 
@@ -33,9 +35,9 @@ def test_every_combination(joint_run: Path, dataset: Path, tmp_path: Path, capsy
         assert content["label_ids"] == [items[-2] for items in sequences.values()]
         assert {len(items) for items in content["pred_ids"]} == {3}
         listed = [item for items in content["pred_ids"] for item in items]
-        assert row["invalid@3"] == pytest.approx(listed.count("None") / len(listed))
+        assert row["invalid@3"] == pytest.approx(listed.count(None) / len(listed))
         assert (row["invalid@3"] == 0) == row["constrained"]
-        assert row["coverage@3"] == pytest.approx(len(set(listed) - {"None"}) / 20)
+        assert row["coverage@3"] == pytest.approx(len(set(listed) - {None}) / 20)
         hits = {user: target in items for user, target, items in zip(*columns(content), strict=True)}
         assert row["metrics"]["recall@3"] == pytest.approx(np.mean(list(hits.values())))
         rare = [user for user, items in sequences.items() if trained.count(items[-2]) < 15]
@@ -81,6 +83,29 @@ def test_ensemble_and_comparison(joint_run: Path, tmp_path: Path, capsys: pytest
     compared = read(tmp_path / "compared")
     difference = joined["ensemble"]["recall@10"] - joined["files"][files[0]]["recall@10"]
     assert compared["difference"]["recall@10"]["mean"] == pytest.approx(difference)
+
+
+def test_an_item_may_be_named_none(dataset: Path, tmp_path: Path):
+    for file in [*dataset.glob("*.json"), *dataset.glob("rqvae/*")]:
+        file.write_text(file.read_text().replace('"item7"', '"None"'))
+    sequences = json.loads((dataset / "all_item_seqs.json").read_text())
+    sequences = {user: [*items, *["None"] * (2 + row % 2)] for row, (user, items) in enumerate(sequences.items())}
+    last = dict(zip(sequences, ["None", "item3"] * 15, strict=True))
+    sequences = {user: [*items, last[user]] for user, items in sequences.items()}
+    (dataset / "all_item_seqs.json").write_text(json.dumps(sequences))
+    run = tmp_path / "runs" / "Tiny" / "tuned"
+    finetune.main(flags(dataset, run.parents[1], run_name="tuned", sem_id_epochs=2, epochs=2))
+    evaluate.main([f"--model={run}", f"--output={tmp_path / 'out'}", "--num_beams=10"])
+    ((row,), tested) = read(tmp_path / "out"), read_results(run)["test"]
+    assert {name: row["metrics"][name] for name in tested} == pytest.approx(tested)
+    assert row["metrics"]["recall@10"] >= 0.5
+    _, targets, items = columns(json.loads(Path(row["file"]).read_text()))
+    assert targets == list(last.values())
+    listed = [item for row in items for item in row]
+    assert "None" in listed
+    assert row["invalid@10"] == pytest.approx(listed.count(None) / len(listed))
+    assert row["invalid@10"] > 0
+    assert row["coverage@10"] == pytest.approx(len(set(listed) - {None}) / 20)
 
 
 def test_models_of_one_name_are_not_written_over_each_other(joint_run: Path):

@@ -109,7 +109,7 @@ def test_constrained_generation_recommends_items_only(world):
     run = fine_tune(world, "constrained", pretrained_model=world.pretrained, constrained="true")
     items = [item for row in json.loads((run / "test_results_2.json").read_text())["pred_ids"] for item in row]
     assert len(items) == 280
-    assert "None" not in items
+    assert None not in items
 
 
 def test_reference_checkpoint_is_fine_tuned(golden, tmp_path):

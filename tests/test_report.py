@@ -6,7 +6,7 @@ import pytest
 from tiny_runs import fake_run
 
 import report
-from evaluation.run import load_run, results_folder_of, single_identifier_run
+from evaluation.run import load_run, results_folder_of, single_tokenizer_run
 from report import ReportConfig, with_lists
 from utils.errors import InputError
 
@@ -60,9 +60,10 @@ def make_run(
     settings["results_dir"] = str(results_dir) if results_dir else None
     settings |= {"token_suffix": "sem_ids", "n_codebooks": 3, "codebook_size": 8, **more}
     fake_run(folder, {"best_epoch": 1, "per_tokenizer": rows}, **settings)
-    recommended = [[1, 2, 3, 4], [9, 8, 8, 2], [None, 6, 3, 3, 9], [7, 7, 7, 7]]
+    recommended = [[1, 2, 3, 4, 5], [9, 8, 8, 2, 2], [None, 6, 3, 3, 9], [7, 7, 7, 7, 7]]
     result = {
         "users": list(SEQUENCES),
+        "scores": [[-0.1, -0.2, -0.3, -0.4, -0.5]] * 4,
         "label_ids": [f"item{sequence[-1]}" for sequence in SEQUENCES.values()],
         "pred_ids": [[f"item{item}" if item else "None" for item in row] for row in recommended],
     }
@@ -76,7 +77,7 @@ def make_run(
 def written(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return the list of HTML reports that would have been written; tests/reporting writes them."""
     files: list[Path] = []
-    monkeypatch.setattr(report, "write_report", lambda material, file: files.append(file))
+    monkeypatch.setattr(report, "write_report", lambda data, file: files.append(file))
     return files
 
 
@@ -162,8 +163,8 @@ def test_baseline_is_the_best_run_beside_it_with_one_tokenizer_from_scratch(runs
     make_run(runs / "c_joint", two, "test_results_1.json", pretrained_model="")
     make_run(runs / "d_pretrained", two, "test_results_1.json", pretrained_model="", epoch_per_stage=[1])
     tuned = make_run(runs / "e_tuned", [("rqvae/toy", 1, 0.9, 0.2)], "test_results_1.json", pretrained_model="model")
-    assert single_identifier_run(load_run(tuned)).folder == single
-    assert single_identifier_run(load_run(single)) is None
+    assert single_tokenizer_run(load_run(tuned)).folder == single
+    assert single_tokenizer_run(load_run(single)) is None
 
 
 def test_users_are_spread_over_all_and_a_miss_is_told(runs, capsys):
@@ -190,9 +191,9 @@ def test_best_tokenizer_by_validation_among_several_prefixes(runs, tmp_path):
     ]
     run = make_run(runs / "joint", tokenizers, "test_results_1_3.json", results_dir=tmp_path / "results")
     outcome = load_run(run)
-    assert outcome.row["test"] == metrics(0.1)
-    assert outcome.file == tmp_path / "results" / "Tiny" / "joint" / "test_results_1_3.json"
-    assert outcome.file.is_file()
+    assert outcome.tokenizer["test"] == metrics(0.1)
+    assert outcome.user_results_file == tmp_path / "results" / "Tiny" / "joint" / "test_results_1_3.json"
+    assert outcome.user_results_file.is_file()
 
 
 def test_absent_runs_and_wrong_flags(runs):

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from data.interactions import dataset_folder
 from data.token_table import group_labels, resolve_groups
-from evaluation.run import CONFIG_FILE, RESULTS_FILE, is_finished, read_config
+from evaluation.run import RESULTS_FILE, WINNER_SUFFIX, Run, finished_runs, run_around, winning_row
 from training.config import FinetuneConfig
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import write_json
 from utils.runtime import run_command
+from utils.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def newest_pretraining(folder: Path) -> Path:
     Raises:
         InputError: There is none.
     """
-    runs = [run for run in folder.glob("*") if is_finished(run) and "epoch_per_stage" in read_config(run)]
+    runs = [run.folder for run in finished_runs(folder) if run.is_pretraining]
     if not runs:
         raise InputError(
             f"{folder} holds no finished pre-training; run pretrain.sh first, or set PRETRAINED=<run folder> "
@@ -74,27 +75,26 @@ def newest_pretraining(folder: Path) -> Path:
     return max(runs, key=lambda run: (run / RESULTS_FILE).stat().st_mtime)
 
 
-def checkpoints_of(run: Path, wanted: list[int]) -> dict[str, Path]:
+def checkpoints_of(run: Run, wanted: list[int]) -> dict[str, Path]:
     """Return {name: model folder} of the wanted 1-based epochs that were kept; where there are none, best and last.
 
     With no epochs wanted it is the best one alone.
     """
-    best_epoch = read_json(run / RESULTS_FILE)["best_epoch"]
+    best_epoch, kept = run.results["best_epoch"], run.checkpoints
     if not wanted:
         note(f"the best epoch of pre-training ({best_epoch}) is fine-tuned")
-        return {"best": run / "model"}
-    kept = {int(path.name.split("_")[1]): path for path in (run / "checkpoints").glob("epoch_*")}
+        return {"best": run.model}
     chosen = {str(epoch): kept[epoch] for epoch in wanted if epoch in kept}
     if chosen:
         if len(chosen) < len(wanted):
-            note(f"{run} kept only {', '.join(chosen)} of the epochs {', '.join(map(str, wanted))}")
+            note(f"{run.folder} kept only {', '.join(chosen)} of the epochs {', '.join(map(str, wanted))}")
         return chosen
-    chosen = {"best": run / "model"}
+    chosen = {"best": run.model}
     if kept and max(kept) != best_epoch:
         chosen["last"] = kept[max(kept)]
     wanted_text = ", ".join(map(str, wanted))
     last = f" and its last ({max(kept)}) are" if "last" in chosen else " is"
-    note(f"{run} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}){last} fine-tuned")
+    note(f"{run.folder} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}){last} fine-tuned")
     return chosen
 
 
@@ -134,15 +134,14 @@ def plan(
         path = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
         if not path.exists():
             raise InputError(f"the pre-trained model {path} does not exist; PRETRAINED=none trains from scratch")
-        if (path / CONFIG_FILE).exists() and not is_finished(path):
+        run = run_around(path)
+        if run and run.folder == path and not run.is_finished:
             raise InputError(f"{path} is an unfinished run; name one of its checkpoints, or finish it first")
-        models = (
-            checkpoints_of(path, checkpoints)
-            if is_finished(path)
-            else {path.stem if path.is_file() else path.name: path}
-        )
-        run = next((folder for folder in (path, *path.parents[:2]) if (folder / CONFIG_FILE).exists()), None)
-        settings = read_config(run) if run else {}
+        if run and run.folder == path:
+            models = checkpoints_of(run, checkpoints)
+        else:
+            models = {path.stem if path.is_file() else path.name: path}
+        settings = run.settings if run else {}
         note(f"pre-trained: {path}")
     groups = resolve_groups(
         dataset, config.token_prefix or settings.get("token_prefix"), None, config.token_suffix, config.num_tokenizers
@@ -185,13 +184,12 @@ def select(runs: list[Path]) -> dict:
         {"winner": candidate, "candidates": [...]}, each {"run", "epoch", "prefix", "best_epoch", "valid", "test"}; only
         the winner has "test", since nothing is to be chosen by it.
     """
-    candidates = []
-    for run in runs:
-        results = read_json(run / RESULTS_FILE)
-        candidates += [
-            {"run": str(run), "best_epoch": results["best_epoch"], **row} for row in results["per_tokenizer"]
-        ]
-    metric = read_config(runs[0])["val_metric"]
+    candidates = [
+        {"run": str(run.folder), "best_epoch": run.results["best_epoch"], **row}
+        for run in map(Run, runs)
+        for row in run.results["per_tokenizer"]
+    ]
+    metric = Run(runs[0]).settings["val_metric"]
     winner = max(candidates, key=lambda candidate: candidate["valid"][metric])
     return {
         "val_metric": metric,
@@ -202,19 +200,20 @@ def select(runs: list[Path]) -> dict:
 
 def selection_table(selection: dict) -> str:
     """Return the candidates' validation metrics and the winner's test metrics as text."""
-    names = list(selection["winner"]["valid"])
-    width = max(len(Path(row["run"]).name) for row in selection["candidates"])
-    lines = [f"{'run':{width}}  tokenizer  epoch  " + "  ".join(f"{name:>9}" for name in names)]
-    for row in selection["candidates"]:
-        won = all(row[key] == selection["winner"][key] for key in ("run", "epoch", "prefix"))
-        values = "  ".join(f"{row['valid'][name]:9.4f}" for name in names)
-        tokenizer = row["epoch"] or "best"
-        values += "  <- winner" if won else ""
-        lines.append(f"{Path(row['run']).name:{width}}  {tokenizer:>9}  {row['best_epoch']:>5}  {values}")
-    lines.insert(0, f"validation (the winner has the best {selection['val_metric']}):")
-    values = "  ".join(f"{selection['winner']['test'][name]:9.4f}" for name in names)
-    lines.append(f"test of the winner:{'':{max(0, width - 1)}}{values}")
-    return "\n".join(lines)
+    winner, names = selection["winner"], list(selection["winner"]["valid"])
+
+    def values(metrics: dict[str, float]) -> list[str]:
+        return [f"{metrics[name]:9.4f}" for name in names]
+
+    rows = []
+    for number, row in enumerate(selection["candidates"]):
+        tokenizer, mark = str(row["epoch"] or "best"), "<- winner" if number == winning_row(selection) else ""
+        rows.append([Path(row["run"]).name, tokenizer, str(row["best_epoch"]), *values(row["valid"]), mark])
+    rows.append(["", "", "", *values(winner["test"]), ""])
+    lines = text_table(["run", "tokenizer", "epoch", *names, ""], rows).splitlines()
+    title = "test of the winner:"
+    lines[-1] = title + lines[-1][len(title) :]
+    return "\n".join([f"validation (the winner has the best {selection['val_metric']}):", *lines])
 
 
 def note(text: str) -> None:
@@ -248,7 +247,7 @@ def main() -> None:
     elif words[:1] == ["select"] and len(words) > 2:
         folder = Path(config.ckpt_dir) / config.dataset
         selection = select([folder / name for name in words[2:]])
-        file = folder / f"{words[1]}.winner.json"
+        file = folder / f"{words[1]}{WINNER_SUFFIX}"
         write_json(file, selection)
         print(selection_table(selection))
         print(f"winner: {selection['winner']['run']}  (all of this: {file})")

@@ -17,7 +17,8 @@ from accelerate.utils import gather_object
 
 from data.batching import Tokenization, TrainingOrder
 from data.token_table import Group
-from evaluation.predict import Predictions, predict, write_results
+from evaluation.predict import Predictions, predict
+from evaluation.results import write_results
 from evaluation.run import RESULTS_FILE, results_folder_of
 from model.recommender import Recommender
 from training.checkpoint import STATE_FOLDER, load_state_, process_state, state_tensors

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from data.batching import Tokenization
 from data.interactions import split_positions
-from evaluation.predict import Predictions, predict, write_results
+from evaluation.predict import Predictions, predict
+from evaluation.results import write_results
 from model.beam_search import beam_search
 from model.recommender import Recommender
 
@@ -96,8 +97,8 @@ def test_result_file(tokenization: Tokenization, positions: np.ndarray, tmp_path
         assert result["label_ids"][row] == f"item{target}"
         assert result["preds"][row] == [tokens[item] for item in predictions.items[row]]
         assert result["scores"][row] == [-0.5, -1.0, -1.5]
-        assert result["pred_ids"][row] == [f"item{item}" if item else "None" for item in predictions.items[row]]
-    assert "None" in result["pred_ids"][1]
+        assert result["pred_ids"][row] == [f"item{item}" if item else None for item in predictions.items[row]]
+    assert None in result["pred_ids"][1]
 
 
 def test_wide_constrained_beams_list_every_item(

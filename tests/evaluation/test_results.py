@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.results import Results, ensemble, groups_of, paired_bootstrap, read_comparable, read_results
+from evaluation.results import Results, ensemble, groups_of, read_comparable, read_results
 from utils.errors import InputError
 
 
@@ -14,21 +14,21 @@ def make(items: list[list[str]], targets: list[str], scores: list[list[float]] |
 
 
 def test_ranks_coverage_and_invalid_share():
-    results = make([["a", "None", "b"], ["None", "c", "c"], ["d", "a", "None"]], ["b", "c", "x"])
+    results = make([["a", None, "b"], [None, "c", "c"], ["d", "a", None]], ["b", "c", "x"])
     assert results.ranks().tolist() == [2, 1, 3]
     assert results.invalid_share(2) == pytest.approx(2 / 6)
     assert results.coverage(2, 8) == pytest.approx(3 / 8)  # a, c, d
 
 
 def test_ensemble_by_hand():
-    """b is in both files, a once, c twice in one file; "None" counts for nothing but its score."""
-    first = make([["a", "b", "None"]], ["b"], [[-1.0, -2.0, -0.5]])
+    """b is in both files, a once, c twice in one file; no item counts for nothing but its score."""
+    first = make([["a", "b", None]], ["b"], [[-1.0, -2.0, -0.5]])
     second = make([["c", "b", "c"]], ["b"], [[-3.0, -4.0, -5.0]])
     joined = ensemble([first, second])
-    assert joined.items == [["a", "None", "b"]]  # and c last, -4.0 + 2
+    assert joined.items == [["a", None, "b"]]  # and c last, -4.0 + 2
     assert joined.scores == [[-1.0 + 1, -0.5, -3.0 + 2]]
     few = ensemble([make([["a", "a"]], ["a"]), make([["a", "a"]], ["a"])])
-    assert few.items == [["a", "None"]]
+    assert few.items == [["a", None]]
 
 
 def test_equal_scores_stand_in_order_of_appearance():
@@ -45,29 +45,12 @@ def test_groups():
     }
 
 
-def test_bootstrap_against_the_normal_approximation():
-    rng = np.random.default_rng(0)
-    targets = ["x"] * 4000
-    rows = {True: ["x", "y"], False: ["y", "z"]}
-    hits = rng.random((2, 4000)) < [[0.3], [0.4]]
-    first, second = (make([rows[bool(hit)] for hit in row], targets) for row in hits)
-    found = paired_bootstrap(first, second, ["recall@2", "mrr@2"], 1000, seed=1)
-    difference = hits[1].astype(float) - hits[0]
-    error = difference.std() / np.sqrt(4000)
-    for name in ("recall@2", "mrr@2"):
-        assert found[name].mean == pytest.approx(difference.mean())
-        assert found[name].low == pytest.approx(difference.mean() - 1.96 * error, abs=0.15 * error)
-        assert found[name].high == pytest.approx(difference.mean() + 1.96 * error, abs=0.15 * error)
-    same = paired_bootstrap(first, first, ["recall@2"], 10, seed=1)["recall@2"]
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
-
-
 def test_files_are_checked(tmp_path: Path):
     file, other = tmp_path / "a.json", tmp_path / "b.json"
-    results = make([["a", "b"], ["c", "None"]], ["b", "c"])
+    results = make([["a", "b"], ["c", None]], ["b", "c"])
     results.save(file)
     assert read_results(file) == results
-    make([["a", "b"], ["c", "None"]], ["b", "a"]).save(other)
+    make([["a", "b"], ["c", None]], ["b", "a"]).save(other)
     with pytest.raises(InputError, match=r"a\.json and .*b\.json are results of different users or splits"):
         read_comparable([file, other], 2)
     assert read_comparable([file, file], 2) == [results, results]
@@ -80,3 +63,34 @@ def test_files_are_checked(tmp_path: Path):
     other.write_text(json.dumps({"recall": 1}))
     with pytest.raises(InputError, match="is no result file per user"):
         read_results(other)
+
+
+def test_an_item_may_be_named_none(tmp_path: Path):
+    results = make([["None", None], ["a", "None"], [None, "b"]], ["None", "None", "a"])
+    results.save(tmp_path / "new.json")
+    assert json.loads((tmp_path / "new.json").read_text())["pred_ids"][0] == ["None", None]
+    found = read_results(tmp_path / "new.json")
+    assert found == results
+    assert found.ranks().tolist() == [0, 1, 2]
+    assert found.invalid_share(2) == pytest.approx(2 / 6)
+    assert found.coverage(2, 4) == pytest.approx(3 / 4)
+    assert ensemble([found, found]).items == [["None", None], ["a", "None"], ["b", None]]
+    without_targets = make([["None", None]], ["a"])
+    without_targets.save(tmp_path / "new.json")
+    assert read_results(tmp_path / "new.json") == without_targets
+
+
+def test_the_text_none_of_older_files(tmp_path: Path):
+    """Files of the reference code, and of this project before, have no null."""
+    file = tmp_path / "old.json"
+
+    def read(items: list[list[str]], targets: list[str], **more: list) -> Results:
+        scores = [[-float(rank) for rank in range(len(row))] for row in items]
+        file.write_text(json.dumps({"pred_ids": items, "scores": scores, "label_ids": targets, **more}))
+        return read_results(file)
+
+    assert read([["None", "a"]], ["a"]).items == [[None, "a"]]
+    assert read([["None", "a"]], ["a"], users=["u"]).items == [[None, "a"]]
+    assert read([["None", "a"]], ["None"], users=["u"]).items == [["None", "a"]]
+    with pytest.raises(InputError, match=r'old\.json has an item named "None" among its label_ids, and no users'):
+        read([["None", "a"]], ["None"])

@@ -1,11 +1,10 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from evaluation.compare import mean_interval
+from evaluation.compare import Interval, bootstrap_over_users, paired_differences
 from evaluation.run import load_run
-from reporting.compare import _verdict, compare_runs, differing_settings, paired_difference, short_names
+from reporting.compare import _verdict, compare_runs, differing_settings, paired_interval, short_names
 from reporting.pictures import without_middle
 from utils.errors import InputError
 
@@ -17,24 +16,28 @@ def runs(finished: Path) -> list:
 
 def test_table_is_sorted_by_validation_and_the_page_has_all(runs, tmp_path):
     text = compare_runs(runs, tmp_path / "compare.html")
-    best_first = sorted(runs, key=lambda run: -run.row["valid"]["ndcg@10"])
+    best_first = sorted(runs, key=lambda run: -run.tokenizer["valid"]["ndcg@10"])
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["run", "valid.", "NDCG@10"]
     assert [line.split()[0] for line in lines[1:]] == [run.folder.name for run in best_first]
-    assert [line.split()[1] for line in lines[1:]] == [f"{run.row['valid']['ndcg@10']:.4f}" for run in best_first]
+    assert [line.split()[1] for line in lines[1:]] == [f"{run.tokenizer['valid']['ndcg@10']:.4f}" for run in best_first]
     page = (tmp_path / "compare.html").read_text()
     for title in ("Runs", "Settings", "Differences", "Curves"):
         assert f"<h2>{title}</h2>" in page
     names = {path.stem for path in (tmp_path / "compare_pictures").iterdir()}
     assert names == {"differences", "losses", "validations"}
-    mean, half = mean_interval(paired_difference(best_first[1], best_first[0], "ndcg@10"))
-    assert f"<td>{mean:+.4f}</td><td>{mean - half:+.4f} to {mean + half:+.4f}</td>" in page
+    differences = paired_differences(best_first[0].user_results, best_first[1].user_results, ["ndcg@10"])
+    found = bootstrap_over_users(differences[:, 0], 2000, seed=2024)  # what evaluate.py --compare prints
+    assert f"<td>{found.mean:+.4f}</td><td>{found.low:+.4f} to {found.high:+.4f}</td>" in page
 
 
 def test_what_is_told_apart():
-    assert [_verdict(mean, 0.1) for mean in (0.2, -0.2, 0.1)] == ["higher", "lower", "not told apart"]
+    found = [Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.1, 0.0, 0.2)]
+    assert [_verdict(difference) for difference in found] == ["higher", "lower", "not told apart"]
     nan = float("nan")
-    assert {_verdict(0.3, nan), _verdict(nan, nan)} == {"not told apart"}  # one user, none
+    assert {_verdict(Interval(0.3, nan, nan)), _verdict(Interval(nan, nan, nan))} == {
+        "not told apart"
+    }  # one user, none
 
 
 def test_only_settings_that_differ_are_listed(runs):
@@ -45,9 +48,9 @@ def test_only_settings_that_differ_are_listed(runs):
 
 
 def test_difference_is_paired_by_user(runs):
-    difference = paired_difference(runs[0], runs[1], "recall@10")
-    assert difference.mean() == pytest.approx(runs[0].row["test"]["recall@10"] - runs[1].row["test"]["recall@10"])
-    assert (paired_difference(runs[0], runs[0], "ndcg@10") == np.zeros(len(runs[0].users.users))).all()
+    means = [run.tokenizer["test"]["recall@10"] for run in runs]
+    assert paired_interval(runs[0], runs[1], "recall@10").mean == pytest.approx(means[1] - means[0])
+    assert paired_interval(runs[0], runs[0], "ndcg@10") == Interval(0, 0, 0)
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from tiny_runs import read_results
 
-from evaluation.run import load_run, pretraining_of, single_identifier_run
+from evaluation.compare import bootstrap_over_users
+from evaluation.run import load_run, single_tokenizer_run
 from reporting.curves import marks_of, phase_seconds
-from reporting.facts import default_settings
-from reporting.headline import headline_section, paper_rows
-from reporting.material import load_material
+from reporting.headline import Row, headline_section, metric_picture, paper_rows
 from reporting.pictures import Marks
 from reporting.report import write_report
+from reporting.report_data import read_report_data
+from reporting.settings import default_settings
 from reporting.terminal import metrics_table
 from training.config import PretrainConfig
 
@@ -31,7 +32,7 @@ def reports(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("reports")
     for name in ("pretrained", "tuned"):
         run = load_run(finished / name)
-        write_report(load_material(run, single_identifier_run(run)), folder / f"{name}.html")
+        write_report(read_report_data(run, single_tokenizer_run(run)), folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in ("pretrained", "tuned")}
 
 
@@ -43,10 +44,10 @@ def test_what_a_run_records(finished):
     assert run.environment["versions"].keys() >= {"python", "torch", "transformers"}
     assert 50 < run.events["test"][0]["peak_memory_mb"]["machine"] < 20_000
     tuned = load_run(finished / "tuned")
-    assert pretraining_of(tuned).folder == finished / "pretrained"
-    assert single_identifier_run(tuned).folder == finished / "single"
-    metric = tuned.users.metric("recall@10")
-    assert metric.mean() == pytest.approx(tuned.row["test"]["recall@10"])
+    assert tuned.pretraining.folder == finished / "pretrained"
+    assert single_tokenizer_run(tuned).folder == finished / "single"
+    metric = tuned.user_results.per_user(["recall@10"])
+    assert metric.mean() == pytest.approx(tuned.tokenizer["test"]["recall@10"])
 
 
 def test_headline_has_all_methods_with_intervals(finished, reports):
@@ -54,17 +55,20 @@ def test_headline_has_all_methods_with_intervals(finished, reports):
     rows = re.findall(r"<th scope='row'>(Most popular items|One tokenizer[^<]*|tuned)</th>(.*?)</tr>", text)
     assert [name for name, _ in rows] == ["Most popular items", "One tokenizer, no pre-training: single", "tuned"]
     run = load_run(finished / "tuned")
-    value = run.users.metric("ndcg@10")
-    half = 1.959964 * value.std(ddof=1) / np.sqrt(len(value))
+    value = run.user_results.per_user(["ndcg@10"])[:, 0]
+    half = bootstrap_over_users(value, 2000).half_width
+    assert half == pytest.approx(1.959964 * value.std(ddof=1) / np.sqrt(len(value)), rel=0.15)
     assert f"{read_results(run.folder)['test']['ndcg@10']:.4f} <small>± {half:.4f}</small>" in rows[2][1]
 
 
 def test_a_baseline_may_have_fewer_cut_offs(finished):
-    material = load_material(load_run(finished / "tuned"), load_run(finished / "single"))
-    material.run.row["test"]["recall@20"] = material.run.row["test"]["recall@10"]
-    tiles = headline_section(material).blocks[0]
+    data = read_report_data(load_run(finished / "tuned"), load_run(finished / "single"))
+    data.run.tokenizer["test"]["recall@20"] = data.run.tokenizer["test"]["recall@10"]
+    tiles = headline_section(data).blocks[0]
     assert "<span>Recall@20</span>" in tiles
-    rows = [("single", material.baseline.row["test"]), ("tuned", material.run.row["test"])]
+    rows = [Row(name, run.tokenizer["test"]) for name, run in (("single", data.baseline), ("tuned", data.run))]
+    assert metric_picture(rows, "recall@20", "Recall@20", marked=1).png
+    rows = [("single", data.baseline.tokenizer["test"]), ("tuned", data.run.tokenizer["test"])]
     assert metrics_table(rows).splitlines()[1].split()[3] == "-"
 
 
@@ -92,9 +96,9 @@ def test_users_have_their_histories_items_and_semantic_ids(finished, reports):
     assert len(cards) == 10
     for card in cards:
         user = re.search(r"<h3>User (\w+)</h3>", card)[1]
-        row = run.users.users.index(user)
-        target = run.users.targets[row]
-        assert ("class='hit'" in card) == (target in run.users.recommended[row])
+        row = run.user_results.users.index(user)
+        target = run.user_results.targets[row]
+        assert ("class='hit'" in card) == (target in run.user_results.items[row])
         came_next = card[card.index("came next") : card.index("recommended, best first")]
         assert f"<span class='words'>&lt;b&gt;text&lt;/b&gt; &amp; $x_1$ of {target}</span>" in came_next
         codes = json.loads((run.dataset_folder / "rqvae" / "toy_8,8,8,8_2.sem_ids").read_text())[target]
@@ -117,11 +121,11 @@ def test_semantic_ids_made_again_are_not_shown_as_the_runs(finished, tmp_path):
     shutil.copytree(finished.parents[1] / "datasets", tmp_path / "datasets")
     run = load_run(finished / "tuned")
     run.settings["data_dir"] = str(tmp_path / "datasets")
-    assert load_material(run, None).codes.shape == (70, 4)
+    assert read_report_data(run, None).codes.shape == (70, 4)
     file = tmp_path / "datasets" / "Tiny" / "rqvae" / "toy_8,8,8,8_2.sem_ids"
     codes = json.loads(file.read_text())
     file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
-    assert load_material(run, None).codes is None
+    assert read_report_data(run, None).codes is None
 
 
 def test_run_without_records_still_has_a_report(finished, tmp_path):
@@ -130,8 +134,8 @@ def test_run_without_records_still_has_a_report(finished, tmp_path):
     for name in ("config.yaml", "results.json"):
         shutil.copy(finished / "tuned" / name, folder)
     run = load_run(folder)
-    run.settings["pretrained_model"], run.row["prefix"] = "", "rqvae/gone_8,8,8,8"
-    write_report(load_material(run, None), tmp_path / "report.html")
+    run.settings["pretrained_model"], run.tokenizer["prefix"] = "", "rqvae/gone_8,8,8,8"
+    write_report(read_report_data(run, None), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for sentence in (
         "no metrics.jsonl with epochs",

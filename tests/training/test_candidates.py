@@ -218,7 +218,7 @@ def test_select_goes_by_validation_and_tells_no_losers_test(runs):
     assert not any("test" in candidate for candidate in selection["candidates"])
     table = selection_table(selection)
     assert [line for line in table.splitlines() if "<- winner" in line] == [
-        "b          8      3     0.4000  <- winner",
+        "b            8      3     0.4000  <- winner",
     ]
     assert table.splitlines()[-1].split() == ["test", "of", "the", "winner:", "0.1000"]
     assert not any(number in table for number in ("0.9000", "0.8000", "0.7000"))

@@ -1,4 +1,4 @@
-"""The facts: dataset, settings, versions, hardware, duration, memory, command."""
+"""Settings and surroundings of a run: dataset, settings, versions, hardware, duration, memory, command."""
 
 from dataclasses import MISSING, fields
 from html import escape
@@ -9,16 +9,17 @@ import numpy as np
 from data.interactions import Interactions
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.material import Material
-from reporting.page import Section, facts
+from reporting.page import Section, definitions
+from reporting.report_data import ReportData
 from training.config import FinetuneConfig, PretrainConfig
 
 
-def facts_section(material: Material) -> Section:
+def settings_section(data: ReportData) -> Section:
     """Return everything that is needed to judge and to repeat the run."""
-    run = material.run
+    run = data.run
     lead = "What the run was made with. Settings that differ from the defaults are bold."
-    blocks = ["<h3>Dataset</h3>", facts(dataset_facts(material.interactions)), "<h3>Run</h3>", facts(run_facts(run))]
+    blocks = ["<h3>Dataset</h3>", definitions(describe_dataset(data.interactions))]
+    blocks += ["<h3>Run</h3>", definitions(describe_run(run))]
     if run.environment:
         blocks.append(f"<h3>Command</h3><pre>{escape(run.environment['command'])}</pre>")
     defaults = default_settings(run)
@@ -26,7 +27,7 @@ def facts_section(material: Material) -> Section:
         (name, f"<b>{escape(str(value))}</b>" if value != defaults.get(name) else escape(str(value)))
         for name, value in run.settings.items()
     ]
-    return Section("Facts", lead, [*blocks, "<h3>Settings</h3>", facts(rows)])
+    return Section("Facts", lead, [*blocks, "<h3>Settings</h3>", definitions(rows)])
 
 
 def default_settings(run: Run) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def default_settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def dataset_facts(interactions: Interactions) -> list[tuple[str, str]]:
+def describe_dataset(interactions: Interactions) -> list[tuple[str, str]]:
     """Return the figures of the paper's Table 1, and a few more."""
     users, items, total = interactions.num_users, interactions.num_items, len(interactions.items)
     lengths = np.diff(interactions.offsets)
@@ -52,7 +53,7 @@ def dataset_facts(interactions: Interactions) -> list[tuple[str, str]]:
     ]
 
 
-def run_facts(run: Run) -> list[tuple[str, str]]:
+def describe_run(run: Run) -> list[tuple[str, str]]:
     """Return duration, memory, versions and hardware, as far as they were recorded."""
     environment, found = run.environment, [("folder", escape(str(run.folder)))]
     if environment:
