@@ -11,8 +11,8 @@ from pathlib import Path
 
 from evaluation.run import resolve_winner
 from inference.model_folder import ABOUT_FILE, export_model
+from utils.claims import claim
 from utils.config import parse_config
-from utils.errors import InputError
 from utils.runtime import run_command
 
 
@@ -38,10 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     """Export; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(ExportConfig, argv, "export.py", __doc__)
     output = Path(config.output)
-    if output.exists() and not (output / ABOUT_FILE).is_file():
-        raise InputError(f"{output} is there already and is no exported model; name another --output")
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} is there already; --overwrite replaces it")
+    made_here = (output / ABOUT_FILE).is_file()
+    protected = "" if made_here else "is there already and is no exported model; name another --output"
+    claim(output, overwrite=config.overwrite, protected=protected)
     model = export_model(resolve_winner(config.run), output, config.data_dir)
     group = model.catalogue.table.groups[0]
     print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")

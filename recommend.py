@@ -28,6 +28,7 @@ from inference.model_folder import load_trained_model
 from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
 from model.recommender import find_model_folder
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import sha256, sha256_of
@@ -166,8 +167,7 @@ def write_output(
         InputError: The file is there already.
     """
     output = Path(config.output)
-    if output.exists() and not config.overwrite:
-        raise InputError(f"{output} is there already; --overwrite replaces it")
+    claim(output, overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
     settings = {

@@ -20,8 +20,8 @@ from data.batching import TrainingOrder
 from data.interactions import load_interactions, split_positions
 from data.token_table import write_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.export import semantic_ids
-from tokenizer.train import TrainingState, build_model, build_optimizer, initialize_codebooks_, train_epoch
+from tokenizer.disambiguation import semantic_ids
+from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, initialize_codebooks_, train_epoch
 from utils.config import parse_config
 from utils.files import write_json
 from utils.prefix_trie import PrefixTrie
@@ -88,7 +88,7 @@ def grow_items(count: int, folder: Path) -> dict[str, float]:
     names = [f"B{number:09d}" for number in range(count)]
 
     def export() -> np.ndarray:
-        codes = semantic_ids(model.encode(inputs).numpy(), count, 1, names)
+        codes = semantic_ids(model.encode(inputs).numpy(), count, "1", names)
         write_sem_ids(folder / "1.sem_ids", names, codes)
         return codes
 

@@ -27,8 +27,8 @@ from training.curriculum import (
     mean_gradient,
     sampling_probabilities,
 )
-from training.setup import load_data
-from training.trainer import Data
+from training.data import Data, load_data
+from training.setup import resolve_config
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.files import write_json
 from utils.runtime import run_command
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     settings, _ = parse_config(InfluenceSamplingConfig, argv, "python -m benchmarks.influence_sampling", __doc__)
     run, accelerator = Path(settings.run), Accelerator()
     config, _ = parse_config(PretrainConfig, [f"--config_file={run / 'config.yaml'}"], "config.yaml", "")
-    data = load_data(config, accelerator)
+    data = load_data(*resolve_config(config, set()), accelerator)
     report = {}
     for epoch in expand_epochs(settings.epochs):
         torch.manual_seed(settings.rand_seed)

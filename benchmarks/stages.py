@@ -18,23 +18,16 @@ from torch import Tensor
 from benchmarks import reference
 from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
-from data.token_table import Group, Vocabulary, load_token_table, resolve_groups
+from data.token_table import TRAINING_FILE, Group, Vocabulary, load_token_table, resolve_groups
 from model import t5 as t5_module
 from model.beam_search import beam_search
 from model.recommender import Architecture, Recommender
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
-from tokenizer.published import TRAINING_FILE
+from tokenizer.folder import training_settings
 from tokenizer.rqvae import RQVAE, encoding_state, save_weights
-from tokenizer.train import (
-    TrainingState,
-    build_model,
-    build_optimizer,
-    epoch_file,
-    sha256,
-    train_epoch,
-    training_settings,
-)
+from tokenizer.rqvae_tokenizer import epoch_file
+from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, train_epoch
 from tokenizer.whitening import Whitening
 from training.curriculum import mean_gradient
 from utils.files import write_json
@@ -426,7 +419,7 @@ def trained_tokenizer(workload: Workload) -> tuple[TokenizerConfig, Tensor, list
             os.link(epoch_file(config, 1 + epoch % 3), epoch_file(config, epoch))
             os.link(checkpoints[epoch % 3], checkpoint)
     os.link(epoch_file(config, 1), epoch_file(config, None))
-    settings = training_settings(config) | {"embeddings_sha256": sha256(embeddings)}
+    settings = training_settings(config, embeddings=embeddings)
     write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings})
     return config, inputs, checkpoints
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from data.interactions import PADDING
 from data.raw import SOURCES, Columns, file_format, item_rows, quoted, scan, sentence
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of, write_json
@@ -343,16 +344,18 @@ def is_there(config: PrepareConfig, settings: dict) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     stats = folder / STATS_FILE
-    if stats.is_file() and read_json(stats).get("settings") == settings:
-        return True
-    derived = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
-    if derived:
-        raise InputError(
-            f"{folder} holds {', '.join(derived[:5])}, made from other data; move it, or choose another --dataset"
-        )
-    if not config.overwrite:
-        raise InputError(f"{folder} holds a dataset of other files or settings; --overwrite replaces it")
-    return False
+    same = stats.is_file() and read_json(stats).get("settings") == settings
+    derived = ", ".join(sorted(path.name for path in folder.iterdir() if path.name not in FILES)[:5])
+    answer = claim(
+        folder,
+        "finished",
+        "" if same else "other files or settings",
+        overwrite=config.overwrite,
+        reuse=True,
+        refusal="holds a dataset of other files or settings; --overwrite replaces it",
+        protected=derived and f"holds {derived}, made from other data; move it, or choose another --dataset",
+    )
+    return answer == "reuse"
 
 
 def prepare(config: PrepareConfig) -> dict:

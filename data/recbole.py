@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from data.interactions import dataset_folder, item_texts, load_interactions
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_folder
@@ -75,10 +76,9 @@ def main(argv: list[str] | None = None) -> None:
         short = interactions.user_names[int(lengths.argmin())]
         raise InputError(f"{folder}: {short!r} has {lengths.min()} items; RecBole's leave-one-out needs 3 of each user")
     target = Path(config.output) / config.dataset
-    if target.exists() and not (target / f"{config.dataset}.yaml").is_file():
-        raise InputError(f"{target} is there already and was not made by this command; name another --output")
-    if target.exists() and not config.overwrite:
-        raise InputError(f"{target} is there already; --overwrite replaces it")
+    made_here = (target / f"{config.dataset}.yaml").is_file()
+    protected = "" if made_here else "is there already and was not made by this command; name another --output"
+    claim(target, overwrite=config.overwrite, protected=protected)
     with atomic_folder(target) as temporary:
         with open(temporary / f"{config.dataset}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.claims import claim
 from utils.config import parse_config
-from utils.errors import InputError
 from utils.files import write_text
 from utils.runtime import run_command
 
@@ -350,18 +350,19 @@ def write_dataset(folder: Path, files: dict[str, Any], overwrite: bool) -> bool:
     texts = {name: json.dumps(value, indent=0, ensure_ascii=False) + "\n" for name, value in files.items()}
     present = {name for name in texts if (folder / name).exists()}
     differing = sorted(name for name in present if (folder / name).read_bytes() != texts[name].encode())
-    if differing:
-        derived = sorted(path.name for path in folder.iterdir() if path.name not in texts)
-        if not overwrite:
-            raise InputError(
-                f"{folder} holds another dataset ({', '.join(differing)} would change); "
-                "choose another --dataset, or replace it with --overwrite=true"
-            )
-        if derived:
-            raise InputError(
-                f"{folder} also holds {', '.join(derived)}, made from the dataset that is to be replaced; "
-                "move or remove the folder, or choose another --dataset"
-            )
+    derived = sorted(path.name for path in folder.glob("*") if path.name not in texts)
+    protected = (
+        f"also holds {', '.join(derived)}, made from the dataset that is to be replaced; "
+        "move or remove the folder, or choose another --dataset"
+    )
+    claim(
+        folder,
+        "finished" if differing else "nothing",
+        overwrite=overwrite,
+        refusal=f"holds another dataset ({', '.join(differing)} would change); "
+        "choose another --dataset, or replace it with --overwrite=true",
+        protected=protected if derived and overwrite else "",
+    )
     for name in texts.keys() - (present - set(differing)):
         write_text(folder / name, texts[name])
     return bool(differing) or present != texts.keys()

@@ -49,6 +49,7 @@ NOTES: dict[str, tuple[str, str, str]] = {
         "25, 25, 15",
         "few: little variety; many: longer influence estimates and evaluations",
     ),
+    "kind": ("rqvae", "", ""),
     "n_codebooks": ("1 or more", "", "few: collisions; many: longer sequences to generate"),
     "codebook_size": ("2 or more", "", "low: collisions; high: codes without items (the report shows both)"),
     "n_user_tokens": ("1 or more", "", "more let the model tell user groups apart, at random"),

@@ -22,7 +22,7 @@ from evaluation.results import ensemble, read_results
 from evaluation.run import RESULTS_FILE, trained_identifiers
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
-from tokenizer.published import sem_ids_file
+from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_text
 

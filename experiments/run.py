@@ -27,7 +27,7 @@ from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
-from tokenizer.published import sem_ids_prefix
+from tokenizer.folder import sem_ids_prefix
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested

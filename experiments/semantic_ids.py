@@ -10,7 +10,7 @@ from data.interactions import load_interactions
 from data.token_table import TRAINING_FILE, level_sizes, read_sem_ids, write_sem_ids
 from experiments.results import read_outcomes, results_folder, tokenizer_config
 from experiments.study import Job
-from tokenizer.published import sem_ids_file
+from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import atomic_path
 

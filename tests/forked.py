@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 import evaluation.predict
-import tokenizer.train
+import tokenizer.rqvae_training
 import training.curriculum
 from training.trainer import Trainer
 from utils.runtime import run_command
 
 # What a run does again and again: the kinds of moments at which it is killed, and the functions that begin them.
 MOMENTS = {
-    "tokenizer epoch": (tokenizer.train, "train_epoch"),
+    "tokenizer epoch": (tokenizer.rqvae_training, "train_epoch"),
     "training step": (Trainer, "_train_step"),
     "influence batch": (training.curriculum, "stop_if_requested"),
     "evaluation batch": (evaluation.predict, "stop_if_requested"),

@@ -21,6 +21,7 @@ from data.interactions import load_interactions
 from data.token_table import read_sem_ids, resolve_groups
 from evaluation.run import load_run
 from tokenizer import export
+from tokenizer.kinds import KINDS
 
 pytestmark = pytest.mark.slow
 
@@ -204,10 +205,21 @@ def in_the_shop(chain, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_example_of_another_tokenizer(chain, in_the_shop):
-    runpy.run_path(str(example("Another tokenizer", in_the_shop)), run_name="__main__")
+def test_example_of_another_tokenizer(chain, in_the_shop, monkeypatch, capsys):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    command = " ".join(re.search(r"`python residual_kmeans.py ([^`]*)`", text)[1].split()).split()
+    monkeypatch.setitem(KINDS, "kmeans", None)  # the example puts its own there
+    monkeypatch.setattr(sys, "argv", ["residual_kmeans.py", *command])
+    file = example("Another tokenizer", in_the_shop)
+    runpy.run_path(str(file), run_name="__main__")
     groups = resolve_groups(chain.folder / "datasets" / "Shop", "kmeans/tfidf_16,16,16,16")
     assert [group.epoch for group in groups] == [1, 2, 3]
+    runpy.run_path(str(file), run_name="__main__")
+    assert "kmeans: reused, a finished training with the same settings" in capsys.readouterr().out
+    new = in_the_shop / "new.json"
+    new.write_text(json.dumps({"novelty": next(iter(chain.texts.values()))}))
+    export.main([*command, f"--assign={new}"])
+    assert "semantic IDs for 1 new items" in capsys.readouterr().out
     names = load_interactions(chain.folder / "datasets" / "Shop").item_names[1:]
     codes = [read_sem_ids(group.file, names, (16,) * 4) for group in groups]
     assert 0 < (codes[0] != codes[2]).mean() < 0.5

@@ -11,7 +11,9 @@ from tiny_runs import assert_same_weights, flags, read_lines, read_results, read
 
 import pretrain
 from evaluation.run import read_config
+from training.checkpointer import Checkpointer
 from training.curriculum import accumulate_scores, sampling_probabilities
+from training.evaluator import Evaluator
 from training.trainer import Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
@@ -174,21 +176,21 @@ class Script:
         def fit(trainer: Trainer, last_epoch: int, probabilities: np.ndarray) -> None:
             script.segments.append((last_epoch, probabilities.tolist()))
             script.trainer = trainer
-            progress = trainer.progress
-            progress.step += (last_epoch - progress.epoch) * trainer.data.order.steps_per_epoch
-            progress.epoch = last_epoch
-            progress.best_epoch = 1 if last_epoch > trainer.config.val_delay else 0
-            progress.stopped = stop_at is not None and last_epoch >= stop_at
+            state = trainer.state
+            state.step += (last_epoch - state.epoch) * trainer.data.order.steps_per_epoch
+            state.epoch = last_epoch
+            state.best_epoch = 1 if last_epoch > trainer.config.val_delay else 0
+            state.stopped = stop_at is not None and last_epoch >= stop_at
 
         def estimate(*_: object) -> np.ndarray:
-            script.estimated_at.append(script.trainer.progress.epoch)
+            script.estimated_at.append(script.trainer.state.epoch)
             script.rates.append(script.trainer.learning_rate)
             return np.array(influences[len(script.estimated_at) - 1])
 
         monkeypatch.setattr(Trainer, "fit", fit)
-        monkeypatch.setattr(Trainer, "load_best", lambda t: script.best_loaded_at.append(t.progress.epoch))
+        monkeypatch.setattr(Checkpointer, "load_best", lambda c: script.best_loaded_at.append(c.trainer.state.epoch))
         monkeypatch.setattr(Trainer, "test", lambda _: None)
-        monkeypatch.setattr(pretrain, "estimate_influence", estimate)
+        monkeypatch.setattr("training.curriculum.estimate_influence", estimate)
 
 
 INFLUENCES = [[1.0, 0.0, -1.0], [0.0, 3.0, 0.0], [2.0, 2.0, 5.0]]
@@ -258,13 +260,13 @@ def test_best_weights_start_the_next_stage(world, monkeypatch, tmp_path):
         for parameter in trainer.recommender.parameters():
             parameter.data.fill_(epoch)
 
-    def validate(trainer: Trainer, *_: object) -> SimpleNamespace:
+    def validate(*_: object) -> SimpleNamespace:
         score = next(scores, 0.0)
         return SimpleNamespace(metrics=lambda names: dict.fromkeys(names, score))
 
     monkeypatch.setattr(Trainer, "_train_epoch", train)
-    monkeypatch.setattr(Trainer, "_predict", validate)
-    monkeypatch.setattr("training.trainer.write_results", lambda *_: None)
+    monkeypatch.setattr(Evaluator, "_predict", validate)
+    monkeypatch.setattr("training.evaluator.write_results", lambda *_: None)
     settings = {"epochs": 3, "epoch_per_stage": [2], "sem_id_epochs": 1, "load_best_for_next_stage": "true"}
     run_scripted(world, tmp_path, **settings)
     assert seen[1:] == [1, 1]  # the weights that epochs 2 and 3 began with

@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from utils.errors import InputError
+from data.token_table import level_sizes
 
 
 @dataclass
@@ -49,6 +47,8 @@ class TokenizerConfig:
     sent_emb_pca: int = 128
     """dimensions after PCA with whitening, fitted on all items; -1 trains on the embeddings as they are"""
 
+    kind: str = "rqvae"
+    """how semantic IDs are learnt: a name in tokenizer/kinds.py"""
     n_codebooks: int = 3
     """levels of a semantic ID without the disambiguation level"""
     codebook_size: int | list[int] = 256
@@ -103,24 +103,42 @@ class TokenizerConfig:
         return self.folder / f"{self.encoder_name}.sent_emb"
 
     @property
-    def input_size(self) -> int:
-        """Dimensions that the RQ-VAE encodes."""
-        return self.sent_emb_dim if self.sent_emb_pca == -1 else self.sent_emb_pca
+    def has_pca(self) -> bool:
+        """Whether tokenizers see the embeddings after PCA."""
+        return self.sent_emb_pca != -1
 
     @property
-    def first_kept_epoch(self) -> int:
-        """The first of the last `save_last` epochs, 1-based."""
-        return max(1, self.epochs - self.save_last + 1)
+    def input_size(self) -> int:
+        """Dimensions that are quantised."""
+        return self.sent_emb_pca if self.has_pca else self.sent_emb_dim
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Codes of each level, disambiguation included."""
+        return level_sizes(self.n_codebooks, self.codebook_size)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of each codebook: of the levels without disambiguation."""
+        return self.level_sizes[:-1]
+
+    @property
+    def kept_epochs(self) -> range:
+        """The last `save_last` epochs, 1-based."""
+        return range(max(1, self.epochs - self.save_last + 1), self.epochs + 1)
 
     def problems(self) -> list[str]:
         """Return one sentence for each setting that is out of range or contradicts another."""
+        from tokenizer.kinds import KINDS  # the kinds need the settings
+
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
         found = [f"--{name}={getattr(self, name)} must be at least 1" for name in at_least_1 if getattr(self, name) < 1]
+        if self.kind not in KINDS:
+            found.append(f"--kind={self.kind} is no kind of tokenizer; there are: {', '.join(KINDS)}")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             found.append(f"--hidden_sizes={self.hidden_sizes} must list at least one size, each at least 1")
-        if self.sent_emb_pca != -1 and not 1 <= self.sent_emb_pca <= self.sent_emb_dim:
+        if self.has_pca and not 1 <= self.sent_emb_pca <= self.sent_emb_dim:
             found.append(f"--sent_emb_pca={self.sent_emb_pca} must be -1 (none) or 1..sent_emb_dim={self.sent_emb_dim}")
-        found += self._codebook_problems()
         if not 0 < self.lr < float("inf"):
             found.append(f"--lr={self.lr} must be above 0")
         if not 0 <= self.dropout < 1:
@@ -141,33 +159,12 @@ class TokenizerConfig:
             found.append(f"--sent_emb_max_length={self.sent_emb_max_length} must be at least 1")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
-        return found
-
-    def _codebook_problems(self) -> list[str]:
-        sizes = self.codebook_size if isinstance(self.codebook_size, list) else [self.codebook_size]
-        found = []
-        if isinstance(self.codebook_size, list) and len(sizes) not in (self.n_codebooks, self.n_codebooks + 1):
+        sizes, levels = self.codebook_size, self.n_codebooks
+        if isinstance(sizes, list) and len(sizes) not in (levels, levels + 1):
             found.append(
                 f"--codebook_size={sizes} has {len(sizes)} entries, "
-                f"--n_codebooks={self.n_codebooks} takes {self.n_codebooks} or {self.n_codebooks + 1}"
+                f"--n_codebooks={levels} takes {levels} or {levels + 1}"
             )
-        if any(size < 2 for size in sizes):
-            found.append(f"--codebook_size={self.codebook_size} must be at least 2")
+        if any(size < 2 for size in (sizes if isinstance(sizes, list) else [sizes])):
+            found.append(f"--codebook_size={sizes} must be at least 2")
         return found
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `--device` names; auto is a GPU where there is one.
-
-    Raises:
-        InputError: No such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device={name} is no device; use auto, cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device={name}: this machine shows {torch.cuda.device_count()} GPUs; use --device=cpu")
-    return device

@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from data.interactions import dataset_folder, item_texts, load_interactions
 from tokenizer import tfidf
-from tokenizer.config import TokenizerConfig, choose_device
-from tokenizer.published import announce_published
+from tokenizer.config import TokenizerConfig
+from tokenizer.folder import announce_published
+from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_path, read_json, write_json
-from utils.runtime import join_processes, run_command, seed_everything
+from utils.runtime import choose_device, join_processes, run_command, seed_everything
 from utils.shards import Shards
 
 if TYPE_CHECKING:
@@ -42,46 +43,46 @@ def embed(config: TokenizerConfig) -> Path:
     Raises:
         InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
     """
-    folder = dataset_folder(config.data_dir, config.dataset)
+    folder, file = dataset_folder(config.data_dir, config.dataset), config.embedding_file
     processes, device = join_processes(config.device)
     if announce_published(config):
-        return config.embedding_file
+        return file
     texts = item_texts(folder, load_interactions(folder).item_names)
     settings = embedding_settings(config, texts)
-    if config.embedding_file.exists():
-        differences = _differences(config, settings)
-        if not differences:
-            processes.print(f"{config.embedding_file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
-            return config.embedding_file
-        if not config.overwrite:
-            raise InputError(f"{config.embedding_file} does not fit: {'; '.join(differences)}; --overwrite replaces it")
-        processes.print(f"{config.embedding_file}: made anew, since {'; '.join(differences)}")
+    if file.exists():
+        differences = "; ".join(_differences(config, settings))
+        refusal = f"does not fit: {differences}; --overwrite replaces it"
+        decision = claim(file, "finished", differences, overwrite=config.overwrite, reuse=True, refusal=refusal)
+        if decision == "reuse":
+            processes.print(f"{file}: reused ({len(texts)} items, {config.sent_emb_dim} dimensions)")
+            return file
+        processes.print(f"{file}: made anew, since {differences}")
     processes.wait_for_everyone()  # nobody writes before everybody has looked
+    shards = None
     if config.sent_emb_model != tfidf.NAME:
-        _encode_shards(config, texts, settings, processes, device)
+        shards = _encode_shards(config, texts, settings, processes, device)
     if processes.is_main_process:
-        _write(config, texts, settings)
+        _write(config, texts, settings, shards)
     processes.wait_for_everyone()
-    return config.embedding_file
+    return file
 
 
-def _write(config: TokenizerConfig, texts: list[str], settings: dict[str, object]) -> None:
-    """Put the embedding file and the settings beside it together."""
-    if config.sent_emb_model == tfidf.NAME:
+def _write(config: TokenizerConfig, texts: list[str], settings: dict[str, object], shards: Shards | None) -> None:
+    """Put the embedding file and the settings beside it together, from shards of the different texts or by tfidf."""
+    if shards is None:
         encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
         encoder.save(config.folder)
         embeddings = encoder.encode(texts)
     else:
-        shards, distinct = _shards(config, texts, settings)
         rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
-        row_of = {text: row for row, text in enumerate(distinct)}
-        embeddings = rows.reshape(len(distinct), -1)[[row_of[text] for text in texts]]
+        row_of = {text: row for row, text in enumerate(_distinct(texts))}
+        embeddings = rows.reshape(len(row_of), -1)[[row_of[text] for text in texts]]
     _check_finite(embeddings, config.embedding_file)
     _side_file(config).unlink(missing_ok=True)  # never beside another file's embeddings, whenever this stops
     with atomic_path(config.embedding_file) as temporary:
         embeddings.astype("<f4").tofile(temporary)
     write_json(_side_file(config), settings)
-    if config.sent_emb_model != tfidf.NAME:
+    if shards is not None:
         shards.remove()
     print(f"{config.embedding_file}: written ({len(texts)} items, {config.sent_emb_dim} dimensions)")
 
@@ -95,13 +96,10 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
         "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     }
     if config.sent_emb_model == tfidf.NAME:
-        settings["seed"] = config.rand_seed
-        return settings
-    default = TokenizerConfig(config.dataset)
-    for name in ("dtype", "prompt", "max_length"):
-        if getattr(config, f"sent_emb_{name}") != getattr(default, f"sent_emb_{name}"):
-            settings[name] = getattr(config, f"sent_emb_{name}")
-    return settings
+        return settings | {"seed": config.rand_seed}
+    given = {name: getattr(config, f"sent_emb_{name}") for name in ("dtype", "prompt", "max_length")}
+    usual = TokenizerConfig(config.dataset)
+    return settings | {name: value for name, value in given.items() if value != getattr(usual, f"sent_emb_{name}")}
 
 
 def check_encoder(config: TokenizerConfig) -> None:
@@ -163,28 +161,23 @@ def _size_problem(config: TokenizerConfig, num_items: int) -> str | None:
 def _differences(config: TokenizerConfig, settings: dict[str, object]) -> list[str]:
     """Return how the present file differs from what is asked for; published files have no settings beside them."""
     problem = _size_problem(config, settings["items"])
-    found = [problem] if problem else []
-    if _side_file(config).exists():
-        made_with = read_json(_side_file(config))
-        for name in sorted(settings.keys() | made_with.keys()):
-            if made_with.get(name) != settings.get(name):
-                found.append(f"{name} was {made_with.get(name)!r}, now {settings.get(name)!r}")
-    return found
+    made_with = read_json(_side_file(config)) if _side_file(config).exists() else settings
+    return ([problem] if problem else []) + [
+        f"{name} was {made_with.get(name)!r}, now {settings.get(name)!r}"
+        for name in sorted(settings.keys() | made_with.keys())
+        if made_with.get(name) != settings.get(name)
+    ]
 
 
 def _check_finite(embeddings: np.ndarray, file: Path) -> None:
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1)) + 1
     if len(bad):
-        raise InputError(
-            f"{file}: {len(bad)} items have NaN or infinity in their embedding, first item id {bad[0] + 1}"
-        )
+        raise InputError(f"{file}: {len(bad)} items have NaN or infinity in their embedding, first item id {bad[0]}")
 
 
-def _shards(config: TokenizerConfig, texts: list[str], settings: dict[str, object]) -> tuple[Shards, list[str]]:
-    """Return the shards of the work, and the different texts, longest first: those of a batch are equally long."""
-    distinct = sorted(set(texts), key=lambda text: (-len(text), text))
-    settings = settings | {"batch_size": config.sent_emb_batch_size}
-    return Shards(config.embedding_file, settings, -(-len(distinct) // TEXTS_PER_SHARD)), distinct
+def _distinct(texts: list[str]) -> list[str]:
+    """Return the different texts, longest first: those of a batch are equally long."""
+    return sorted(set(texts), key=lambda text: (-len(text), text))
 
 
 def _encode_shards(
@@ -193,14 +186,15 @@ def _encode_shards(
     settings: dict[str, object],
     processes: "Accelerator",
     device: torch.device,
-) -> None:
+) -> Shards:
     """Embed the shards that are missing, each process its share; a shard's batches are the same whoever makes it."""
     model = _load_sentence_transformer(config, device)
     prompt = config.sent_emb_prompt or None
     dimensions = len(model.encode(texts[0], show_progress_bar=False))
     if dimensions != config.sent_emb_dim:
         raise InputError(f"{config.sent_emb_model} gives {dimensions} dimensions; pass --sent_emb_dim={dimensions}")
-    shards, distinct = _shards(config, texts, settings)
+    distinct, settings = _distinct(texts), settings | {"batch_size": config.sent_emb_batch_size}
+    shards = Shards(config.embedding_file, settings, -(-len(distinct) // TEXTS_PER_SHARD))
     if processes.is_main_process:
         note = shards.open()
         print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
@@ -214,6 +208,7 @@ def _encode_shards(
         with atomic_path(shards.path(index)) as temporary:
             found.astype("<f4").tofile(temporary)
     processes.wait_for_everyone()
+    return shards
 
 
 def _load_sentence_transformer(config: TokenizerConfig, device: torch.device) -> "SentenceTransformer":

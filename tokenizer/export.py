@@ -1,4 +1,4 @@
-"""Write the semantic IDs of every kept epoch and of the best-loss checkpoint, and a quality report.
+"""Write the semantic IDs of all tokenizers of a training, and a quality report.
 
     python -m tokenizer.export --dataset=Musical_Instruments
     python -m tokenizer.export --config_file=datasets/Musical_Instruments/rqvae/config.yaml --assign=new.json
@@ -15,19 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
+from data.advice import tokenizer_advice
 from data.interactions import dataset_folder, load_interactions
-from data.token_table import QUALITY_FILE, level_sizes, write_sem_ids
-from tokenizer.assign import assign
+from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, load_token_table, write_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.embed import load_embeddings
-from tokenizer.published import announce_published, sem_ids_file, sem_ids_prefix
-from tokenizer.quality import collision_groups, drift, format_report, tokenizer_quality
-from tokenizer.train import load_tokenizer
-from utils.advice import tokenizer_advice
+from tokenizer.disambiguation import disambiguation_codes, semantic_ids
+from tokenizer.embed import check_encoder, encode_texts, load_embeddings
+from tokenizer.folder import (
+    announce_published,
+    epoch_name,
+    load_tokenizer,
+    lock_tokenizer,
+    sem_ids_file,
+    sem_ids_prefix,
+)
+from tokenizer.quality import drift, format_report, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import remove_leftovers, write_json, write_text
-from utils.locks import LOCK_FILE, FileLock
+from utils.files import read_json, remove_leftovers, whole_characters, write_json, write_text
 from utils.runtime import run_command, seed_everything
 
 
@@ -39,58 +44,8 @@ class ExportConfig(TokenizerConfig):
     """JSON file {item: text} of new items that get semantic IDs beside the old ones"""
 
 
-def disambiguation_codes(codes: np.ndarray) -> np.ndarray:
-    """Count 1, 2, 3, ... in item id order within each group of items that share all codebook codes.
-
-    Args:
-        codes: int [N, H], row i = item id i + 1.
-
-    Returns:
-        int64 [N].
-    """
-    group, sizes = collision_groups(codes)
-    order = np.argsort(group, kind="stable")
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    result = np.empty(len(codes), dtype=np.int64)
-    result[order] = np.arange(len(codes)) - starts + 1
-    return result
-
-
-def semantic_ids(codes: np.ndarray, size: int, epoch: int | None, item_names: list[str]) -> np.ndarray:
-    """Append the disambiguation level.
-
-    Differs from the reference code: a group larger than the level holds is an error; there, code 256 of 256 was let
-    through and became the user token.
-
-    Args:
-        codes: int [N, H], 0-based, row i = item id i + 1.
-        size: Codes of the disambiguation level, of which 1..size-1 are used.
-        epoch: 1-based, None for the best-loss checkpoint; for the error.
-        item_names: N names in item id order, without padding; for the error.
-
-    Returns:
-        int64 [N, H + 1].
-
-    Raises:
-        InputError: A group has more than size - 1 items.
-    """
-    extra = disambiguation_codes(codes)
-    if extra.max() >= size:
-        example = int(extra.argmax())
-        members = int(extra[example])
-        raise InputError(
-            f"tokenizer of epoch {epoch or 'best'}: {members} items share the codes {codes[example].tolist()} "
-            f"({item_names[example]!r} among them), but the disambiguation level of {size} separates at most "
-            f"{size - 1}; give it more codes with a last entry of its own in --codebook_size (at least {members + 1}), "
-            "or use more or larger codebooks"
-        )
-    return np.column_stack([codes, extra])
-
-
 def export(config: TokenizerConfig) -> dict[str, object]:
-    """Write the semantic IDs of all kept epochs and the best checkpoint, and the quality report.
-
-    Embeddings and PCA are loaded once for all.
+    """Write the semantic IDs of all tokenizers of the training, and the quality report.
 
     Returns:
         The quality report; empty where published semantic IDs are used as they are.
@@ -98,52 +53,90 @@ def export(config: TokenizerConfig) -> dict[str, object]:
     folder = dataset_folder(config.data_dir, config.dataset)
     if announce_published(config):
         return {}
-    with _locked(config):
-        interactions = load_interactions(folder)
-        names, sizes = interactions.item_names[1:], level_sizes(config.n_codebooks, config.codebook_size)
-        return _export(config, names, sizes, load_embeddings(config, interactions.num_items))
-
-
-def _locked(config: TokenizerConfig) -> FileLock:
-    """Lock the tokenizer's folder, which a lock alone would make; raise InputError where it or the dataset has none."""
-    dataset_folder(config.data_dir, config.dataset)
-    if not config.tokenizer_folder.is_dir():
-        raise InputError(
-            f"{config.tokenizer_folder} does not exist; run python -m tokenizer.train first, or give its --ckpt_name"
-        )
-    return FileLock(config.tokenizer_folder / LOCK_FILE)
-
-
-def _export(
-    config: TokenizerConfig, names: list[str], sizes: tuple[int, ...], embeddings: np.ndarray
-) -> dict[str, object]:
-    tokenizer = load_tokenizer(config, embeddings)
-    inputs = tokenizer.prepare(embeddings)
-    remove_leftovers(config.tokenizer_folder)
-    (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
-    qualities, sem_ids = {}, {}
-    for epoch in [*range(config.first_kept_epoch, config.epochs + 1), None]:
-        codes = tokenizer.codes(inputs, epoch)
-        ids = semantic_ids(codes, sizes[-1], epoch, names)
-        write_sem_ids(sem_ids_file(config, epoch), names, ids)
-        qualities[str(epoch or "best")] = tokenizer_quality(codes, sizes[:-1])
-        if epoch is not None:
-            sem_ids[epoch] = ids.astype(np.int32)
-    report = {
-        "items": len(names),
-        "codebook_sizes": list(sizes[:-1]),
-        "tokenizers": qualities,
-        "drift": drift(sem_ids),
-    }
-    write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
-    write_json(config.tokenizer_folder / QUALITY_FILE, report)
+    with lock_tokenizer(config):
+        names = load_interactions(folder).item_names[1:]
+        embeddings = load_embeddings(config, len(names))
+        tokenizer = load_tokenizer(config, embeddings)
+        inputs, qualities, sem_ids = tokenizer.prepare(embeddings), {}, {}
+        remove_leftovers(config.tokenizer_folder)
+        (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
+        for epoch in tokenizer.epochs:
+            name, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+            ids = semantic_ids(codes, config.level_sizes[-1], name, names)
+            write_sem_ids(sem_ids_file(config, epoch), names, ids)
+            qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
+            if epoch is not None:
+                sem_ids[epoch] = ids.astype(np.int32)
+        report = {"items": len(names), "codebook_sizes": list(config.codebook_sizes)}
+        report |= {"tokenizers": qualities, "drift": drift(sem_ids)}
+        write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
+        write_json(config.tokenizer_folder / QUALITY_FILE, report)
     return report
 
 
+def assign(config: TokenizerConfig, file: Path) -> str:
+    """Give semantic IDs of every tokenizer of the training to new items, and add them to new_items.json.
+
+    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}},
+    "semantic_ids_sha256": {epoch or "best": hash of the dataset's own items' semantic IDs}}; items that it has already,
+    like the dataset's own, keep what they have.
+
+    Args:
+        config: Settings of the training.
+        file: JSON {item: text}.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        InputError: The file is something else, the tokenizer is not there or was trained on other embeddings, or a
+            disambiguation level is full.
+    """
+    with lock_tokenizer(config):
+        texts = read_json(file)
+        if not isinstance(texts, dict) or not all(isinstance(text, str) and text.strip() for text in texts.values()):
+            raise InputError(f"{file} is not a dictionary {{item: text}} with a text for every item")
+        texts = {name: whole_characters(text) for name, text in texts.items()}
+        old_names = load_interactions(config.folder).item_names[1:]
+        target = config.tokenizer_folder / NEW_ITEMS_FILE
+        prefix = f"{config.ckpt_name}/{sem_ids_prefix(config)}"
+        assigned = read_json(target) if target.exists() else {"prefix": prefix, "texts": {}}
+        known = {*old_names, *assigned["texts"]}
+        new = {name: text for name, text in texts.items() if name not in known}
+        if not new:
+            return f"{file}: all {len(texts)} items have semantic IDs already"
+        _add(config, assigned, new, old_names)
+        write_json(target, assigned)
+        skipped = f"; {len(texts) - len(new)} had them already" if len(new) < len(texts) else ""
+        return f"{target}: semantic IDs for {len(new)} new items{skipped}"
+
+
+def _add(config: TokenizerConfig, assigned: dict[str, dict], new: dict[str, str], old_names: list[str]) -> None:
+    """Add the new items {item: text} to `assigned`, what new_items.json holds."""
+    check_encoder(config)
+    tokenizer = load_tokenizer(config, load_embeddings(config, len(old_names)))
+    inputs, sizes = tokenizer.prepare(encode_texts(config, list(new.values()))), config.level_sizes
+    for epoch in tokenizer.epochs:
+        key, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+        present = assigned.setdefault("semantic_ids", {}).setdefault(key, {})
+        group = Group(assigned["prefix"], epoch, sem_ids_file(config, epoch))
+        old = load_token_table([group], old_names, Vocabulary(sizes))
+        assigned.setdefault("semantic_ids_sha256", {})[key] = old.sha256[0]
+        extra = disambiguation_codes(codes, np.asarray([*old.codes(0), *present.values()]))
+        for name, shared, last in zip(new, codes.tolist(), extra.tolist(), strict=True):
+            if last >= sizes[-1]:
+                raise InputError(
+                    f"tokenizer of epoch {key}: {last} items would share the codes {shared} of "
+                    f"{name!r}, but the disambiguation level of {sizes[-1]} separates at most {sizes[-1] - 1}"
+                )
+            present[name] = [*shared, last]
+    assigned["texts"] |= new
+
+
 def judge(report: dict[str, object]) -> list[str]:
-    """Return what looks wrong with the best-loss tokenizer, which the others resemble."""
-    best = report["tokenizers"]["best"]
-    return tokenizer_advice(best["codes_used"], report["codebook_sizes"], best["collision_rate"])
+    """Return what looks wrong with the last tokenizer, the best one if there is such, which the others resemble."""
+    *_, last = report["tokenizers"].values()
+    return tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,11 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
     seed_everything(config.rand_seed, config.reproducibility)
     if config.assign:
-        with _locked(config):
-            print(assign(config, Path(config.assign)))
-        return
-    report = export(config)
-    if report:
+        print(assign(config, Path(config.assign)))
+    elif report := export(config):
         print(format_report(report))
         for line in judge(report):
             print(f"warning: {line}")

@@ -23,12 +23,6 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return group, sizes
 
 
-def collision_rate(codes: np.ndarray) -> float:
-    """Return the share of items that share all codebook codes with another: codes int [N, H]."""
-    _, sizes = collision_groups(codes)
-    return float(sizes[sizes > 1].sum() / len(codes))
-
-
 def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
     """Judge one tokenizer.
 
@@ -37,8 +31,8 @@ def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[
         codebook_sizes: K of each level.
 
     Returns:
-        collision_rate, largest_group (items), and codes_used and perplexity per level. The perplexity is exp of the
-        entropy of a level's codes: K where all are used equally often.
+        collision_rate (share of items that share all codes with another), largest_group (items), and codes_used and
+        perplexity per level: exp of the entropy of its codes, K where all are used equally often.
     """
     _, sizes = collision_groups(codes)
     used, perplexity = [], []
@@ -73,12 +67,11 @@ def drift(sem_ids: dict[int, np.ndarray], gaps: Sequence[int] = GAPS) -> dict[in
         pairs = [(epoch, epoch + gap) for epoch in sem_ids if epoch + gap in sem_ids]
         if pairs:
             differs = [sem_ids[low] != sem_ids[high] for low, high in pairs]
+            levels = {"first": slice(1), "any": slice(None), "any_codebook": slice(-1)}
             found[gap] = {
-                "first": float(np.mean([different[:, 0].mean() for different in differs])),
-                "any": float(np.mean([different.any(axis=1).mean() for different in differs])),
-                "any_codebook": float(np.mean([different[:, :-1].any(axis=1).mean() for different in differs])),
-                "pairs": len(pairs),
-            }
+                name: float(np.mean([different[:, which].any(axis=1).mean() for different in differs]))
+                for name, which in levels.items()
+            } | {"pairs": len(pairs)}
     return found
 
 

@@ -23,11 +23,9 @@ def nearest_codes(residual: Tensor, codebook: Tensor) -> Tensor:
 
 
 class EMACodebook(nn.Module):
-    """A codebook whose codes are moving averages of the residuals assigned to them; no gradient moves it.
+    """K = codebook_size codes of D = dim, moving averages of the residuals assigned to them; no gradient moves them.
 
     Args:
-        codebook_size: K, number of codes.
-        dim: D, their dimension.
         decay: Share of the old average that a step keeps.
         eps: Laplace smoothing of the cluster sizes.
     """
@@ -67,12 +65,7 @@ class EMACodebook(nn.Module):
 
 
 class GradientCodebook(nn.Module):
-    """A codebook that its own loss term moves by gradient (VQ-VAE, as in TIGER).
-
-    Args:
-        codebook_size: K, number of codes.
-        dim: D, their dimension.
-    """
+    """K = codebook_size codes of D = dim that their own loss term moves by gradient (VQ-VAE, as in TIGER)."""
 
     def __init__(self, codebook_size: int, dim: int):
         super().__init__()

@@ -1,5 +1,6 @@
 """The RQ-VAE: MLP encoder, residual quantizer, MLP decoder; and what of it a kept epoch stores."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,24 +17,12 @@ from utils.errors import InputError
 from utils.files import atomic_path
 
 
-class MLP(nn.Module):
-    """Linear layers, each after dropout and before a ReLU; none after the last.
-
-    Args:
-        sizes: Input size, hidden sizes, output size.
-        dropout: Dropout probability.
-    """
-
-    def __init__(self, sizes: Sequence[int], dropout: float = 0.0):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(sizes):
-            layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers[:-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map float [B, sizes[0]] to [B, sizes[-1]]."""
-        return self.mlp(x)
+def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Module:
+    """Return linear layers from one size to the next, each after dropout and before a ReLU; none after the last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(OrderedDict(mlp=nn.Sequential(*layers[:-1])))
 
 
 @dataclass
@@ -72,9 +61,9 @@ class RQVAE(nn.Module):
     ):
         super().__init__()
         sizes = [input_size, *hidden_sizes]
-        self.encoder = MLP(sizes, dropout)
+        self.encoder = mlp(sizes, dropout)
         self.quantization_layer = ResidualQuantizer(codebook_sizes, sizes[-1], beta, vq_type)
-        self.decoder = MLP(sizes[::-1], dropout)
+        self.decoder = mlp(sizes[::-1], dropout)
 
     def forward(self, embeddings: Tensor) -> RQVAEOutput:
         """Encode, quantise and decode float [B, input size]; the loss is reconstruction MSE + quantisation loss."""

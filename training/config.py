@@ -6,22 +6,31 @@ from pathlib import Path
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
+from training.curriculum import RULES
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
 # Flags that a pre-trained model settles (model.recommender.Architecture).
 ARCHITECTURE_FLAGS = (
-    "n_codebooks",
-    "codebook_size",
-    "n_user_tokens",
-    "num_layers",
-    "num_decoder_layers",
-    "d_model",
-    "d_ff",
-    "num_heads",
-    "d_kv",
-    "feed_forward_proj",
+    *("n_codebooks", "codebook_size", "n_user_tokens", "num_layers", "num_decoder_layers"),
+    *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
 )
+
+# Flags of either stage whose values, where they have one, are above 0.
+POSITIVE = (
+    *("n_codebooks", "n_user_tokens", "max_item_seq_len", "num_layers", "num_decoder_layers", "d_model", "d_ff"),
+    *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams", "steps"),
+    *("schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
+    *("lr", "max_grad_norm", "tau"),
+)
+
+# Flags of either stage that choose by name.
+CHOICES = {
+    "mixed_precision": ("no", "bf16"),
+    "val_users": ("all", "new"),
+    "feed_forward_proj": ("relu", "gated-gelu"),
+    "curriculum": RULES,
+}
 
 
 @dataclass
@@ -133,30 +142,7 @@ class TrainingConfig:
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
         found = []
-        positive = [
-            *(
-                "n_codebooks",
-                "n_user_tokens",
-                "max_item_seq_len",
-                "num_layers",
-                "num_decoder_layers",
-                "d_model",
-                "d_ff",
-            ),
-            *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams"),
-            *(
-                "steps",
-                "schedule_epochs",
-                "num_tokenizers",
-                "epochs",
-                "eval_batch_size",
-                "patience",
-                "save_interval",
-                "test_num_beams",
-            ),
-            *("lr", "max_grad_norm", "tau"),
-        ]
-        for name in positive:
+        for name in POSITIVE:
             value = getattr(self, name, None)
             if value is not None and not 0 < value < math.inf:
                 found.append(f"{name}={value} must be positive")
@@ -180,14 +166,11 @@ class TrainingConfig:
             found.append(
                 f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
             )
-        if self.mixed_precision not in ("no", "bf16"):
-            found.append(f"mixed_precision={self.mixed_precision} must be no or bf16")
-        if self.val_users not in ("all", "new"):
-            found.append(f"val_users={self.val_users} must be all or new")
-        elif self.val_users == "new" and self.train_user_ratio == 1:
+        for name, choices in CHOICES.items():
+            if hasattr(self, name) and getattr(self, name) not in choices:
+                found.append(f"{name}={getattr(self, name)} must be {' or '.join(choices)}")
+        if self.val_users == "new" and self.train_user_ratio == 1:
             found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            found.append(f"feed_forward_proj={self.feed_forward_proj} must be relu or gated-gelu")
         found += self._problems_of_metrics() + self._problems_of_tokens()
         return found
 
@@ -210,17 +193,13 @@ class TrainingConfig:
         return found
 
     def _problems_of_tokens(self) -> list[str]:
-        found = []
-        for check in (
-            lambda: level_sizes(self.n_codebooks, self.codebook_size),
-            lambda: expand_epochs(self.sem_id_epochs),
-        ):
+        found = ["token_prefix is an empty list"] if self.token_prefix == [] else []
+        checks = ((level_sizes, self.n_codebooks, self.codebook_size), (expand_epochs, self.sem_id_epochs))
+        for check, *values in checks:
             try:
-                check()
+                check(*values)
             except InputError as error:
                 found.append(str(error))
-        if self.token_prefix == []:
-            found.append("token_prefix is an empty list")
         return found
 
     @property
@@ -265,8 +244,6 @@ class PretrainConfig(TrainingConfig):
         found = super().problems()
         if not self.epoch_per_stage or min(self.epoch_per_stage) < 1:
             found.append(f"epoch_per_stage={self.epoch_per_stage} must be a list of stages of 1 or more epochs")
-        if self.curriculum not in ("influence", "uniform"):
-            found.append(f"curriculum={self.curriculum} must be influence or uniform")
         return found
 
 

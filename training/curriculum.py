@@ -1,26 +1,36 @@
 """Curriculum over tokenizer groups: influence scores from gradients, sampling probabilities from scores.
 
 Source: arXiv 2504.04400, section 2.3. Deviations from its text follow the reference code; each is named where it is.
+Another rule than influence is one function that scores the tokenizers, and its line in RULES.
 """
 
+import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from data.batching import Batch, Tokenization
-from model.recommender import Recommender
+from data.batching import Batch, Stream, Tokenization, TrainingOrder, random_share, random_stream
 from utils.interrupts import stop_if_requested
+from utils.progress import duration
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from model.recommender import Recommender
+    from training.checkpointer import TrainingState
+    from training.config import PretrainConfig
+    from training.trainer import Trainer
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Gradient = list[Tensor]  # one tensor per parameter, in the order of model.parameters()
 
 
-def mean_gradient(recommender: Recommender, batches: Iterable[Batch], num_examples: int) -> Gradient:
+def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_examples: int) -> Gradient:
     """Return the gradient of the mean loss over all examples (equations 10 and 12).
 
     Gradients are accumulated in place, batch by batch. Differs from the reference code: every example counts the same,
@@ -47,7 +57,7 @@ def mean_gradient(recommender: Recommender, batches: Iterable[Batch], num_exampl
     return gradient
 
 
-def adam_moments(recommender: Recommender, optimizer: Optimizer) -> tuple[Gradient, Gradient]:
+def adam_moments(recommender: "Recommender", optimizer: Optimizer) -> tuple[Gradient, Gradient]:
     """Return the optimizer's present first and second moments per parameter; zeros before its first step."""
     states = [(p, optimizer.state.get(p, {})) for p in recommender.parameters()]
     first = [state.get("exp_avg", torch.zeros_like(p)) for p, state in states]
@@ -74,21 +84,21 @@ def inner_product(left: Gradient, right: Gradient) -> float:
 
 
 def estimate_influence(
-    recommender: Recommender,
+    recommender: "Recommender",
     optimizer: Optimizer,
     tokenization: Tokenization,
     train_positions: np.ndarray,
     valid_positions: np.ndarray,
     batch_size: int,
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     scores: list[float] | None = None,
     pause: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda examples: None,
 ) -> np.ndarray:
-    """Return the influence of each tokenizer's data on the validation loss, <v, Gamma(g_i)> (equation 16 without eta).
+    """Return the influence of each tokenizer's data on the validation loss, float64 [G] (equation 16 without eta).
 
-    v is one mean gradient over the validation examples of all groups: by linearity the mean over groups of the
-    reference code's n x n matrix. eta enters in `accumulate_scores`.
+    It is <v, Gamma(g_i)>; v is one mean gradient over the validation examples of all groups: by linearity the mean
+    over groups of the reference code's n x n matrix. eta enters in `accumulate_scores`.
 
     Args:
         recommender: The model, not wrapped for several processes.
@@ -100,9 +110,6 @@ def estimate_influence(
         scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
         pause: Called after each group.
         advance: Called with the number of examples that all processes have done since the last call.
-
-    Returns:
-        float64 [G].
     """
     num_groups = tokenization.table.num_groups
     scores = [] if scores is None else scores
@@ -160,3 +167,87 @@ def entropy(probabilities: np.ndarray) -> float:
     """Return the entropy of probabilities [G] in nats; one that has underflowed to 0 adds nothing."""
     drawn = probabilities[probabilities > 0]
     return float(-(drawn @ np.log(drawn)))
+
+
+def influence_positions(config: "PretrainConfig", order: TrainingOrder) -> np.ndarray:
+    """Return the training examples that influence is estimated on: one random share for every tokenizer and stage."""
+    rng = random_stream(config.rand_seed, Stream.INFLUENCE_SAMPLE)
+    return random_share(order.positions, config.influence_sample_ratio, rng)
+
+
+def influence_rule(trainer: "Trainer", advance: Callable[[int], None]) -> np.ndarray:
+    """Score each tokenizer by its data's influence on the validation loss."""
+    return estimate_influence(
+        trainer.recommender,
+        trainer.optimizer,
+        trainer.data.tokenization,
+        influence_positions(trainer.config, trainer.data.order),
+        trainer.data.valid,
+        trainer.config.train_batch_size,
+        trainer.accelerator,
+        trainer.state.influence_parts,
+        trainer.checkpointer.pause,
+        advance,
+    )
+
+
+# What --curriculum chooses from. A rule scores the tokenizers at the end of a stage, float64 [G], higher to be drawn
+# more often; it calls its second argument with the examples it has looked at. None draws all alike, always.
+RULES: dict[str, Callable[["Trainer", Callable[[int], None]], np.ndarray] | None] = {
+    "influence": influence_rule,
+    "uniform": None,
+}
+
+
+def scores_tokenizers(config: "PretrainConfig", num_groups: int) -> bool:
+    """Return whether the tokenizers are scored at the end of a stage."""
+    return RULES[config.curriculum] is not None and num_groups > 1
+
+
+def current_probabilities(state: "TrainingState", num_groups: int, tau: float) -> np.ndarray:
+    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly."""
+    if not state.influences:
+        return np.full(num_groups, 1 / num_groups)
+    scores = accumulate_scores(np.array(state.influences), np.array(state.learning_rates))
+    return sampling_probabilities(scores, tau)
+
+
+def score_tokenizers(trainer: "Trainer", stage: int) -> None:
+    """Score the tokenizers at the end of a 1-based stage, and tell what follows for the next one."""
+    started, state, tau = time.perf_counter(), trainer.state, trainer.config.tau
+    with trainer.checkpointer.frozen_state(), trainer.display.influence(stage) as advance:
+        scores = RULES[trainer.config.curriculum](trainer, advance)
+    state.influences.append(scores.tolist())
+    state.learning_rates.append(trainer.learning_rate)
+    state.influence_parts = []
+    probabilities, names = current_probabilities(state, len(scores), tau), trainer.data.table.labels
+    seconds = time.perf_counter() - started
+    of_names = {
+        "influence": dict(zip(names, scores.tolist(), strict=True)),
+        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+    }
+    values = {"stage": stage, "epoch": state.epoch, "step": state.step, "learning_rate": trainer.learning_rate}
+    tracked = {f"influence/{name}": score for name, score in of_names["influence"].items()}
+    tracked |= {f"sampling_probability/{name}": share for name, share in of_names["probabilities"].items()}
+    low, high = probabilities.argmin(), probabilities.argmax()
+    trainer.run.emit(
+        "influence",
+        {**values, "seconds": seconds, **of_names},
+        tracked,
+        state.step,
+        f"stage {stage} is over after epoch {state.epoch}; influence estimated in {duration(seconds)}",
+        f"  the next stage's sampling probabilities: lowest {probabilities[low]:.4f} (tokenizer {names[low]}), "
+        f"highest {probabilities[high]:.4f} (tokenizer {names[high]}), uniform {1 / len(names):.4f}",
+        f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
+    )
+    trainer.display.warn("curriculum", curriculum_advice(probabilities, tau))
+
+
+def curriculum_advice(probabilities: np.ndarray, tau: float) -> str | None:
+    """Judge sampling probabilities, float64 [G], that came out at temperature tau."""
+    highest, uniform = float(probabilities.max()), 1 / len(probabilities)
+    if highest > 0.5 and len(probabilities) > 2:
+        return f"one tokenizer is drawn with probability {highest:.2f}; raise --tau ({tau:g}) to draw the others too"
+    if np.abs(probabilities / uniform - 1).max() < 0.01:
+        return f"all sampling probabilities are within 1% of uniform: the curriculum is idle; lower --tau ({tau:g})"
+    return None

@@ -1,17 +1,18 @@
-"""The folder of one run: who may use it, its log, and its metrics line by line."""
+"""The folder of one run: who may use it, and how what happens is told: the log, metrics.jsonl, the tracker."""
 
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evaluation.run import CONFIG_FILE, METRICS_FILE, is_finished, read_config
+from utils.claims import Claim, Found, claim
 from utils.config import HANDLING_FLAGS, dump_config
-from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
 from utils.locks import LOCK_FILE, FileLock
 
@@ -38,19 +39,24 @@ class RunFolder:
         path: <ckpt_dir>/<dataset>/<run_name>.
         is_main: Whether this process writes.
         log_file: The text log.
+        track: Shows values at an optimizer step.
     """
 
-    def __init__(self, path: Path, is_main: bool, log_file: Path):
-        self.path = path
-        self.is_main = is_main
-        self.log_file = log_file
+    def __init__(
+        self,
+        path: Path,
+        is_main: bool,
+        log_file: Path,
+        track: Callable[[dict[str, float], int], None] = lambda values, step: None,
+    ):
+        self.path, self.is_main, self.log_file, self.track = path, is_main, log_file, track
         self._lock: FileLock | None = None
 
     @property
     def metrics_file(self) -> Path:
         return self.path / METRICS_FILE
 
-    def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> bool:
+    def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> Claim:
         """Decide whether the run may start here.
 
         Args:
@@ -59,39 +65,30 @@ class RunFolder:
             finished_change: Names of those that may be others in a finished run.
 
         Returns:
-            False if the run is already finished with the same settings and `config.reuse` or `config.resume` is set.
+            What is to be done; reuse: the run is already finished with the same settings.
 
         Raises:
             InputError: Something else is there and `config.overwrite` is not set.
         """
-        if config.overwrite or not self.path.exists():
-            return True
-        if all(file.name.startswith(".") for file in self.path.iterdir()):  # killed before it had settings
-            return True
-        if not is_finished(self.path):
-            if not config.resume:
-                raise InputError(
-                    f"{self.path} holds an unfinished run; go on with --resume (RESUME=1), or start anew with "
-                    "--overwrite"
-                )
-            different = differing_settings(self.path, config, may_change)
-            if different:
-                raise InputError(
-                    f"{self.path} holds an unfinished run with other settings: {'; '.join(different)}; "
-                    "resume it with its own, or start anew with --overwrite"
-                )
-            return True
-        if config.reuse or config.resume:
-            different = differing_settings(self.path, config, finished_change)
-            if not different:
-                return False
-            raise InputError(
-                f"{self.path} holds a finished run with other settings: {'; '.join(different)}; "
-                "set another RUN_NAME (--run_name), or start anew with --overwrite"
-            )
-        raise InputError(
-            f"{self.path} holds a finished run; set another RUN_NAME (--run_name), or start anew with --overwrite"
-        )
+        found, reuse = self._found(), config.reuse or config.resume
+        if found == "nothing" or config.overwrite:
+            return "make"
+        if found == "unfinished":
+            there, but, asked, remedy = "an unfinished run", may_change, config.resume, "go on with --resume (RESUME=1)"
+        else:
+            there, but, asked, remedy = "a finished run", finished_change, reuse, "set another RUN_NAME (--run_name)"
+        different = "; ".join(differing_settings(self.path, config, but)) if asked else ""
+        if different:
+            there += f" with other settings: {different}"
+            remedy = "resume it with its own" if found == "unfinished" else remedy
+        refusal = f"holds {there}; {remedy}, or start anew with --overwrite"
+        return claim(self.path, found, different, resume=config.resume, reuse=reuse, refusal=refusal)
+
+    def _found(self) -> Found:
+        """Return what is in the folder; hidden files alone are of a run that was killed before it had settings."""
+        if not self.path.exists() or all(file.name.startswith(".") for file in self.path.iterdir()):
+            return "nothing"
+        return "finished" if is_finished(self.path) else "unfinished"
 
     def lock(self) -> None:
         """Keep other processes out until `unlock`, or until this process ends, however it ends.
@@ -144,6 +141,21 @@ class RunFolder:
             print(text, flush=True)
             with open(self.log_file, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def emit(self, event: str, values: dict[str, Any], tracked: dict[str, float], step: int, *lines: str) -> None:
+        """Tell everybody what happened: the people, metrics.jsonl, and the tracker.
+
+        Args:
+            event: What happened.
+            values: What metrics.jsonl records of it, after the event's name and Unix time in seconds.
+            tracked: What the tracker shows of it.
+            step: Optimizer steps so far, for the tracker.
+            lines: What is said about it.
+        """
+        for line in lines:
+            self.say(line)
+        self.record(event, **values)
+        self.track(tracked, step)
 
     def record(self, event: str, **values: Any) -> None:
         """Append one line to metrics.jsonl: the event, Unix time in seconds, and the values."""

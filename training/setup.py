@@ -1,18 +1,16 @@
-"""What pre-training and fine-tuning start with: settings, data, model, run folder."""
+"""What pre-training and fine-tuning start with: settings, processes, data, model, run folder."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from data.batching import Stream, Tokenization, TrainingOrder, random_share, random_stream, training_users
-from data.interactions import Interactions, dataset_folder, item_texts, load_interactions, split_positions
-from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, load_token_table, resolve_groups
+from data.advice import judge_tokenizer
+from data.interactions import dataset_folder
+from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
@@ -22,29 +20,43 @@ from model.recommender import (
     read_reference_checkpoint,
     sizes_of_weights,
 )
-from training.checkpoint import FINISHED_CHANGES, RESUMABLE_CHANGES, STATE_FOLDER
-from training.config import ARCHITECTURE_FLAGS, FinetuneConfig, TrainingConfig
-from training.progress import plain_settings
+from training.checkpointer import STATE_FOLDER
+from training.config import ARCHITECTURE_FLAGS, TrainingConfig
+from training.data import Data, Source, load_data
 from training.run_folder import RunFolder
-from training.trainer import Data, Trainer
-from utils.advice import tokenizer_advice
+from training.trackers import start_trackers
+from training.trainer import Trainer
+from utils.claims import Claim
 from utils.config import expand_epochs
 from utils.environment import describe_environment
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.runtime import seed_everything
-from utils.snapshots import newest_snapshot, read_snapshot
+from utils.runtime import join_processes, seed_everything
+from utils.snapshots import newest_snapshot, read_snapshot, read_values
+
+# Settings that a resumed run may change: how long, where to, how often; none changes what a step computes, but for
+# `epochs`, on whose number the learning rates of the steps to come depend.
+RESUMABLE_CHANGES = (
+    *("epochs", "patience", "save_interval", "checkpoint_minutes", "gradient_accumulation_steps"),
+    *("data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+)
+
+# Settings in which a finished run may differ and still be the one that is asked for: where it lies, how it was watched.
+FINISHED_CHANGES = ("checkpoint_minutes", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir")
 
 ConfigType = TypeVar("ConfigType", bound=TrainingConfig)
 Answer = TypeVar("Answer")
 
 
-def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
-    """Fill in what the data folder and the pre-trained model settle: tokenizers, architecture, vocabulary.
+def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Source]:
+    """Find what the settings name: the dataset, its tokenizers, and the architecture of the pre-trained model.
 
     Args:
         config: The command line's settings.
         given: Names of the flags that were given rather than defaulted.
+
+    Returns:
+        The settings, with tokenizers, architecture and vocabulary filled in, and what is to be trained on.
 
     Raises:
         InputError: The dataset, its semantic IDs or the pre-trained model is absent, or a flag contradicts the model.
@@ -62,8 +74,14 @@ def resolve_config(config: ConfigType, given: set[str]) -> ConfigType:
         sem_id_epochs=numbered or None,
         num_tokenizers=None,
     )
-    if not config.pretrained_model:
-        return config
+    if config.pretrained_model:
+        config = _take_architecture(config, given)
+    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
+    return config, Source(folder, groups, vocabulary)
+
+
+def _take_architecture(config: ConfigType, given: set[str]) -> ConfigType:
+    """Take over the pre-trained model's architecture; raise InputError where a `given` flag contradicts it."""
     fixed = _fixed_by_model(config)
     contradicting = []
     for name in ARCHITECTURE_FLAGS:
@@ -106,8 +124,15 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
     return fixed
 
 
-def start_run(config: ConfigType) -> Trainer | None:
+def start_run(
+    config: ConfigType, source: Source, check: Callable[[Source], None] = lambda source: None
+) -> Trainer | None:
     """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
+
+    Args:
+        config: From `resolve_config`.
+        source: From there too.
+        check: Raises InputError where the source lacks what the command needs later.
 
     Returns:
         None if the run is already finished with the same settings and --reuse is set.
@@ -115,58 +140,58 @@ def start_run(config: ConfigType) -> Trainer | None:
     Raises:
         InputError: The folder holds another run, or the data or the model cannot be read.
     """
+    accelerator = start_accelerator(config)
+    run = run_folder(config, accelerator)
+    answer = on_main_process(lambda: may_start(run, config, source, accelerator.num_processes), accelerator)
+    if answer == "reuse":
+        accelerator.print(f"{run.path} is already finished with these settings")
+        return None
+    seed_everything(config.rand_seed, config.reproducibility)
+    data = load_data(config, source, accelerator)
+    check(source)
+    recommender = make_recommender(config)
+    set_identifiers(recommender, data.table, config)
+    state = on_main_process(lambda: claim_folder(run, config, data, accelerator), accelerator)
+    snapshot = read_snapshot(state) if state else None
+    start_trackers(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
+    for line in describe(config, data, recommender, accelerator):
+        run.say(line)
+    for line in judge_tokenizer(data.table):
+        run.say(f"warning: {line}")
+    return Trainer(config, accelerator, run, data, recommender, snapshot)
+
+
+def start_accelerator(config: TrainingConfig) -> Accelerator:
+    """Meet the other processes, with the precision and the tracker of the settings."""
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
     tracker = None if config.log_with == "none" else config.log_with
     tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
     try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, log_with=tracker, project_dir=str(tracker_folder)
+        accelerator, _ = join_processes(
+            remedy="lower NUM_GPUS, or set CPU=1 for processes on the CPU",
+            **{"mixed_precision": config.mixed_precision, "log_with": tracker, "project_dir": str(tracker_folder)},
         )
+    except InputError:
+        raise
     except ValueError as error:
         settings = f"--log_with={config.log_with} --mixed_precision={config.mixed_precision}"
         raise InputError(f"Accelerate does not start here with {settings}: {error}") from None
     if tracker and not accelerator.log_with:
         raise InputError(f"--log_with={tracker} is not installed; install it, or choose tensorboard or none")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise InputError(
-            f"{launched} processes were started but each runs alone: there are not that many GPUs; "
-            "lower NUM_GPUS, or set CPU=1 for processes on the CPU"
-        )
+    return accelerator
+
+
+def run_folder(config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
+    """Return the run's folder, which need not be there."""
+    path = Path(config.ckpt_dir) / config.dataset / config.run_name
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
-    run = RunFolder(path, accelerator.is_main_process, log_file)
-    if not on_main_process(lambda: may_start(run, config, accelerator.num_processes), accelerator):
-        accelerator.print(f"{path} is already finished with these settings")
-        return None
-    seed_everything(config.rand_seed, config.reproducibility)
-    data = load_data(config, accelerator)
-    if isinstance(config, FinetuneConfig):  # its model folder will hold the items' texts
-        item_texts(dataset_folder(config.data_dir, config.dataset), data.tokenization.interactions.item_names)
-    recommender = make_recommender(config)
-    table = data.tokenization.table
-    if not config.allow_other_identifiers:
-        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.identifiers, table, config.pretrained_model, remedy)
-    recommender.identifiers = table.sha256
-    state = on_main_process(lambda: claim_folder(run, config, data), accelerator)
-    snapshot = read_snapshot(state) if state else None
-    if accelerator.is_main_process and not snapshot:
-        write_json(path / ENVIRONMENT_FILE, describe_environment(accelerator.device, accelerator.num_processes))
-    if tracker:
-        # TensorBoard takes the settings with the final metrics
-        settings = None if tracker == "tensorboard" else plain_settings(config)
-        # TensorBoard hides what the interrupted run logged after the state that this one goes on from
-        resumed = {"tensorboard": {"purge_step": snapshot.values["progress"]["step"] + 1}} if snapshot else {}
-        accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "mtgrec", settings, resumed)
-    for line in describe(config, data, recommender, accelerator):
-        run.say(line)
-    for line in judge_tokenizer(table):
-        run.say(f"warning: {line}")
-    return Trainer(config, accelerator, run, data, recommender, snapshot)
+    return RunFolder(
+        path, accelerator.is_main_process, log_file, lambda values, step: accelerator.log(values, step=step)
+    )
 
 
-def may_start(run: RunFolder, config: TrainingConfig, num_processes: int) -> bool:
-    """Return whether a run is to be made; see RunFolder.check. False where it is finished, on any number of processes.
+def may_start(run: RunFolder, config: TrainingConfig, source: Source, num_processes: int) -> Claim:
+    """Return what is to be done in the folder; see RunFolder.check. It is reused on any number of processes.
 
     Raises:
         InputError: Another run is in the folder.
@@ -175,18 +200,24 @@ def may_start(run: RunFolder, config: TrainingConfig, num_processes: int) -> boo
     batch = config.train_batch_size * num_processes * config.gradient_accumulation_steps
     same_batch = results.is_file() and read_json(results).get("global_batch_size") == batch
     finished_change = (*FINISHED_CHANGES, *(["gradient_accumulation_steps"] if same_batch else []))
-    if run.check(config, RESUMABLE_CHANGES, finished_change):
-        return True
-    trained_with = trained_identifiers(run.path)
-    if trained_with and trained_with != token_table(config, load_dataset(config)).sha256:
+    answer = run.check(config, RESUMABLE_CHANGES, finished_change)
+    if answer == "reuse" and (trained_with := trained_identifiers(run.path)) and trained_with != source.table.sha256:
         raise InputError(
             f"{run.path} holds a finished run with other semantic IDs of the same name: the tokenizer was trained "
             "again since; set another RUN_NAME (--run_name), or start anew with --overwrite"
         )
-    return False
+    return answer
 
 
-def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | None:
+def set_identifiers(recommender: Recommender, table: TokenTable, config: TrainingConfig) -> None:
+    """Note the semantic IDs that the model is trained with; raise InputError where it was trained with others."""
+    if not config.allow_other_identifiers:
+        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
+        check_identifiers(recommender.identifiers, table, config.pretrained_model, remedy)
+    recommender.identifiers = table.sha256
+
+
+def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Path | None:
     """Lock the run's folder and make it ready.
 
     Returns:
@@ -197,10 +228,11 @@ def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | N
     """
     run.lock()
     try:
-        run.check(config, RESUMABLE_CHANGES)  # another run may have had the folder since
+        if run.check(config, RESUMABLE_CHANGES) == "reuse":  # another run has had the folder since
+            raise InputError(f"{run.path} was finished by another process meanwhile; start again to reuse it")
         state, notes = newest_snapshot(run.path / STATE_FOLDER) if config.resume else (None, [])
         if state:
-            values = read_snapshot(state).values
+            values = read_values(state)
             check_resumable(values, config, data)
             run.reopen(config, values["metrics_size"])
         else:
@@ -211,6 +243,9 @@ def claim_folder(run: RunFolder, config: TrainingConfig, data: Data) -> Path | N
         raise
     for note in notes:
         run.say(note)
+    if not state:
+        environment = describe_environment(accelerator.device, accelerator.num_processes)
+        write_json(run.path / ENVIRONMENT_FILE, environment)
     return state
 
 
@@ -246,55 +281,6 @@ def on_main_process(question: Callable[[], Answer], accelerator: Accelerator) ->
     return answer[0]
 
 
-def load_dataset(config: TrainingConfig) -> Interactions:
-    """Read the dataset's interactions."""
-    return load_interactions(dataset_folder(config.data_dir, config.dataset))
-
-
-def token_table(config: TrainingConfig, interactions: Interactions) -> TokenTable:
-    """Read the semantic IDs of the chosen tokenizers."""
-    folder = dataset_folder(config.data_dir, config.dataset)
-    groups = resolve_groups(folder, config.token_prefix, expand_epochs(config.sem_id_epochs), config.token_suffix)
-    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
-    return load_token_table(groups, interactions.item_names[1:], vocabulary)
-
-
-def load_data(config: TrainingConfig, accelerator: Accelerator) -> Data:
-    """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
-    interactions = load_dataset(config)
-    table = token_table(config, interactions).to(accelerator.device)
-    positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
-    if config.train_user_ratio < 1:
-        trained_on = training_users(interactions.num_users, config.train_user_ratio, config.rand_seed)
-        positions["train"] = positions["train"][trained_on[interactions.users_of(positions["train"])]]
-        if config.val_users == "new":
-            positions["valid"] = positions["valid"][~trained_on[interactions.users_of(positions["valid"])]]
-    empty = [split for split, targets in positions.items() if len(targets) == 0]
-    if empty:
-        folder = dataset_folder(config.data_dir, config.dataset)
-        raise InputError(f"{folder}: no user has enough items for {' and '.join(empty)} examples")
-    order = TrainingOrder(
-        positions["train"],
-        config.train_batch_size,
-        accelerator.num_processes,
-        accelerator.process_index,
-        config.gradient_accumulation_steps,
-        config.rand_seed,
-    )
-    sampled = random_share(
-        positions["valid"], config.val_ratio, random_stream(config.rand_seed, Stream.VALIDATION_SAMPLE)
-    )
-    tested = random_share(positions["test"], config.test_ratio, random_stream(config.rand_seed, Stream.TEST_SAMPLE))
-    tokenization = Tokenization(interactions, table, config.max_item_seq_len)
-    return Data(tokenization, order, positions["valid"], sampled, tested)
-
-
-def influence_positions(config: TrainingConfig, order: TrainingOrder) -> np.ndarray:
-    """Return the training examples that influence is estimated on: one random share for every tokenizer and stage."""
-    rng = random_stream(config.rand_seed, Stream.INFLUENCE_SAMPLE)
-    return random_share(order.positions, config.influence_sample_ratio, rng)
-
-
 def make_recommender(config: TrainingConfig) -> Recommender:
     """Make the network from scratch, or read the pre-trained one; `config` has been resolved."""
     architecture = Architecture(
@@ -312,17 +298,9 @@ def make_recommender(config: TrainingConfig) -> Recommender:
     return Recommender.from_pretrained(find_model_folder(path), dropout_rate=config.dropout_rate)
 
 
-def judge_tokenizer(table: TokenTable) -> list[str]:
-    """Return what looks wrong with the last tokenizer, which the others resemble."""
-    codes = table.tokens[-1, 1:, :-1].cpu().numpy()
-    _, shared = np.unique(codes, axis=0, return_counts=True)
-    used = [len(np.unique(level)) for level in codes.T]
-    return tokenizer_advice(used, table.vocabulary.sizes[:-1], float(shared[shared > 1].sum() / len(codes)))
-
-
 def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:
     """Return what a person wants to know before the run starts, a line each."""
-    interactions, table, order = data.tokenization.interactions, data.tokenization.table, data.order
+    interactions, table, order = data.tokenization.interactions, data.table, data.order
     parameters = sum(p.numel() for p in recommender.parameters())
     names = ", ".join(table.labels)
     prefixes = ", ".join(dict.fromkeys(group.prefix for group in table.groups))

@@ -1,11 +1,11 @@
-"""Process-wide matters: exit codes, seeds, the Accelerator."""
+"""Process-wide matters: exit codes, seeds, the device, the Accelerator."""
 
 import errno
 import os
 import random
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,27 +70,45 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
 
 
-def join_processes(device: str = "auto") -> tuple["Accelerator", torch.device]:
+def choose_device(name: str) -> torch.device:
+    """Return the device that `--device` names; auto is a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device={name} is no device; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device={name}: this machine shows {torch.cuda.device_count()} GPUs; use --device=cpu")
+    return device
+
+
+def join_processes(
+    device: str = "auto",
+    remedy: str = "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU",
+    **settings: Any,
+) -> tuple["Accelerator", torch.device]:
     """Meet the other processes that accelerate launch started, if any.
 
     Args:
-        device: auto (each process its GPU where there are any), or cpu, cuda, cuda:1 for a single process.
+        device: auto (each process its GPU where there are any), or what `choose_device` takes for a single process.
+        remedy: What to do where the processes do not meet, for the error.
+        settings: Further arguments of the Accelerator.
 
     Raises:
         InputError: There is no such device, or the processes do not meet.
     """
     from accelerate import Accelerator  # takes a second to import, and most commands do without
 
-    processes = Accelerator(cpu=device == "cpu")
+    processes = Accelerator(cpu=device == "cpu", **settings)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != processes.num_processes:
         raise InputError(
-            f"{launched} processes were started but each runs alone: there are not that many GPUs; "
-            "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU"
+            f"{launched} processes were started but each runs alone: there are not that many GPUs; {remedy}"
         )
-    if device == "auto" or processes.num_processes > 1:
-        return processes, processes.device
-    try:
-        return processes, torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device={device}: {str(error).splitlines()[0]}; use auto, cpu or cuda") from None
+    alone = device != "auto" and processes.num_processes == 1
+    return processes, choose_device(device) if alone else processes.device

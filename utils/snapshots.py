@@ -81,7 +81,12 @@ def newest_snapshot(folder: Path) -> tuple[Path | None, list[str]]:
 
 def read_snapshot(path: Path) -> Snapshot:
     """Read a state that `newest_snapshot` found."""
-    return Snapshot(path, load((path / "tensors.safetensors").read_bytes()), read_json(path / "values.json"))
+    return Snapshot(path, load((path / "tensors.safetensors").read_bytes()), read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the values alone of a state that `newest_snapshot` found."""
+    return read_json(path / "values.json")
 
 
 def _numbers(folder: Path) -> list[int]:

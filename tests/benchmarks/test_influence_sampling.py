@@ -13,7 +13,8 @@ from benchmarks.influence_sampling import compare, main
 from model.recommender import Recommender
 from training.config import PretrainConfig
 from training.curriculum import estimate_influence, sampling_probabilities
-from training.setup import load_data
+from training.data import load_data
+from training.setup import resolve_config
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -35,7 +36,7 @@ def test_scores_of_all_parts_are_the_exact_ones(run: Path, tmp_path: Path, monke
     assert [(row["ratio"], row["tau"]) for row in report["table"]] == [(0.1, 1.0), (0.3, 1.0), (0.1, 3.0), (0.3, 3.0)]
 
     config, _ = parse_config(PretrainConfig, [f"--config_file={run / 'config.yaml'}"], "", "")
-    data = load_data(config, Accelerator())
+    data = load_data(*resolve_config(config, set()), Accelerator())
     torch.manual_seed(0)
     recommender = Recommender.from_pretrained(run / "checkpoints" / "epoch_2")
     moments = influence_sampling.make_moments(recommender, data, config, 4)

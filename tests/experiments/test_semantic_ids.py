@@ -10,7 +10,7 @@ from experiments.results import open_jobs, write_outcome
 from experiments.semantic_ids import keep_semantic_ids, kept_file, restore_semantic_ids
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
-from tokenizer.published import sem_ids_file
+from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import write_json
 

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from data.interactions import load_interactions
 from tokenizer.config import TokenizerConfig
-from tokenizer.export import semantic_ids
-from tokenizer.published import sem_ids_file
+from tokenizer.disambiguation import semantic_ids
+from tokenizer.folder import sem_ids_file
 from tokenizer.rqvae import RQVAE
 
 CASE = Path(os.environ.get("MTGREC_GOLDEN") or ROOT.parent / "shared/golden/case_a")
@@ -101,5 +101,5 @@ def test_disambiguation_codes_and_file_names():
         config = TokenizerConfig(folder.name, str(folder.parent), sent_emb_model=f"any/{encoder}", codebook_size=sizes)
         config.n_codebooks = codes.shape[1]
         assert sem_ids_file(config, epoch) == files[epoch]
-        ids = semantic_ids(codes, sizes[-1], epoch, names)
+        ids = semantic_ids(codes, sizes[-1], str(epoch), names)
         assert json.loads(files[epoch].read_text()) == dict(zip(names, ids.tolist(), strict=True))

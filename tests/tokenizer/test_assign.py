@@ -3,13 +3,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tokenizer import export
-from tokenizer.assign import assign, next_semantic_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed
+from tokenizer.export import assign
 from tokenizer.train import train
 from utils.errors import InputError
 
@@ -78,12 +77,6 @@ def test_new_texts_are_embedded_with_the_old_ones_settings(config: TokenizerConf
     (tmp_path / "new.json").write_text(json.dumps({"odd": "Crane glove size L"}))
     with pytest.raises(InputError, match="was made with seed=2024, new texts would be with 7; give the same"):
         assign(replace(config, rand_seed=7), tmp_path / "new.json")
-
-
-def test_next_semantic_ids():
-    taken = np.asarray([[0, 1, 1], [0, 1, 2], [2, 2, 5]])
-    codes = np.asarray([[2, 2], [0, 1], [3, 3], [0, 1]])
-    assert next_semantic_ids(taken, codes) == [[2, 2, 6], [0, 1, 3], [3, 3, 1], [0, 1, 4]]
 
 
 def test_mistakes_are_named(config: TokenizerConfig, tmp_path: Path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenizer.config import TokenizerConfig, choose_device
+from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -17,13 +17,13 @@ def test_defaults_are_the_papers():
     assert (config.n_codebooks, config.codebook_size, config.beta, config.vq_type) == (3, 256, 0.25, "ema")
     assert (config.learner, config.lr, config.batch_size, config.epochs) == ("adagrad", 0.001, 2048, 10000)
     assert (config.encoder_name, config.sent_emb_dim, config.input_size) == ("sentence-t5-base", 768, 128)
-    assert config.first_kept_epoch == 9950
+    assert config.kept_epochs == range(9950, 10001)
     assert config.embedding_file == Path("datasets/Video_Games/sentence-t5-base.sent_emb")
 
 
 def test_no_pca_and_fewer_epochs_than_kept():
     config = parse("--dataset=A", "--sent_emb_pca=-1", "--epochs=5", "--sent_emb_model=models/all-MiniLM-L6-v2/")
-    assert (config.input_size, config.first_kept_epoch, config.encoder_name) == (768, 1, "all-MiniLM-L6-v2")
+    assert (config.input_size, config.kept_epochs, config.encoder_name) == (768, range(1, 6), "all-MiniLM-L6-v2")
 
 
 def test_all_problems_come_in_one_message():
@@ -38,6 +38,7 @@ def test_all_problems_come_in_one_message():
         "beta": "-1",
         "warmup_steps": "3",
         "ckpt_name": "../elsewhere",
+        "kind": "vqvae",
     }
     with pytest.raises(InputError) as error:
         parse("--dataset=A", *(f"--{name}={value}" for name, value in wrong.items()))
@@ -55,13 +56,3 @@ def test_codebook_sizes_per_level(sizes: str):
 def test_unknown_flag_names_the_near_one():
     with pytest.raises(InputError, match=r"unknown flag --epochz .*--epochs"):
         parse("--dataset=A", "--epochz=3")
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(InputError, match="shows 0 GPUs"):
-        choose_device("cuda")
-    with pytest.raises(InputError, match="no device"):
-        choose_device("gpu")

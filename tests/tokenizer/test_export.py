@@ -7,45 +7,12 @@ import pytest
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed, load_embeddings
-from tokenizer.export import disambiguation_codes, export, main, semantic_ids
-from tokenizer.published import sem_ids_file
-from tokenizer.train import load_tokenizer, train
+from tokenizer.export import export, main
+from tokenizer.folder import load_tokenizer, sem_ids_file
+from tokenizer.train import train
 from utils.errors import InputError
 
 MakeConfig = Callable[..., TokenizerConfig]
-
-
-def test_disambiguation_counts_in_item_order_within_a_group():
-    codes = np.array([[1, 2], [0, 0], [1, 2], [2, 1], [0, 0], [1, 2]])
-    assert disambiguation_codes(codes).tolist() == [1, 1, 2, 1, 2, 3]
-
-
-def test_disambiguation_equals_a_plain_loop():
-    codes = np.random.default_rng(0).integers(0, 3, size=(200, 3))
-    seen: dict[tuple[int, ...], int] = {}
-    expected = []
-    for row in map(tuple, codes.tolist()):
-        seen[row] = seen.get(row, 0) + 1
-        expected.append(seen[row])
-    assert disambiguation_codes(codes).tolist() == expected
-
-
-def test_a_group_may_fill_its_level_but_not_more():
-    names = [f"item{i}" for i in range(4)]
-    codes = np.array([[7, 7], [7, 7], [0, 7], [7, 7]])
-    assert semantic_ids(codes, 4, 9, names)[:, 2].tolist() == [1, 2, 1, 3]
-    with pytest.raises(InputError, match=r"epoch 9: 3 items share the codes \[7, 7\] \('item3' among them\)") as error:
-        semantic_ids(codes, 3, 9, names)
-    assert "separates at most 2" in str(error.value)
-    assert "--codebook_size (at least 4)" in str(error.value)
-
-
-def test_file_names(make_config: MakeConfig):
-    config = make_config(codebook_size=[32, 16, 8])
-    assert sem_ids_file(config, 9987).name == "encoder_32,16,8,8_9987.sem_ids"
-    config = make_config(codebook_size=[32, 16, 8, 64])
-    assert sem_ids_file(config, None).name == "encoder_32,16,8,64.sem_ids"
-    assert sem_ids_file(config, None).parent == config.tokenizer_folder
 
 
 def test_every_kept_epoch_and_the_best(make_config: MakeConfig):

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from tokenizer.config import TokenizerConfig
-from tokenizer.rqvae import MLP, RQVAE, encoding_state, load_weights, save_weights
-from tokenizer.train import build_model
+from tokenizer.rqvae import RQVAE, encoding_state, load_weights, mlp, save_weights
+from tokenizer.rqvae_training import build_model
 from utils.errors import InputError
 
 
@@ -18,14 +18,14 @@ def build(seed: int = 0, **changes: object) -> RQVAE:
 
 def test_mlp_has_no_activation_after_the_last_layer():
     torch.manual_seed(0)
-    mlp = MLP([3, 5, 4, 2])
-    assert [name for name, _ in mlp.named_parameters() if name.endswith("weight")] == [
+    layers = mlp([3, 5, 4, 2])
+    assert [name for name, _ in layers.named_parameters() if name.endswith("weight")] == [
         f"mlp.{number}.weight" for number in (1, 4, 7)
     ]
-    torch.nn.init.constant_(mlp.mlp[7].bias, -1)
+    torch.nn.init.constant_(layers.mlp[7].bias, -1)
     x = torch.randn(10, 3)
-    expected = mlp.mlp[7](mlp.mlp[4](mlp.mlp[1](x).relu()).relu())
-    assert_close(mlp(x), expected)
+    expected = layers.mlp[7](layers.mlp[4](layers.mlp[1](x).relu()).relu())
+    assert_close(layers(x), expected)
     assert (expected < 0).any()
 
 

@@ -1,23 +1,31 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_runs import flags, read_lines
 
-from data.batching import Tokenization
+import pretrain
+from data.batching import Tokenization, TrainingOrder
 from data.interactions import split_positions
 from model.recommender import Recommender
 from training.config import PretrainConfig
 from training.curriculum import (
+    RULES,
     accumulate_scores,
     adam_direction,
     adam_moments,
+    curriculum_advice,
     entropy,
     estimate_influence,
+    influence_positions,
     inner_product,
     mean_gradient,
     sampling_probabilities,
 )
-from training.setup import TrainingOrder, influence_positions
+from utils.config import parse_config
+from utils.errors import InputError
 
 
 @pytest.fixture
@@ -175,3 +183,30 @@ def test_influence_sample_ratio():
     assert (
         influence_positions(PretrainConfig(rand_seed=3, influence_sample_ratio=0.25), orders[0]).tolist() != shares[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "text"),
+    [
+        ([0.6, 0.2, 0.2], "one tokenizer is drawn with probability 0.60; raise --tau (0.5)"),
+        ([0.2515, 0.2495, 0.2495, 0.2495], "all sampling probabilities are within 1% of uniform"),
+        ([0.26, 0.25, 0.25, 0.24], None),
+        ([0.6, 0.4], None),  # of two tokenizers one is always above a half
+    ],
+)
+def test_advice_on_the_probabilities(probabilities, text):
+    found = curriculum_advice(np.array(probabilities), 0.5)
+    assert (found or "").startswith(text or "")
+    assert (found is None) == (text is None)
+
+
+def test_another_rule_is_a_function_and_a_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(RULES, "last_first", lambda trainer, advance: np.arange(3.0))
+    settings = {"epochs": 2, "epoch_per_stage": [1, 1], "val_delay": 9, "curriculum": "last_first", "tau": 1}
+    pretrain.main(flags(dataset, tmp_path, run_name="run", **settings))
+    (line,) = read_lines(tmp_path / "Tiny" / "run", "influence")
+    assert list(line["influence"].values()) == [0.0, 1.0, 2.0]
+    expected = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
+    np.testing.assert_allclose(list(line["probabilities"].values()), expected, rtol=1e-12)
+    with pytest.raises(InputError, match="curriculum=first must be influence or uniform or last_first"):
+        parse_config(PretrainConfig, ["--curriculum=first"], "", "")

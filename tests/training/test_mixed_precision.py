@@ -22,7 +22,7 @@ from utils.config import parse_config
 def trainer(dataset: Path, tmp_path: Path) -> Iterator[Trainer]:
     AcceleratorState._reset_state(True)  # a process has one precision
     argv = flags(dataset, tmp_path / "runs", run_name="run", mixed_precision="bf16", epochs=1, dropout_rate=0.0)
-    yield start_run(resolve_config(*parse_config(FinetuneConfig, argv, "test", "")))
+    yield start_run(*resolve_config(*parse_config(FinetuneConfig, argv, "test", "")))
     AcceleratorState._reset_state(True)
 
 
@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_bf16(trainer: Trainer, plain: Recommender):
 
 def test_evaluation_is_float32(trainer: Trainer, plain: Recommender):
     positions = trainer.data.test
-    ours = trainer._predict(positions, group=0, num_beams=10, advance=lambda users: None)
+    ours = trainer.evaluator._predict(positions, group=0, num_beams=10, advance=lambda users: None)
     expected = predict(plain, trainer.data.tokenization, positions, 0, 10, 10, 16, trainer.accelerator)
     assert (ours.scores == expected.scores).all()
     assert (ours.sequences == expected.sequences).all()

@@ -37,9 +37,9 @@ def finish(run: RunFolder) -> None:
 
 def test_a_new_run(tmp_path: Path):
     run = folder_of(tmp_path)
-    assert run.check(Settings())
+    assert run.check(Settings()) == "make"
     run.path.mkdir(parents=True)
-    assert run.check(Settings())  # an empty folder is free
+    assert run.check(Settings()) == "make"  # an empty folder is free
     run.create(Settings(rate=0.2))
     assert read_config(run.path) == {"rate": 0.2, "layers": 2}  # not what to do with the folder
     assert not is_finished(run.path)
@@ -79,7 +79,7 @@ def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
             match=r"holds an unfinished run; go on with --resume \(RESUME=1\), or start anew with --overwrite",
         ):
             run.check(config)
-    assert run.check(Settings(overwrite=True))
+    assert run.check(Settings(overwrite=True)) == "make"
 
 
 def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
@@ -88,12 +88,12 @@ def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
     finish(run)
     with pytest.raises(InputError, match=r"holds a finished run; set another RUN_NAME \(--run_name\), or start anew"):
         run.check(Settings())
-    assert run.check(Settings(reuse=True)) is False
+    assert run.check(Settings(reuse=True)) == "reuse"
     with pytest.raises(
         InputError, match=r"other settings: rate=0\.3 \(there: 0\.1\); set another RUN_NAME \(--run_name\)"
     ):
         run.check(Settings(rate=0.3, reuse=True))
-    assert run.check(Settings(overwrite=True))
+    assert run.check(Settings(overwrite=True)) == "make"
     run.create(Settings(overwrite=True))
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]  # what was there is gone
 

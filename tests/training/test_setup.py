@@ -14,33 +14,38 @@ from tiny_dataset import make_dataset
 from tiny_runs import MODEL, ROOT, flags, sizes_of_files
 
 from data.batching import training_users
-from data.token_table import TokenTable, Vocabulary, level_sizes
+from data.token_table import level_sizes
 from model.recommender import Architecture, Recommender
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from training.curriculum import influence_positions
+from training.data import Source, load_data
 from training.setup import (
+    claim_folder,
     describe,
-    influence_positions,
-    judge_tokenizer,
-    load_data,
     make_recommender,
     may_start,
     resolve_config,
     start_run,
 )
-from utils.advice import tokenizer_advice
 from utils.config import parse_config
 from utils.errors import InputError
 
 
 @pytest.fixture
-def resolve(dataset: Path, tmp_path: Path) -> Callable[..., TrainingConfig]:
+def inputs(dataset: Path, tmp_path: Path) -> Callable[..., tuple[TrainingConfig, Source]]:
     """Return a reader of flags for the tiny dataset, as the commands read them."""
 
-    def read(config_class: type[TrainingConfig] = FinetuneConfig, **settings: object) -> TrainingConfig:
+    def read(config_class: type[TrainingConfig] = FinetuneConfig, **settings: object) -> tuple[TrainingConfig, Source]:
         argv = flags(dataset, tmp_path / "runs", **{"run_name": "run"} | settings)
         return resolve_config(*parse_config(config_class, argv, "test", ""))
 
     return read
+
+
+@pytest.fixture
+def resolve(inputs: Callable[..., tuple[TrainingConfig, Source]]) -> Callable[..., TrainingConfig]:
+    """Return the same, for the settings alone."""
+    return lambda *given, **settings: inputs(*given, **settings)[0]
 
 
 @pytest.fixture
@@ -69,14 +74,14 @@ def test_absent_tokenizers_or_dataset(resolve):
         resolve(dataset="Tiney")
 
 
-def test_several_prefixes(resolve, dataset):
+def test_several_prefixes(inputs, resolve, dataset):
     for file in list((dataset / "rqvae").iterdir()):
         (dataset / "rqvae" / file.name.replace("toy", "twin")).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"choose with --token_prefix: rqvae/toy_8,8,8,8 rqvae/twin_8,8,8,8"):
         resolve()
-    config = resolve(token_prefix='["twin_8,8,8,8","rqvae/toy_8,8,8,8"]', sem_id_epochs=[2, 3])
+    config, source = inputs(token_prefix='["twin_8,8,8,8","rqvae/toy_8,8,8,8"]', sem_id_epochs=[2, 3])
     assert config.token_prefix == ["rqvae/twin_8,8,8,8", "rqvae/toy_8,8,8,8"]
-    table = load_data(config, Accelerator()).tokenization.table
+    table = load_data(config, source, Accelerator()).tokenization.table
     assert [(group.prefix, group.epoch) for group in table.groups] == [
         (prefix, epoch) for prefix in config.token_prefix for epoch in (2, 3)
     ]
@@ -92,18 +97,18 @@ def test_prefixes_with_different_epochs_are_refused(resolve, dataset):
     assert resolve(token_prefix=prefixes, num_tokenizers=1).sem_id_epochs == [3]
 
 
-def test_best_checkpoint_where_no_file_has_a_number(resolve, dataset):
+def test_best_checkpoint_where_no_file_has_a_number(inputs, dataset):
     (dataset / "rqvae" / "toy_8,8,8,8_3.sem_ids").rename(dataset / "rqvae" / "toy_8,8,8,8.sem_ids")
     for epoch in (1, 2):
         (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").unlink()
-    config = resolve()
+    config, source = inputs()
     assert config.sem_id_epochs is None
-    assert load_data(config, Accelerator()).tokenization.table.labels == ["best"]
+    assert load_data(config, source, Accelerator()).tokenization.table.labels == ["best"]
 
 
 def test_architecture_comes_from_the_model(resolve, model, dataset, tmp_path):
     argv = flags(dataset, tmp_path / "runs", model=False, pretrained_model=model)
-    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))[0]
     assert {name: getattr(config, name) for name in MODEL} == MODEL
     assert (config.n_codebooks, config.codebook_size, config.n_user_tokens) == (3, [8, 8, 8, 8], 1)
     recommender = make_recommender(config)
@@ -146,7 +151,7 @@ def test_reference_checkpoint_settles_the_sizes(golden, tmp_path):
     argv += [f"--n_codebooks={len(sizes) - 1}", f"--codebook_size={sizes}".replace(" ", "")]
     with pytest.raises(InputError, match=r"d_model=7 \(the model has"):
         resolve_config(*parse_config(FinetuneConfig, [*argv, "--d_model=7"], "test", ""))
-    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    config, _ = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
     assert config.d_model == golden.weights()["t5.shared.weight"].shape[1]
     for name, weight in make_recommender(config).named_parameters():
         torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-4, atol=1e-5)
@@ -159,25 +164,25 @@ def test_dropout_is_the_runs_own(resolve, model):
     assert rates == {0.3}
 
 
-def test_weights_from_scratch_depend_on_the_seed_alone(resolve):
+def test_weights_from_scratch_depend_on_the_seed_alone(inputs):
     def weights(seed: int, name: str) -> torch.Tensor:
-        config = resolve(rand_seed=seed, run_name=name)
-        return torch.cat([p.flatten() for p in start_run(config).recommender.parameters()])
+        config, source = inputs(rand_seed=seed, run_name=name)
+        return torch.cat([p.flatten() for p in start_run(config, source).recommender.parameters()])
 
     first = weights(1, "a")
     assert torch.equal(first, weights(1, "b"))
     assert not torch.equal(first, weights(2, "c"))
 
 
-def test_splits_and_order(resolve):
-    data = load_data(resolve(train_batch_size=50), Accelerator())
+def test_splits_and_order(inputs):
+    data = load_data(*inputs(train_batch_size=50), Accelerator())
     assert (len(data.order.positions), len(data.valid), len(data.test)) == (351, 27, 28)
     assert (data.order.batches_per_epoch, data.order.global_batch_size) == (8, 50)
     np.testing.assert_array_equal(data.valid, data.valid_sample)
 
 
-def test_train_user_ratio_takes_whole_users_and_leaves_validation_and_test_alone(resolve):
-    full, half = (load_data(resolve(train_user_ratio=ratio), Accelerator()) for ratio in (1.0, 0.5))
+def test_train_user_ratio_takes_whole_users_and_leaves_validation_and_test_alone(inputs):
+    full, half = (load_data(*inputs(train_user_ratio=ratio), Accelerator()) for ratio in (1.0, 0.5))
     np.testing.assert_array_equal(half.valid, full.valid)
     np.testing.assert_array_equal(half.test, full.test)
     interactions = full.tokenization.interactions
@@ -185,14 +190,14 @@ def test_train_user_ratio_takes_whole_users_and_leaves_validation_and_test_alone
     of_them = np.isin(interactions.users_of(full.order.positions), users)
     np.testing.assert_array_equal(half.order.positions, full.order.positions[of_them])
     assert 0 < len(users) <= round(interactions.num_users / 2)
-    again, other = (load_data(resolve(train_user_ratio=0.5, rand_seed=seed), Accelerator()) for seed in (2024, 1))
+    again, other = (load_data(*inputs(train_user_ratio=0.5, rand_seed=seed), Accelerator()) for seed in (2024, 1))
     np.testing.assert_array_equal(again.order.positions, half.order.positions)
     assert other.order.positions.tolist() != half.order.positions.tolist()
 
 
-def test_validation_of_new_users_has_none_that_is_trained_on(resolve):
-    configs = [resolve(train_user_ratio=0.5, val_users=users) for users in ("all", "new")]
-    everyone, new = (load_data(config, Accelerator()) for config in configs)
+def test_validation_of_new_users_has_none_that_is_trained_on(inputs):
+    pairs = [inputs(train_user_ratio=0.5, val_users=users) for users in ("all", "new")]
+    everyone, new = (load_data(*pair, Accelerator()) for pair in pairs)
     np.testing.assert_array_equal(new.order.positions, everyone.order.positions)
     np.testing.assert_array_equal(new.test, everyone.test)
     interactions = new.tokenization.interactions
@@ -204,27 +209,27 @@ def test_validation_of_new_users_has_none_that_is_trained_on(resolve):
     assert 0 < len(expected) < len(everyone.valid)
 
 
-def test_test_ratio_is_a_fixed_share_of_the_test_alone(resolve):
-    whole, part = (load_data(resolve(test_ratio=ratio), Accelerator()) for ratio in (1.0, 0.4))
+def test_test_ratio_is_a_fixed_share_of_the_test_alone(inputs):
+    whole, part = (load_data(*inputs(test_ratio=ratio), Accelerator()) for ratio in (1.0, 0.4))
     assert len(part.test) == round(0.4 * len(whole.test))
     assert set(part.test) <= set(whole.test)
     assert part.valid_sample.tolist() == whole.valid_sample.tolist()
-    assert load_data(resolve(test_ratio=0.4), Accelerator()).test.tolist() == part.test.tolist()
+    assert load_data(*inputs(test_ratio=0.4), Accelerator()).test.tolist() == part.test.tolist()
 
 
-def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(resolve):
-    data = load_data(resolve(val_ratio=0.4), Accelerator())
+def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(inputs):
+    data = load_data(*inputs(val_ratio=0.4), Accelerator())
     assert (len(data.valid), len(data.valid_sample)) == (27, 11)
     assert set(data.valid_sample) < set(data.valid)
-    again = load_data(resolve(val_ratio=0.4), Accelerator())
+    again = load_data(*inputs(val_ratio=0.4), Accelerator())
     np.testing.assert_array_equal(data.valid_sample, again.valid_sample)
-    other = load_data(resolve(val_ratio=0.4, rand_seed=1), Accelerator())
+    other = load_data(*inputs(val_ratio=0.4, rand_seed=1), Accelerator())
     assert data.valid_sample.tolist() != other.valid_sample.tolist()
 
 
-def test_influence_sample_is_one_share_for_the_whole_run(resolve):
-    config = resolve(PretrainConfig, influence_sample_ratio=0.25)
-    order = load_data(config, Accelerator()).order
+def test_influence_sample_is_one_share_for_the_whole_run(inputs, resolve):
+    config, source = inputs(PretrainConfig, influence_sample_ratio=0.25)
+    order = load_data(config, source, Accelerator()).order
     sample = influence_positions(config, order)
     assert len(sample) == 88  # a quarter of 351
     assert set(sample) < set(order.positions)
@@ -232,106 +237,106 @@ def test_influence_sample_is_one_share_for_the_whole_run(resolve):
     np.testing.assert_array_equal(influence_positions(resolve(PretrainConfig), order), order.positions)
 
 
-def test_dataset_without_training_examples(resolve, dataset):
+def test_dataset_without_training_examples(inputs, dataset):
     sequences = '{"user1": ["item1", "item2", "item3"]}'
     (dataset / "all_item_seqs.json").write_text(sequences)
     with pytest.raises(InputError, match="no user has enough items for train examples"):
-        load_data(resolve(), Accelerator())
+        load_data(*inputs(), Accelerator())
 
 
-def test_what_is_said_before_the_start(resolve, model):
-    config = resolve(sem_id_epochs=[1, 3], gradient_accumulation_steps=2)
+def test_what_is_said_before_the_start(inputs, model):
+    config, source = inputs(sem_id_epochs=[1, 3], gradient_accumulation_steps=2)
     accelerator = Accelerator()
-    data, recommender = load_data(config, accelerator), make_recommender(config)
+    data, recommender = load_data(config, source, accelerator), make_recommender(config)
     text = "\n".join(describe(config, data, recommender, accelerator))
     assert "dataset Tiny: 30 users, 20 items, 351 training examples" in text
     assert "tokenizers (2) of rqvae/toy_8,8,8,8: 1, 3" in text
     assert "weights from scratch" in text
     assert "global batch 32 = 16 x 1 processes x 2 batches, 11 steps an epoch, on cpu" in text
-    config = resolve(pretrained_model=model)
+    config, source = inputs(pretrained_model=model)
     assert f"weights from {model}" in "\n".join(describe(config, data, recommender, accelerator))
 
 
 def test_list_valued_codebook_sizes(tmp_path):
     folder = make_dataset(tmp_path / "datasets" / "Mixed", num_items=12, codebook_size=4, epochs=(1,))
     argv = flags(folder, tmp_path / "runs", codebook_size=[8, 6, 4])
-    config = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
-    assert load_data(config, Accelerator()).tokenization.table.vocabulary.size == 8 + 6 + 4 + 4 + 3
+    config, source = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    assert load_data(config, source, Accelerator()).tokenization.table.vocabulary.size == 8 + 6 + 4 + 4 + 3
 
 
-def test_run_folder_is_refused_reused_or_replaced(resolve, tmp_path, capsys):
-    run = start_run(resolve()).run
+def test_run_folder_is_refused_reused_or_replaced(inputs, tmp_path, capsys):
+    run = start_run(*inputs()).run
     assert run.path == tmp_path / "runs" / "Tiny" / "run"
     with pytest.raises(
         InputError, match=r"holds an unfinished run; go on with --resume \(RESUME=1\), or start anew with --overwrite"
     ):
-        start_run(resolve(reuse=True))
+        start_run(*inputs(reuse=True))
     (run.path / "results.json").write_text("{}")
     with pytest.raises(
         InputError, match=r"holds a finished run; set another RUN_NAME \(--run_name\), or start anew with --overwrite"
     ):
-        start_run(resolve())
-    assert start_run(resolve(reuse=True)) is None
+        start_run(*inputs())
+    assert start_run(*inputs(reuse=True)) is None
     assert f"{run.path} is already finished with these settings" in capsys.readouterr().out
     with pytest.raises(InputError) as caught:
-        start_run(resolve(reuse=True, lr=0.5, epochs=9))
+        start_run(*inputs(reuse=True, lr=0.5, epochs=9))
     assert "with other settings: lr=0.5 (there: 0.01); epochs=9 (there: 100); set another RUN_NAME" in str(caught.value)
     (run.path / "old").write_text("")
     with pytest.raises(InputError, match=rf"{run.path} is in use by process {os.getpid()} on .*; wait for it"):
-        start_run(resolve(overwrite=True, lr=0.5))
+        start_run(*inputs(overwrite=True, lr=0.5))
     assert (run.path / "old").exists()
     run.unlock()
-    assert start_run(resolve(overwrite=True, lr=0.5)) is not None
+    assert start_run(*inputs(overwrite=True, lr=0.5)) is not None
     assert sorted(path.name for path in run.path.iterdir()) == [".lock", "config.yaml", "environment.json", "log.txt"]
 
 
-def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpus(resolve, tmp_path):
-    run = start_run(resolve(train_batch_size=4, gradient_accumulation_steps=4)).run
+def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpus(inputs, tmp_path):
+    run = start_run(*inputs(train_batch_size=4, gradient_accumulation_steps=4)).run
     run.unlock()
     (run.path / "results.json").write_text(json.dumps({"global_batch_size": 16}))
     moved = {"train_batch_size": 4, "resume": True, "checkpoint_minutes": 3, "log_with": "none"}
-    assert may_start(run, resolve(gradient_accumulation_steps=1, **moved), num_processes=4) is False
+    assert may_start(run, *inputs(gradient_accumulation_steps=1, **moved), num_processes=4) == "reuse"
     for settings in ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 4, "epochs": 7}):
         with pytest.raises(InputError, match="holds a finished run with other settings"):
-            may_start(run, resolve(**settings, **moved), num_processes=1)
+            may_start(run, *inputs(**settings, **moved), num_processes=1)
 
 
-def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(resolve, dataset):
-    trainer = start_run(resolve())
+def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(inputs, dataset):
+    trainer = start_run(*inputs())
     trainer.run.unlock()
     trainer.recommender.save_pretrained(trainer.run.path / "model")
     (trainer.run.path / "results.json").write_text("{}")
-    assert start_run(resolve(reuse=True)) is None
+    assert start_run(*inputs(reuse=True)) is None
     file = next(dataset.glob("rqvae/*_3.sem_ids"))
     codes = json.loads(file.read_text())
     file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
     with pytest.raises(InputError, match="other semantic IDs of the same name: the tokenizer was trained again since"):
-        start_run(resolve(reuse=True))
+        start_run(*inputs(reuse=True))
 
 
-def test_a_start_that_fails_leaves_no_run(resolve, dataset, tmp_path):
-    config = resolve()
+def test_a_start_that_fails_leaves_no_run(inputs, dataset, tmp_path):
+    config, source = inputs()
     next(dataset.glob("rqvae/*_3.sem_ids")).write_text("{}")
     with pytest.raises(InputError, match="20 of 20 items have no semantic ID"):
-        start_run(config)
+        start_run(config, source)
     assert not (tmp_path / "runs").exists()
 
 
-def test_log_can_lie_elsewhere(resolve, tmp_path):
-    run = start_run(resolve(log_dir=tmp_path / "logs")).run
+def test_log_can_lie_elsewhere(inputs, tmp_path):
+    run = start_run(*inputs(log_dir=tmp_path / "logs")).run
     run.say("hello")
     assert (tmp_path / "logs" / "Tiny_run.log").read_text().endswith(" hello\n")
 
 
-def test_unknown_or_absent_tracker_is_refused(resolve, tmp_path, monkeypatch):
+def test_unknown_or_absent_tracker_is_refused(inputs, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"--log_with=nonsense .*Choose between"):
-        start_run(resolve(log_with="nonsense"))
+        start_run(*inputs(log_with="nonsense"))
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: [])
     with (
         pytest.warns(UserWarning, match="no supported trackers"),
         pytest.raises(InputError, match="--log_with=wandb is not installed"),
     ):
-        start_run(resolve(log_with="wandb"))
+        start_run(*inputs(log_with="wandb"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -349,9 +354,10 @@ def test_processes_that_each_run_alone_are_refused(dataset, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_last_tokenizer_is_judged():
-    tokens = torch.zeros(2, 5, 3, dtype=torch.int32)
-    tokens[1, 1:] = torch.tensor([[1, 6, 9], [1, 6, 10], [2, 7, 9], [2, 8, 9]])  # levels of 4 codes
-    found = judge_tokenizer(TokenTable(tokens, [], Vocabulary((4, 4, 4))))
-    assert found == tokenizer_advice([2, 3], [4, 4], 0.5)  # two of four items share both codes
-    assert len(found) == 1
+def test_a_run_that_another_process_finished_meanwhile_is_not_deleted(inputs):
+    trainer = start_run(*inputs())
+    trainer.run.unlock()
+    (trainer.run.path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="was finished by another process meanwhile; start again to reuse it"):
+        claim_folder(trainer.run, inputs(reuse=True)[0], trainer.data, trainer.accelerator)
+    assert (trainer.run.path / "results.json").exists()

@@ -12,10 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import flags, read_lines, read_results, read_weights
 from transformers import get_cosine_schedule_with_warmup
 
+import training.evaluator
 import training.trainer
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.setup import make_recommender, resolve_config, start_run
-from training.trainer import Trainer, mean_over_groups
+from training.trainer import Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
 from utils.snapshots import newest_snapshot, read_snapshot
@@ -31,7 +32,7 @@ def make_trainer(dataset: Path, tmp_path: Path) -> Callable[..., Trainer]:
         name = f"run{len(list(tmp_path.glob('runs/Tiny/*')))}"
         argv = flags(dataset, tmp_path / "runs", **{"run_name": name, "val_delay": 0} | settings)
         config, given = parse_config(config_class, argv, "test", "")
-        return start_run(resolve_config(config, given))
+        return start_run(*resolve_config(config, given))
 
     return make
 
@@ -48,12 +49,12 @@ def script_scores(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, scores: lis
 
     def predict(positions: np.ndarray, group: int, *_: object) -> SimpleNamespace:
         is_test = positions is trainer.data.test
-        score = trainer.recommender.t5.shared.weight[0, 0].item() if is_test else scores[trainer.progress.epoch - 1]
+        score = trainer.recommender.t5.shared.weight[0, 0].item() if is_test else scores[trainer.state.epoch - 1]
         return SimpleNamespace(metrics=lambda names: {name: score + group for name in names})
 
     monkeypatch.setattr(trainer, "_train_epoch", train)
-    monkeypatch.setattr(trainer, "_predict", predict)
-    monkeypatch.setattr(training.trainer, "write_results", lambda *_: None)
+    monkeypatch.setattr(trainer.evaluator, "_predict", predict)
+    monkeypatch.setattr(training.evaluator, "write_results", lambda *_: None)
 
 
 def value_of(folder: Path) -> float:
@@ -78,11 +79,11 @@ def test_patience_counts_epochs_not_evaluations(make_trainer, monkeypatch, patie
     trainer = make_trainer(epochs=20, eval_interval=2, patience=patience, save_interval=100)
     script_scores(monkeypatch, trainer, [0.1, 0.3, 0.2, 0.2] + [0.3] * 16)  # an equal score is no better one
     trainer.fit(20, UNIFORM)
-    assert trainer.progress.stopped
-    assert (trainer.progress.best_epoch, trainer.progress.epoch) == (2, 8)  # 8 - 2 >= patience, 6 - 2 is not
+    assert trainer.state.stopped
+    assert (trainer.state.best_epoch, trainer.state.epoch) == (2, 8)  # 8 - 2 >= patience, 6 - 2 is not
     assert [path.name for path in (trainer.run.path / "checkpoints").iterdir()] == ["epoch_8"]
     trainer.fit(20, UNIFORM)
-    assert trainer.progress.epoch == 8
+    assert trainer.state.epoch == 8
     assert "stopped early: the best epoch is 2" in trainer.run.log_file.read_text()
 
 
@@ -90,14 +91,14 @@ def test_without_patience_training_goes_to_the_end(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=6, patience="null")
     script_scores(monkeypatch, trainer, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
     trainer.fit(6, UNIFORM)
-    assert (trainer.progress.best_epoch, trainer.progress.epoch, trainer.progress.stopped) == (1, 6, False)
+    assert (trainer.state.best_epoch, trainer.state.epoch, trainer.state.stopped) == (1, 6, False)
 
 
 def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
     trainer = make_trainer(FinetuneConfig, epochs=4)
     script_scores(monkeypatch, trainer, [0.1, 0.2, 0.9, 0.3])
     trainer.fit(4, UNIFORM)
-    assert value_of(trainer.best_folder) == 3
+    assert value_of(trainer.checkpointer.best_folder) == 3
     assert trainer.recommender.t5.shared.weight[0, 0].item() == 4
     results = trainer.test()
     assert trainer.recommender.t5.shared.weight[0, 0].item() == 3
@@ -125,9 +126,9 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
 def test_loading_the_best_weights_draws_no_random_number(make_trainer):
     """A run that is resumed after it loads them once more; its dropout must not notice."""
     trainer = make_trainer()
-    trainer.recommender.save_pretrained(trainer.best_folder)
+    trainer.recommender.save_pretrained(trainer.checkpointer.best_folder)
     before = torch.get_rng_state()
-    trainer.load_best()
+    trainer.checkpointer.load_best()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -135,7 +136,7 @@ def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=2, val_delay=5)
     script_scores(monkeypatch, trainer, [0.1, 0.2])
     trainer.fit(2, UNIFORM)
-    assert not trainer.best_folder.exists()
+    assert not trainer.checkpointer.best_folder.exists()
     results = trainer.test()
     assert results["best_epoch"] == 2
     assert results["test"]["recall@10"] == 3
@@ -156,10 +157,10 @@ def test_val_metric_picks_the_best_epoch(make_trainer, monkeypatch):
     script_scores(monkeypatch, trainer, [0.0, 0.0])
     tables = [{"ndcg@10": 0.1, "recall@5": 0.9}, {"ndcg@10": 0.9, "recall@5": 0.1}]
     monkeypatch.setattr(
-        trainer, "_predict", lambda *_: SimpleNamespace(metrics=lambda _: tables[trainer.progress.epoch - 1])
+        trainer.evaluator, "_predict", lambda *_: SimpleNamespace(metrics=lambda _: tables[trainer.state.epoch - 1])
     )
     trainer.fit(2, UNIFORM)
-    assert (trainer.progress.best_epoch, trainer.progress.best_score) == (1, 0.9)
+    assert (trainer.state.best_epoch, trainer.state.best_score) == (1, 0.9)
 
 
 def hugging_face_rates(lr: float, warmup: int, total: int, advance: int, steps: int) -> list[float]:
@@ -193,7 +194,7 @@ def test_schedule_advances_by_the_batches_of_all_processes(make_trainer, accumul
     assert trainer.total_positions == 220
     expected = hugging_face_rates(0.01, 50, 220, accumulation * num_processes, steps=30)
     for step, rate in enumerate(expected):
-        trainer.progress.step = step
+        trainer.state.step = step
         assert trainer.learning_rate == pytest.approx(rate, rel=1e-12)
 
 
@@ -205,7 +206,7 @@ def test_steps_set_schedule_and_epochs(make_trainer):
 def test_a_longer_schedule_ends_training_on_the_way(make_trainer):
     trainer = make_trainer(epochs=3, schedule_epochs=10, warmup_steps=50)
     assert (trainer.total_positions, trainer.epochs) == (220, 3)
-    trainer.progress.step = 66  # 22 batches an epoch
+    trainer.state.step = 66  # 22 batches an epoch
     assert trainer.learning_rate == pytest.approx(hugging_face_rates(0.01, 50, 220, 1, steps=67)[-1], rel=1e-12)
 
 
@@ -219,7 +220,7 @@ def test_accumulated_batches_train_like_one_large_batch(make_trainer, parts):
         train_batch_size=32 // parts, gradient_accumulation_steps=parts, warmup_steps=4 * parts, **settings
     )
     cut.fit(2, UNIFORM)
-    assert whole.progress.step == cut.progress.step == 22
+    assert whole.state.step == cut.state.step == 22
     for (name, a), b in zip(whole.recommender.named_parameters(), cut.recommender.parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
     losses = [[line["loss"] for line in read_lines(trainer.run.path, "epoch")] for trainer in (whole, cut)]
@@ -256,7 +257,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_remedy(make_trainer):
     trainer.recommender.t5.shared.weight.data[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"the loss is nan at epoch 1, step 22 .* lower --lr"):
         trainer.fit(2, UNIFORM)
-    assert not trainer.best_folder.exists()
+    assert not trainer.checkpointer.best_folder.exists()
     assert not (trainer.run.path / "checkpoints").exists()
     assert not (trainer.run.path / "metrics.jsonl").exists()
 
@@ -266,11 +267,11 @@ def test_a_state_is_never_saved_after_training_diverged(make_trainer, monkeypatc
     forward = trainer.model.forward
 
     def diverge_at_step_5(*batch: torch.Tensor) -> torch.Tensor:
-        return forward(*batch) * (float("inf") if trainer.progress.step == 4 else 1.0)
+        return forward(*batch) * (float("inf") if trainer.state.step == 4 else 1.0)
 
     monkeypatch.setattr(trainer.model, "forward", diverge_at_step_5)
     message = r"the loss is inf at epoch 1, step 5 \(learning rate 0.01, gradient norm nan\); lower --lr"
-    with pytest.raises(FloatingPointError, match=message), trainer.resumable():
+    with pytest.raises(FloatingPointError, match=message), trainer.checkpointer.resumable():
         trainer.fit(2, UNIFORM)
     state, skipped = newest_snapshot(trainer.run.path / "state")
     snapshot = read_snapshot(state)
@@ -285,7 +286,7 @@ def test_out_of_memory_names_the_flags_to_lower(make_trainer, monkeypatch, capsy
     trainer = make_trainer(epochs=1)
 
     def run() -> None:
-        with trainer.resumable():
+        with trainer.checkpointer.resumable():
             trainer.fit(1, UNIFORM)
 
     monkeypatch.setattr(trainer.model, "forward", lambda *_: (_ for _ in ()).throw(error))
@@ -303,12 +304,12 @@ def test_tensorboard_hides_what_the_resumed_run_logs_again(dataset, tmp_path, mo
     monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config, kwargs: kept.append(kwargs))
     argv = flags(dataset, tmp_path / "runs", run_name="run", checkpoint_minutes=0, log_with="tensorboard")
     for more in ([], ["--resume"]):
-        trainer = start_run(resolve_config(*parse_config(FinetuneConfig, [*argv, *more], "test", "")))
+        trainer = start_run(*resolve_config(*parse_config(FinetuneConfig, [*argv, *more], "test", "")))
         if not more:
             trainer.fit(1, UNIFORM)
             trainer.run.unlock()
     assert kept == [{}, {"tensorboard": {"purge_step": 23}}]
-    assert trainer.progress.step == 22
+    assert trainer.state.step == 22
 
 
 def test_loss_on_record_is_the_mean_over_examples(make_trainer, monkeypatch):
@@ -351,15 +352,8 @@ def test_the_wrapped_model_is_gone_when_the_process_group_is_left(make_trainer, 
     del wrapped
     seen = []
     monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))
-    trainer._leave()
+    trainer.checkpointer.leave()
     assert seen == [None]
-
-
-def test_mean_over_groups():
-    assert mean_over_groups([{"ndcg@5": 0.2, "recall@5": 1.0}, {"ndcg@5": 0.4, "recall@5": 0.0}]) == {
-        "ndcg@5": pytest.approx(0.3),
-        "recall@5": 0.5,
-    }
 
 
 def test_results_folder_can_lie_elsewhere(make_trainer, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import InputError
 from utils.interrupts import Stopped
-from utils.runtime import join_processes, run_command, seed_everything
+from utils.runtime import choose_device, join_processes, run_command, seed_everything
 
 
 def raising(error: BaseException):
@@ -111,8 +111,21 @@ def test_reproducibility_chooses_deterministic_kernels():
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch):
     processes, device = join_processes("cpu")
     assert (processes.num_processes, processes.is_main_process, device.type) == (1, True, "cpu")
-    with pytest.raises(InputError, match=r"--device=nonsense: .*; use auto, cpu or cuda"):
+    with pytest.raises(InputError, match=r"--device=nonsense is no device; use auto, cpu, cuda or cuda:1"):
         join_processes("nonsense")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 processes were started but each runs alone"):
         join_processes("cpu")
+    with pytest.raises(InputError, match="lower NUM_GPUS"):
+        join_processes("cpu", remedy="lower NUM_GPUS")
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert choose_device("auto").type == "cpu"
+    for choose in (choose_device, join_processes):
+        with pytest.raises(InputError, match="--device=cuda: this machine shows 0 GPUs; use --device=cpu"):
+            choose("cuda")
+        with pytest.raises(InputError, match="--device=gpu is no device"):
+            choose("gpu")

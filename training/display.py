@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-from accelerate import Accelerator
 
 from training.config import PretrainConfig, TrainingConfig
+from training.curriculum import scores_tokenizers
 from training.schedule import stage_ends
 from utils.progress import ProgressLine, duration
 
@@ -15,7 +13,7 @@ EVALUATION_COST = 0.08
 KINDS = ("training", "influence", "evaluation")
 
 
-class Live:
+class Display:
     """Shows one line for the phase that is going on, with the time left in it and in the whole run.
 
     Args:
@@ -42,7 +40,7 @@ class Live:
         influences = 0
         if isinstance(config, PretrainConfig):
             self.ends = stage_ends(config.epoch_per_stage, epochs)[0]
-            influences = len(self.ends) - 1 if config.curriculum == "influence" and num_groups > 1 else 0
+            influences = len(self.ends) - 1 if scores_tokenizers(config, num_groups) else 0
         share = getattr(config, "influence_sample_ratio", 1.0)
         self.influence_units = num_groups * (sizes["train"] * share + sizes["valid"])
         self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
@@ -124,16 +122,3 @@ class Live:
         if text and kind not in self.warned:
             self.warned.add(kind)
             self.say(f"warning: {text}")
-
-
-def plain_settings(config: TrainingConfig) -> dict[str, int | float | str]:
-    """Return the settings as trackers take them: numbers and strings."""
-    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()}
-
-
-def log_hyperparameters(accelerator: Accelerator, config: TrainingConfig, results: dict[str, Any]) -> None:
-    """Write the settings and the final metrics for TensorBoard's table of runs (HPARAMS)."""
-    final = {f"final/{split}_{name}": value for split in ("valid", "test") for name, value in results[split].items()}
-    for tracker in accelerator.trackers if accelerator.is_main_process else ():
-        if tracker.name == "tensorboard":
-            tracker.writer.add_hparams(plain_settings(config), final, run_name=".")

@@ -1,6 +1,6 @@
 import torch
 
-from training.checkpoint import load_state_, process_state, state_tensors
+from training.checkpointer import load_state_, process_state, state_tensors
 
 
 def test_every_process_gets_its_own_back(recommender):

@@ -1,0 +1,61 @@
+"""The kinds of tokenizers: what each can do, and the table in which `--kind` looks them up."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from tokenizer.config import TokenizerConfig
+from tokenizer.epoch_writer import EpochWriter
+from tokenizer.rqvae_tokenizer import RQVAETokenizer
+
+
+class Tokenizer(Protocol):
+    """A finished training at work: it turns embeddings into codes, as each of its epochs learnt to.
+
+    A kind keeps what it learns in the tokenizer's folder, in *.safetensors files and in epochs/, which are removed
+    before a training begins anew. All else there, the PCA too, is the commands'.
+
+    Args:
+        config: Settings of the training.
+        whiten: The training's PCA, float32 [N, sent_emb_dim] to [N, input_size]; without PCA it changes nothing.
+
+    Attributes:
+        title: The kind's name on the progress line.
+        epochs: The related tokenizers there are, in order: 1-based epochs, None for the best one.
+    """
+
+    title: str
+    epochs: Sequence[int | None]
+
+    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]): ...
+
+    @classmethod
+    def train(
+        cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
+    ) -> dict[str, object]:
+        """Train, and write what a tokenizer needs into its folder.
+
+        Args:
+            config: Settings.
+            inputs: float32 [N, input_size], all items after PCA, row i = item id i + 1.
+            items: int [training items], ids of the items to train on.
+            writer: To be called after every epoch; its `snapshot` is what a resumed training goes on from.
+
+        Returns:
+            What training.json says of the result.
+        """
+        ...
+
+    def prepare(self, embeddings: np.ndarray) -> Any:
+        """Return what `codes` takes, made once for all epochs: from float32 [N, sent_emb_dim]."""
+        ...
+
+    def codes(self, inputs: Any, epoch: int | None) -> np.ndarray:
+        """Return the codes of the tokenizer `epoch`: int64 [N, H], 0-based, without disambiguation."""
+        ...
+
+
+KINDS: dict[str, type[Tokenizer]] = {
+    "rqvae": RQVAETokenizer,
+}

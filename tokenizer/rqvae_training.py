@@ -1,0 +1,159 @@
+"""Train an RQ-VAE on embeddings: k-means start, epochs, learning rate, and all that a resumed training needs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from tokenizer.config import TokenizerConfig
+from tokenizer.quality import tokenizer_quality
+from tokenizer.rqvae import RQVAE
+from utils.snapshots import Snapshot, load_optimizer_, optimizer_tensors, under_prefix, with_prefix
+
+_MANY_ITEMS = 50_000  # from here on k-means looks at samples of the items at each step
+_CODE_CHECKS = 100  # how often in a training codes and collisions are counted
+
+
+@dataclass
+class TrainingState:
+    """All that changes during training, and, as randomness follows from (seed, epoch), all that resuming needs."""
+
+    model: RQVAE
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # finished ones
+    best_loss: float = math.inf  # lowest mean of an epoch
+    best_epoch: int = 0  # 1-based
+    best_weights: dict[str, Tensor] | None = None  # whole state dict after best_epoch
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Return the tensors and values that `load_` takes over."""
+        tensors = with_prefix("model", self.model.state_dict()) | with_prefix("best", self.best_weights or {})
+        tensors |= with_prefix("optimizer", optimizer_tensors(self.optimizer))
+        return tensors, {name: getattr(self, name) for name in ("epoch", "best_loss", "best_epoch")}
+
+    def load_(self, snapshot: Snapshot) -> None:
+        """Take over what `snapshot` returned."""
+        self.model.load_state_dict(under_prefix("model", snapshot.tensors))
+        load_optimizer_(self.optimizer, under_prefix("optimizer", snapshot.tensors))
+        self.best_weights = under_prefix("best", snapshot.tensors)
+        for name in ("epoch", "best_loss", "best_epoch"):
+            setattr(self, name, snapshot.values[name])
+
+
+def build_model(config: TokenizerConfig) -> RQVAE:
+    """Return an untrained RQ-VAE of the configured sizes."""
+    sizes = config.codebook_sizes
+    return RQVAE(config.input_size, config.hidden_sizes, sizes, config.dropout, config.beta, config.vq_type)
+
+
+def build_optimizer(model: RQVAE, config: TokenizerConfig) -> torch.optim.Optimizer:
+    """Return the optimizer over all parameters."""
+    kind = {"adagrad": torch.optim.Adagrad, "adamw": torch.optim.AdamW}[config.learner]
+    return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TokenizerConfig) -> float:
+    """Return the learning rate of the 0-based optimizer step `step`: warm-up from 0, then constant or linear to 0."""
+    warmup, total = config.warmup_steps * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * step / warmup
+    if config.scheduler_type == "linear":
+        return config.lr * (total - step) / max(1, total - warmup)
+    return config.lr
+
+
+def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
+    """Set every level's codes to the k-means centres of what the levels before it leave of the encoder's output.
+
+    One OpenMP thread, so that sums have one order and the same seed gives the same centres.
+
+    Args:
+        inputs: float [N, input size], all training items.
+        seed: For k-means++.
+    """
+    residual = model.latents(inputs)
+    for layer in model.quantization_layer.quantization_layers:
+        size = len(layer.codebook)
+        with threadpool_limits(1, user_api="openmp"):
+            kind = KMeans if len(residual) <= _MANY_ITEMS else partial(MiniBatchKMeans, batch_size=2**14)
+            kmeans = kind(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
+        centers = torch.from_numpy(kmeans.cluster_centers_).to(residual)
+        layer.initialize_(centers)
+        residual = residual - centers[torch.from_numpy(kmeans.labels_).to(residual.device).long()]
+
+
+def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -> dict[str, float]:
+    """Train one epoch on reshuffled batches; the host waits for the device only once, at the end.
+
+    Args:
+        state: Moved on by one epoch.
+        inputs: float [N, input size] on the model's device.
+
+    Returns:
+        loss, reconstruction and quantization: means over the items.
+    """
+    torch.manual_seed((config.rand_seed * 1_000_003 + state.epoch) % 2**63)
+    steps = math.ceil(len(inputs) / config.batch_size)
+    totals = torch.zeros(3, device=inputs.device)
+    order = torch.randperm(len(inputs), device=inputs.device)
+    for step, rows in enumerate(order.split(config.batch_size), start=state.epoch * steps):
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, config)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            output = state.model(inputs[rows])
+        state.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        state.optimizer.step()
+        losses = torch.stack([output.loss, output.reconstruction_loss, output.quantization_loss])
+        totals += losses.detach() * len(rows)
+    state.epoch += 1
+    return dict(zip(("loss", "reconstruction", "quantization"), (totals / len(inputs)).tolist(), strict=True))
+
+
+def train_rqvae(
+    config: TokenizerConfig,
+    inputs: Tensor,
+    on_epoch: Callable[[TrainingState, dict[str, object]], None] = lambda state, metrics: None,
+    snapshot: Snapshot | None = None,
+) -> TrainingState:
+    """Train from k-means, or from a snapshot, to the last epoch.
+
+    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5.
+
+    Args:
+        config: Settings; `rand_seed` decides the weights' start, k-means, and the order of the batches.
+        inputs: float [N, input size] of the training items, on the device to train on.
+        on_epoch: Called after every epoch with the state and the epoch's metrics.
+        snapshot: Of an interrupted training with the same settings and inputs.
+
+    Raises:
+        FloatingPointError: The loss is not finite.
+    """
+    torch.manual_seed(config.rand_seed)
+    model = build_model(config).to(inputs.device)
+    state = TrainingState(model.train(), build_optimizer(model, config))
+    if snapshot is not None:
+        state.load_(snapshot)
+    else:
+        initialize_codebooks_(model, inputs, config.rand_seed)
+    check_every = max(1, config.epochs // _CODE_CHECKS)
+    while state.epoch < config.epochs:
+        metrics = train_epoch(state, inputs, config)
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"the loss became {metrics['loss']} in epoch {state.epoch} at learning rate "
+                f"{state.optimizer.param_groups[0]['lr']:g}; lower --lr or look at the embeddings' scale"
+            )
+        if metrics["loss"] < state.best_loss:
+            state.best_loss, state.best_epoch = metrics["loss"], state.epoch
+            state.best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+        if state.epoch % check_every == 0 or state.epoch == config.epochs:
+            quality = tokenizer_quality(model.encode(inputs).cpu().numpy(), config.codebook_sizes)
+            metrics |= {name: quality[name] for name in ("codes_used", "collision_rate")}
+        on_epoch(state, {"epoch": state.epoch, **metrics})
+    return state
