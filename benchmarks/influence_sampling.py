@@ -14,11 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from model.recommender import Recommender, load_recommender
 from training.config import PretrainConfig
-from training.curriculum import adam_direction, mean_gradient, sampling_probabilities
+from training.curriculum import (
+    BETA_1,
+    BETA_2,
+    adam_direction,
+    adam_moments,
+    mean_gradient,
+    sampling_probabilities,
+)
 from training.data import Data, load_data
 from training.setup import resolve_config
 from utils.config import Epochs, expand_epochs, parse_config
@@ -70,24 +78,17 @@ def make_moments(recommender: Recommender, data: Data, config: PretrainConfig, s
         torch.nn.utils.clip_grad_norm_(recommender.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    states = [optimizer.state[parameter] for parameter in recommender.parameters()]
-    first = flat([state["exp_avg"] for state in states]) / (1 - 0.9**steps)
-    second = flat([state["exp_avg_sq"] for state in states]) / (1 - 0.999**steps)
-    return first, second
+    first, second = map(flat, adam_moments(recommender, optimizer))
+    return first / (1 - BETA_1**steps), second / (1 - BETA_2**steps)
 
 
 def scores_of_parts(
-    recommender: Recommender,
-    data: Data,
-    config: PretrainConfig,
-    steps: int,
-    ratios: list[float],
-    rng: np.random.Generator,
+    recommender: Recommender, data: Data, config: PretrainConfig, settings: InfluenceSamplingConfig
 ) -> dict[float, np.ndarray]:
     """Return influence scores per share of the training examples, 1.0 for all: float64 [samples, G]."""
     tokenization, positions = data.tokenization, data.order.positions
     num_groups = tokenization.table.num_groups
-    first, second = make_moments(recommender, data, config, steps)
+    first, second = make_moments(recommender, data, config, settings.moment_steps)
 
     def gradient(part: np.ndarray, groups: range, batch_size: int = 1024) -> Tensor:
         ordered = tokenization.by_length(part)
@@ -95,10 +96,10 @@ def scores_of_parts(
         return flat(mean_gradient(recommender, batches, len(groups) * len(part)))
 
     valid = gradient(data.valid, range(num_groups)).double()
-    parts = np.array_split(rng.permutation(positions), PARTS)
-    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float32)
+    parts = np.array_split(np.random.default_rng(settings.rand_seed).permutation(positions), PARTS)
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.float32, device=first.device)
     members = {1.0: [list(range(PARTS))]}
-    for ratio in ratios:
+    for ratio in settings.ratios:
         count = round(ratio * PARTS)
         members[ratio] = [list(range(start, start + count)) for start in range(0, PARTS - count + 1, count)]
     scores = {ratio: np.zeros((len(samples), num_groups)) for ratio, samples in members.items()}
@@ -113,10 +114,6 @@ def scores_of_parts(
     return scores
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    return values.argsort().argsort()
-
-
 def compare(scores: dict[float, np.ndarray], tau: float) -> list[dict[str, float]]:
     """Return for each share how its samples' scores and sampling probabilities stand to the exact ones."""
     exact = scores[1.0][0]
@@ -125,7 +122,7 @@ def compare(scores: dict[float, np.ndarray], tau: float) -> list[dict[str, float
     for ratio, samples in sorted(scores.items()):
         if ratio == 1.0:
             continue
-        correlations = [np.corrcoef(ranks(sample), ranks(exact))[0, 1] for sample in samples]
+        correlations = [spearmanr(sample, exact).statistic for sample in samples]
         differences = [np.abs(sampling_probabilities(sample, tau) - expected).max() for sample in samples]
         rows.append({
             "ratio": ratio, "tau": tau, "samples": len(samples),
@@ -139,21 +136,15 @@ def compare(scores: dict[float, np.ndarray], tau: float) -> list[dict[str, float
 
 def main(argv: list[str] | None = None) -> None:
     """Measure every checkpoint and print the table."""
-    settings, _ = parse_config(
-        InfluenceSamplingConfig,
-        argv,
-        "python -m benchmarks.influence_sampling",
-        "Judge influence from samples.",
-    )
-    run = Path(settings.run)
+    settings, _ = parse_config(InfluenceSamplingConfig, argv, "python -m benchmarks.influence_sampling", __doc__)
+    run, accelerator = Path(settings.run), Accelerator()
     config, _ = parse_config(PretrainConfig, [f"--config_file={run / 'config.yaml'}"], "config.yaml", "")
-    data = load_data(*resolve_config(config, set()), Accelerator())
+    data = load_data(*resolve_config(config, set()), accelerator)
     report = {}
     for epoch in expand_epochs(settings.epochs):
         torch.manual_seed(settings.rand_seed)
-        recommender = load_recommender(run / "checkpoints" / f"epoch_{epoch}")
-        rng = np.random.default_rng(settings.rand_seed)
-        scores = scores_of_parts(recommender, data, config, settings.moment_steps, settings.ratios, rng)
+        recommender = load_recommender(run / "checkpoints" / f"epoch_{epoch}").to(accelerator.device)
+        scores = scores_of_parts(recommender, data, config, settings)
         rows = [row for tau in settings.taus for row in compare(scores, tau)]
         report[str(epoch)] = {"scores": {str(key): value.tolist() for key, value in scores.items()}, "table": rows}
         print(f"epoch {epoch}", *map(json.dumps, rows), sep="\n", flush=True)

@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,8 +65,20 @@ def _status_mb(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+@contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """Let a GPU's float32 matrix products be TF32's within; elsewhere nothing changes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations per second of a square matrix product, the median of 9."""
+    size = 8192 if device.type == "cuda" else 1024  # large enough to keep the device busy
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = [seconds(lambda: left @ right, device) for _ in range(10)][1:]
     return 2 * size**3 / statistics.median(times)

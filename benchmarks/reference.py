@@ -19,6 +19,7 @@ from transformers import T5ForConditionalGeneration
 from tokenizer.rqvae import RQVAE
 
 Tokens = dict[str, list[int]]  # item name -> tokens
+Batch = dict[str, Tensor]  # input_ids and attention_mask int64 [B, 82], labels int64 [B, 5]
 
 
 @dataclass
@@ -60,15 +61,6 @@ def load(folder: Path, sem_ids_files: Sequence[Path], level_sizes: Sequence[int]
     return LoadedDataset(splits, tokens, sum(level_sizes) + 2)
 
 
-@dataclass
-class PaddedBatch:
-    """input_ids and attention_mask int64 [B, 82], labels int64 [B, 5]."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-
-
 def tokenize(example: Example, tokens: Tokens, eos_token: int, max_items: int = 20) -> tuple[list[int], ...]:
     """Return input_ids, attention_mask and labels of one example."""
     input_ids = [eos_token - 1]
@@ -80,13 +72,14 @@ def tokenize(example: Example, tokens: Tokens, eos_token: int, max_items: int = 
     return input_ids + [0] * padding, mask, tokens[example.target] + [eos_token]
 
 
-def make_batch(examples: Sequence[Example], dataset: LoadedDataset, groups: Sequence[int]) -> PaddedBatch:
+def make_batch(examples: Sequence[Example], dataset: LoadedDataset, groups: Sequence[int]) -> Batch:
     """Tokenize each example with the tokenizer of its 0-based group."""
     rows = [
         tokenize(example, dataset.tokens[group], dataset.eos_token)
         for example, group in zip(examples, groups, strict=True)
     ]
-    return PaddedBatch(*(torch.tensor(column) for column in zip(*rows, strict=True)))
+    columns = map(torch.tensor, zip(*rows, strict=True))
+    return dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True))
 
 
 def make_network(recommender: nn.Module) -> T5ForConditionalGeneration:
@@ -97,13 +90,13 @@ def make_network(recommender: nn.Module) -> T5ForConditionalGeneration:
     return t5.to(recommender.t5.device)
 
 
-def forward(t5: T5ForConditionalGeneration, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
+def forward(t5: T5ForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the mean loss and the logits [B, 5, V]."""
-    output = t5(**{name: value.to(t5.device) for name, value in vars(batch).items()})
+    output = t5(**{name: value.to(t5.device) for name, value in batch.items()})
     return output.loss, output.logits
 
 
-def train_step(t5: T5ForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: PaddedBatch) -> float:
+def train_step(t5: T5ForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
     """Take one optimizer step and return the loss."""
     loss, _ = forward(t5, batch)
     loss.backward()
@@ -115,12 +108,12 @@ def train_step(t5: T5ForConditionalGeneration, optimizer: torch.optim.Optimizer,
 
 @torch.no_grad()
 def beam_search(
-    t5: T5ForConditionalGeneration, batch: PaddedBatch, num_levels: int, num_beams: int, num_return: int
+    t5: T5ForConditionalGeneration, batch: Batch, num_levels: int, num_beams: int, num_return: int
 ) -> tuple[Tensor, Tensor]:
     """Return the best sequences int64 [B, k, L] and their mean log-probabilities per level float32 [B, k]."""
-    num_rows = len(batch.input_ids)
-    mask = batch.attention_mask.to(t5.device).repeat_interleave(num_beams, 0)
-    encoded = t5.encoder(batch.input_ids.to(t5.device).repeat_interleave(num_beams, 0), mask).last_hidden_state
+    num_rows = len(batch["input_ids"])
+    input_ids, mask = (batch[k].to(t5.device).repeat_interleave(num_beams, 0) for k in ("input_ids", "attention_mask"))
+    encoded = t5.encoder(input_ids, mask).last_hidden_state
     sequences = torch.zeros(num_rows * num_beams, 1, dtype=torch.int64, device=t5.device)
     scores = torch.full((num_rows, num_beams), float("-inf"), device=t5.device)
     scores[:, 0] = 0.0  # the beams are still the same: only the first counts

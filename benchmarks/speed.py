@@ -15,13 +15,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.generated import write_dataset
-from benchmarks.machine import describe, matmul_rate, seconds, with_peak_memory
-from benchmarks.stages import STAGES, Sizes, Stage, World
+from benchmarks.machine import describe, fast_products, matmul_rate, seconds, with_peak_memory
+from benchmarks.stages import STAGES, Sizes, Stage, Workload
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -64,31 +65,36 @@ class SpeedConfig:
         return found
 
 
-def measure(stage: Stage, rounds: int, device: torch.device, rates: dict[str, float]) -> list[dict[str, object]]:
+def measure(
+    name: str, stage: Stage, rounds: int, device: torch.device, rates: dict[str, float]
+) -> list[dict[str, object]]:
     """Compare, then time a stage: one row for each precision.
 
     Args:
+        name: The stage's.
         stage: What to call.
         rounds: Rounds of every way in turn; at most 3 where one of the reference way takes over 30 s.
-        device: Where it runs.
+        device: Where it runs; a GPU compares in full float32 and is timed with TF32.
         rates: Floating-point operations per second of a matrix product, by precision.
     """
-    ways: dict[str, Callable[[], object]] = {"reference": stage.reference, **stage.project}
-    equal = {precision: stage.equal(precision) for precision in stage.project}
-    memory = {way: with_peak_memory(function, device)[1] for way, function in ways.items()}
+    ways: dict[str, Callable[[], object]] = {"reference": stage.reference}
+    ways |= {precision: partial(stage.project, precision) for precision in stage.precisions}
+    equal = {precision: stage.equal(precision) for precision in stage.precisions}
     times: dict[str, list[float]] = {way: [] for way in ways}
-    while len(times["reference"]) < rounds:
-        for way, function in ways.items():
-            times[way].append(seconds(function, device))
-        if statistics.median(times["reference"]) > SLOW:
-            rounds = min(rounds, 3)
+    with fast_products(device):
+        memory = {way: with_peak_memory(function, device)[1] for way, function in ways.items()}
+        while len(times["reference"]) < rounds:
+            for way, function in ways.items():
+                times[way].append(seconds(function, device))
+            if statistics.median(times["reference"]) > SLOW:
+                rounds = min(rounds, 3)
     rows = []
-    for precision in stage.project:
+    for precision in stage.precisions:
         ratios = [plain / ours for plain, ours in zip(times["reference"], times[precision], strict=True)]
         figure = {way: statistics.median(times[way]) for way in ("reference", precision)}
         rate = {way: stage.samples / value if stage.samples else value for way, value in figure.items()}
         rows.append({
-            "stage": stage.name,
+            "stage": name,
             "precision": precision,
             "reference": rate["reference"],
             "project": rate[precision],
@@ -109,40 +115,32 @@ def run(
     sizes: Sizes, stages: list[str], dataset: Path | None, device: torch.device
 ) -> Iterator[tuple[list[dict[str, object]], dict[str, object]]]:
     """Measure stage by stage; yield each one's rows, and what is known of the machine."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = dataset
-        if folder is None:
-            folder = Path(name) / "generated"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = dataset or Path(scratch) / "generated"
+        if dataset is None:
             write_dataset(folder, sizes.shrink, sizes.tokenizers)
-        world = World(folder, Path(name), sizes, device)
-        for stage in stages:
-            rates = {
-                "float32": matmul_rate(device, torch.float32),
-                "bf16": matmul_rate(device, torch.bfloat16),
-            }
+        workload = Workload(folder, Path(scratch), sizes, device)
+        for name in stages:
+            with fast_products(device):
+                rates = {"float32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
             machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
-            with STAGES[stage](world) as ready:
-                yield measure(ready, sizes.rounds, device, rates), machine
+            yield measure(name, STAGES[name](workload), sizes.rounds, device, rates), machine
 
 
 def format_table(rows: list[dict[str, object]]) -> str:
     """Return the rows as a Markdown table."""
-
-    def memory(value: float | None) -> str:
-        return "-" if value is None else f"{value:,.0f}"
-
     lines = [
         "| stage | precision | reference | project | ratio (min to max) | of matmul | peak MB, reference | equal |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        share = row["fraction_of_matmul"]
+        share, peaks = row["fraction_of_matmul"], (row["peak_memory_mb"], row["reference_peak_memory_mb"])
         figures = [
-            row["stage"], row["precision"], f"{row['reference']:.3g} {row['unit']}",
-            f"{row['project']:.3g} {row['unit']}",
+            row["stage"], row["precision"],
+            *(f"{row[way]:.3g} {row['unit']}" for way in ("reference", "project")),
             f"**{row['ratio']:.1f}x** ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})",
             "-" if share is None else f"{share:.0%}",
-            f"{memory(row['peak_memory_mb'])}, {memory(row['reference_peak_memory_mb'])}",
+            ", ".join("-" if peak is None else f"{peak:,.0f}" for peak in peaks),
             "yes" if row["equal"] else "NO",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(figures)} |")
@@ -160,24 +158,18 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the JSON file after every stage; exit with 1 if anything was not equal."""
     config, _ = parse_config(SpeedConfig, argv, "python -m benchmarks.speed", __doc__)
     device = torch.device(config.device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError("--device=cuda: this machine shows no GPU")
-        torch.set_float32_matmul_precision("high")  # TF32
-    sizes, wanted = QUICK if config.quick else FULL, config.wanted
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device=cuda: this machine shows no GPU")
     dataset = Path(config.dataset) if config.dataset else None
-    for rows, machine in run(sizes, wanted, dataset, device):
+    for rows, machine in run(QUICK if config.quick else FULL, config.wanted, dataset, device):
         output = Path(config.output) if config.output else default_output(config.quick, machine)
-        kept = read_json(output)["rows"] if output.exists() else []
-        names = {row["stage"] for row in rows}
-        order = list(STAGES)
-        kept = sorted(
-            [*(row for row in kept if row["stage"] not in names), *rows], key=lambda r: order.index(r["stage"])
-        )
-        write_json(output, {"rows": kept, "machine": machine})
+        others = read_json(output)["rows"] if output.exists() else []
+        rows_of_file = [*(row for row in others if row["stage"] != rows[0]["stage"]), *rows]
+        rows_of_file.sort(key=lambda row: list(STAGES).index(row["stage"]))
+        write_json(output, {"rows": rows_of_file, "machine": machine})
         print(format_table(rows), flush=True)
-    print(f"\n{output}\n{format_table(kept)}")
-    if not all(row["equal"] for row in kept):
+    print(f"\n{output}\n{format_table(rows_of_file)}")
+    if not all(row["equal"] for row in rows_of_file):
         sys.exit("error: the two ways do not agree")
 
 

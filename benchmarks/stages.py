@@ -4,7 +4,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle
@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import reference
 from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
-from data.token_table import TRAINING_FILE, TokenTable, Vocabulary, load_token_table, resolve_groups
+from data.token_table import TRAINING_FILE, Group, Vocabulary, load_token_table, resolve_groups
 from model import length_groups
 from model.recommender import Architecture, Recommender, build_recommender
 from tokenizer.config import TokenizerConfig
@@ -32,8 +32,10 @@ from training.curriculum import mean_gradient
 from utils.files import write_json
 
 COMPILE = {"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}  # CUDA graphs where there are any
+PRECISIONS = ("float32", "bf16")
 NUM_BATCHES = 8  # of training, different ones in turn; of one influence gradient
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, another order of summation
+CLOSE_LOGITS = {"rtol": 1e-3, "atol": 1e-3}
 CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
 
 
@@ -65,29 +67,31 @@ class Stage:
     """One thing to measure.
 
     Attributes:
-        name: As in the results.
         reference: The reference way, float32.
-        project: This project's way by precision.
+        project: This project's way in a precision.
         equal: Whether a precision computes what the reference way computes.
+        precisions: Those that `project` has.
         samples: Of one call; None where the call's seconds are the figure.
         flops: Useful floating-point operations of one call, None where they do not matter.
     """
 
-    name: str
     reference: Callable[[], object]
-    project: dict[str, Callable[[], object]]
+    project: Callable[[str], object]
     equal: Callable[[str], bool]
+    precisions: tuple[str, ...] = ("float32",)
     samples: int | None = None
     flops: float | None = None
 
 
 @dataclass
-class World:
-    """The data and the model that all stages share.
+class Workload:
+    """The data and the model that all stages work on.
 
     Attributes:
         folder: Dataset folder.
         scratch: Empty folder for files of stages.
+        sizes: Of the model and of the batches.
+        device: Where this project's way and the reference way compute.
     """
 
     folder: Path
@@ -102,7 +106,7 @@ class World:
         return tuple(map(int, self.groups[0].prefix.rsplit("_", 1)[1].split(",")))
 
     @cached_property
-    def groups(self) -> list:
+    def groups(self) -> list[Group]:
         return resolve_groups(self.folder)
 
     def load(self) -> tuple[Tokenization, dict[str, np.ndarray]]:
@@ -124,8 +128,8 @@ class World:
         return self.load_reference()
 
     @property
-    def table(self) -> TokenTable:
-        return self.loaded[0].table
+    def tokenization(self) -> Tokenization:
+        return self.loaded[0]
 
     def examples(self, split: str, count: int) -> tuple[np.ndarray, list[reference.Example]]:
         """Draw examples of a split, for both ways: positions and Example objects."""
@@ -134,16 +138,10 @@ class World:
         return positions[rows], [self.loaded_reference.splits[split][row] for row in rows]
 
     def recommender(self) -> Recommender:
-        """Return the same freshly initialised network every time, its embeddings spread out so that beams differ."""
+        """Return the same freshly initialised network every time."""
         torch.manual_seed(0)
-        sizes = self.sizes
-        architecture = Architecture(
-            self.level_sizes,
-            num_layers=sizes.num_layers,
-            num_decoder_layers=sizes.num_layers,
-            d_model=sizes.d_model,
-            d_ff=sizes.d_ff,
-        )
+        depth, width = self.sizes.num_layers, {"d_model": self.sizes.d_model, "d_ff": self.sizes.d_ff}
+        architecture = Architecture(self.level_sizes, num_layers=depth, num_decoder_layers=depth, **width)
         return build_recommender(architecture).to(self.device)
 
     def autocast(self, precision: str) -> AbstractContextManager:
@@ -180,25 +178,26 @@ def in_turn(count: int, size: int) -> dict[str, Iterator[slice]]:
 
 
 @contextmanager
-def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
-    size = world.sizes.train_batch
-    positions, examples = world.examples("train", NUM_BATCHES * size)
-    turns = in_turn(len(positions), size)
-    groups = world.rng.integers(world.table.num_groups, size=len(positions))
-    tokenization, dataset = world.loaded[0], world.loaded_reference
-    recommender = world.recommender().train()
-    plain = reference.make_network(recommender).train()
-    optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain))
-    forward = torch.compile(recommender, **COMPILE) if compiled else recommender
+def one_shape() -> Iterator[None]:
+    """Compute all rows of a batch together, as compiling asks, instead of every length apart."""
+    layout = length_groups.GROUPING_DEVICES
+    length_groups.GROUPING_DEVICES = ()
+    try:
+        yield
+    finally:
+        length_groups.GROUPING_DEVICES = layout
 
-    def step(precision: str) -> None:
-        batch = make_batch(next(turns[precision]))
-        with world.autocast(precision):
-            loss = forward(batch.input_ids, batch.labels, batch.lengths).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(recommender.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+
+def _training(workload: Workload, compiled: bool) -> Stage:
+    size, tokenization, dataset = workload.sizes.train_batch, workload.tokenization, workload.loaded_reference
+    positions, examples = workload.examples("train", NUM_BATCHES * size)
+    groups = workload.rng.integers(tokenization.table.num_groups, size=len(positions))
+    lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
+    turns = in_turn(len(positions), size)
+    recommender = workload.recommender().train()
+    plain_network = reference.make_network(recommender).train()
+    optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain_network))
+    loss_of, layout = (torch.compile(recommender, **COMPILE), one_shape) if compiled else (recommender, nullcontext)
 
     def make_batch(part: slice) -> Batch:
         batch = tokenization.batch(positions[part], groups[part])
@@ -206,54 +205,55 @@ def _training(world: World, name: str, compiled: bool) -> Iterator[Stage]:
             return batch
         # One shape for all batches, and nothing on the CPU, as CUDA graphs ask.
         input_ids = F.pad(batch.input_ids, (0, int(lengths.max()) - batch.input_ids.shape[1]))
-        return Batch(input_ids, batch.labels, batch.lengths.to(world.device))
+        return Batch(input_ids, batch.labels, batch.lengths.to(workload.device))
 
-    def plain_step() -> float:
-        part = next(turns["reference"])
-        return reference.train_step(plain, plain_optimizer, reference.make_batch(examples[part], dataset, groups[part]))
+    def make_plain_batch(part: slice) -> reference.Batch:
+        return reference.make_batch(examples[part], dataset, groups[part])
+
+    def step(precision: str) -> None:
+        batch = make_batch(next(turns[precision]))
+        with layout(), workload.autocast(precision):
+            loss = loss_of(batch.input_ids, batch.labels, batch.lengths).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(recommender.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def equal(precision: str) -> bool:
-        ours, other = world.recommender().eval(), reference.make_network(world.recommender()).eval()
-        first = slice(0, size)
-        batch = make_batch(first)
-        plain_batch = reference.make_batch(examples[first], dataset, groups[first])
-        plain_loss, plain_logits = reference.forward(other, plain_batch)
-        loss_of = torch.compile(ours, **COMPILE) if compiled else ours
-        with torch.no_grad(), world.autocast(precision):
-            loss = loss_of(batch.input_ids, batch.labels, batch.lengths).mean()
+        ours = workload.recommender().eval()
+        plain = reference.make_network(ours).eval()
+        batch = make_batch(slice(0, size))
+        plain_loss, plain_logits = reference.forward(plain, make_plain_batch(slice(0, size)))
+        with torch.no_grad(), layout(), workload.autocast(precision):
+            loss = (torch.compile(ours, **COMPILE) if compiled else ours)(batch.input_ids, batch.labels, batch.lengths)
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
         if precision == "bf16":
-            return torch.allclose(loss, plain_loss, **CLOSE_BF16)
-        return torch.allclose(loss, plain_loss, **CLOSE) and torch.allclose(logits, plain_logits, rtol=1e-3, atol=1e-3)
+            return torch.allclose(loss.mean(), plain_loss, **CLOSE_BF16)
+        return torch.allclose(loss.mean(), plain_loss, **CLOSE) and torch.allclose(logits, plain_logits, **CLOSE_LOGITS)
 
-    lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
+    def plain_step() -> float:
+        return reference.train_step(plain_network, plain_optimizer, make_plain_batch(next(turns["reference"])))
+
     flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
-    project = {precision: lambda precision=precision: step(precision) for precision in ("float32", "bf16")}
-    layout = length_groups.GROUPING_DEVICES
-    length_groups.GROUPING_DEVICES = () if compiled else layout
-    try:
-        yield Stage(name, plain_step, project, equal, count, flops)
-    finally:
-        length_groups.GROUPING_DEVICES = layout
+    return Stage(plain_step, step, equal, PRECISIONS, count, flops)
 
 
-def train_step(world: World) -> AbstractContextManager[Stage]:
+def train_step(workload: Workload) -> Stage:
     """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
-    return _training(world, "train_step", compiled=False)
+    return _training(workload, compiled=False)
 
 
-def train_step_compiled(world: World) -> AbstractContextManager[Stage]:
+def train_step_compiled(workload: Workload) -> Stage:
     """The same through torch.compile, on a GPU with CUDA graphs."""
-    return _training(world, "train_step_compiled", compiled=True)
+    return _training(workload, compiled=True)
 
 
-@contextmanager
-def _evaluation(world: World, name: str, batch_size: int, num_beams: int) -> Iterator[Stage]:
-    positions, examples = world.examples("test", batch_size)
-    tokenization, dataset = world.loaded[0], world.loaded_reference
-    recommender = world.recommender().eval()
-    plain = reference.make_network(recommender).eval()
-    num_levels, num_return = len(world.level_sizes), min(10, num_beams)
+def _evaluation(workload: Workload, batch_size: int, num_beams: int) -> Stage:
+    positions, examples = workload.examples("test", batch_size)
+    tokenization, dataset = workload.tokenization, workload.loaded_reference
+    recommender = workload.recommender().eval()
+    plain_network = reference.make_network(recommender).eval()
+    num_levels, num_return = len(workload.level_sizes), min(10, num_beams)
 
     def search(count: int = batch_size) -> tuple[Tensor, Tensor]:
         batch = tokenization.batch(positions[:count], 0)
@@ -261,72 +261,72 @@ def _evaluation(world: World, name: str, batch_size: int, num_beams: int) -> Ite
 
     def plain_search(count: int = batch_size) -> tuple[Tensor, Tensor]:
         batch = reference.make_batch(examples[:count], dataset, [0] * len(examples[:count]))
-        return reference.beam_search(plain, batch, num_levels, num_beams, num_return)
+        return reference.beam_search(plain_network, batch, num_levels, num_beams, num_return)
 
     def equal(precision: str) -> bool:
-        (ours, scores), (found, plain_scores) = search(16), plain_search(16)
-        return torch.equal(ours, found) and torch.allclose(scores, plain_scores, **CLOSE)
+        (ours, scores), (plain, plain_scores) = search(16), plain_search(16)
+        return torch.equal(ours, plain) and torch.allclose(scores, plain_scores, **CLOSE)
 
     lengths = tokenization.batch(positions, 0).lengths
     flops = forward_flops(recommender, lengths, [1] + [num_beams] * (num_levels - 1))
-    yield Stage(name, plain_search, {"float32": search}, equal, len(positions), flops)
+    return Stage(plain_search, lambda precision: search(), equal, samples=len(positions), flops=flops)
 
 
-def eval_beam20(world: World) -> AbstractContextManager[Stage]:
+def eval_beam20(workload: Workload) -> Stage:
     """Beam search as in validation."""
-    return _evaluation(world, "eval_beam20", world.sizes.eval_batch_20, 20)
+    return _evaluation(workload, workload.sizes.eval_batch_20, 20)
 
 
-def eval_beam50(world: World) -> AbstractContextManager[Stage]:
+def eval_beam50(workload: Workload) -> Stage:
     """Beam search as in the test."""
-    return _evaluation(world, "eval_beam50", world.sizes.eval_batch_50, 50)
+    return _evaluation(workload, workload.sizes.eval_batch_50, 50)
 
 
-@contextmanager
-def influence(world: World) -> Iterator[Stage]:
+def influence(workload: Workload) -> Stage:
     """The mean gradient of one tokenizer's examples, so many that batches sorted by length have few lengths each."""
-    size = world.sizes.train_batch
+    size, tokenization, dataset = workload.sizes.train_batch, workload.tokenization, workload.loaded_reference
     at_once = NUM_BATCHES * size
-    positions, examples = world.examples("train", 2 * at_once)
+    positions, examples = workload.examples("train", 2 * at_once)
     turns = in_turn(len(positions), at_once)
-    tokenization, dataset = world.loaded[0], world.loaded_reference
-    recommender = world.recommender()
-    plain = reference.make_network(recommender)
+    recommender = workload.recommender()
+    plain_network = reference.make_network(recommender)
 
     def gradient(precision: str, part: slice) -> list[Tensor]:
         batches = (batch for _, batch in tokenization.batches(tokenization.by_length(positions[part]), 0, size))
-        with world.autocast(precision):
+        with workload.autocast(precision):
             return mean_gradient(recommender, batches, len(positions[part]))
 
     def plain_gradient(part: slice) -> list[Tensor]:
-        return reference.influence_gradient(plain, examples[part], dataset, 0, size)
+        return reference.influence_gradient(plain_network, examples[part], dataset, 0, size)
 
     def equal(precision: str) -> bool:
         first = slice(0, at_once)
         ways = gradient(precision, first), plain_gradient(first)
-        ours, other = (torch.cat([part.flatten() for part in way]) for way in ways)
-        error = float((ours - other).norm() / other.norm())
+        ours, plain = (torch.cat([part.flatten() for part in way]) for way in ways)
+        error = float((ours - plain).norm() / plain.norm())
         return error < (0.05 if precision == "bf16" else 1e-4)
 
     lengths, count = tokenization.batch(positions, 0).lengths, min(at_once, len(positions))
-    flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
-    project = {
-        precision: lambda precision=precision: gradient(precision, next(turns[precision]))
-        for precision in ("float32", "bf16")
-    }
-    yield Stage("influence", lambda: plain_gradient(next(turns["reference"])), project, equal, count, flops)
+    return Stage(
+        lambda: plain_gradient(next(turns["reference"])),
+        lambda precision: gradient(precision, next(turns[precision])),
+        equal,
+        PRECISIONS,
+        count,
+        flops=3 * forward_flops(recommender, lengths, [5]) * count / len(positions),
+    )
 
 
-def tokenizer_config(world: World) -> TokenizerConfig:
-    sizes = world.sizes
+def tokenizer_config(workload: Workload) -> TokenizerConfig:
+    sizes, num_items = workload.sizes, workload.tokenization.interactions.num_items
     return TokenizerConfig(
-        dataset=world.folder.name,
-        data_dir=str(world.folder.parent),
+        dataset=workload.folder.name,
+        data_dir=str(workload.folder.parent),
         hidden_sizes=list(sizes.hidden_sizes),
-        codebook_size=[*world.level_sizes[:-1], world.table.tokens.shape[1]],  # an untrained network collides often
+        codebook_size=[*workload.level_sizes[:-1], num_items + 1],  # an untrained network collides often
         epochs=sizes.kept_epochs,
         save_last=sizes.kept_epochs,
-        device=str(world.device),
+        device=str(workload.device),
     )
 
 
@@ -336,122 +336,117 @@ def make_rqvae(config: TokenizerConfig, inputs: Tensor) -> RQVAE:
     model = build_model(config).to(inputs.device)
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
-        rows = torch.randperm(len(residual), device=residual.device)[: len(layer.codebook)]
-        layer.initialize_(residual[rows].repeat(-(-len(layer.codebook) // len(rows)), 1)[: len(layer.codebook)])
-        residual = residual - layer.codebook[layer_codes(residual, layer.codebook)]
+        size = len(layer.codebook)
+        rows = torch.randperm(len(residual), device=residual.device)[:size]
+        layer.initialize_(residual[rows].repeat(-(-size // len(rows)), 1)[:size])
+        residual = residual - layer.codebook[torch.cdist(residual, layer.codebook).argmin(1)]
     return model
 
 
-def layer_codes(residual: Tensor, codebook: Tensor) -> Tensor:
-    return torch.cdist(residual, codebook).argmin(1)
+def num_weights(module: torch.nn.Module) -> int:
+    return sum(p.numel() for name, p in module.named_parameters() if name.endswith("weight"))
 
 
-@contextmanager
-def rqvae_epoch(world: World) -> Iterator[Stage]:
+def rqvae_epoch(workload: Workload) -> Stage:
     """An epoch of RQ-VAE training on all training items."""
-    config = tokenizer_config(world)
-    count = len(training_items(world.loaded[0].interactions))
-    inputs = torch.randn(count, config.input_size, generator=torch.Generator().manual_seed(0)).to(world.device)
+    config = tokenizer_config(workload)
+    count = len(training_items(workload.tokenization.interactions))
+    inputs = torch.randn(count, config.input_size, generator=torch.Generator().manual_seed(0)).to(workload.device)
+    settings = {"float32": config, "bf16": replace(config, mixed_precision="bf16")}
 
-    def fresh(precision: str) -> tuple[TrainingState, TokenizerConfig]:
+    def fresh() -> TrainingState:
         model = make_rqvae(config, inputs).train()
-        settings = replace(config, mixed_precision={"float32": "no", "bf16": "bf16"}[precision])
-        return TrainingState(model, build_optimizer(model, config)), settings
+        return TrainingState(model, build_optimizer(model, config))
 
-    def order() -> list[int]:
-        torch.manual_seed(config.rand_seed * 1_000_003 % 2**63)  # epoch 0's, as train_epoch draws it
-        return torch.randperm(count, device=world.device).tolist()
-
-    states = {precision: fresh(precision) for precision in ("float32", "bf16")}
-    plain = fresh("float32")[0]
+    states, plain = {precision: fresh() for precision in PRECISIONS}, fresh()
 
     def plain_epoch(state: TrainingState = plain) -> float:
-        return reference.rqvae_epoch(state.model, state.optimizer, inputs, order(), config.batch_size)
+        torch.manual_seed(config.rand_seed * 1_000_003 % 2**63)  # epoch 0's order, as train_epoch draws it
+        order = torch.randperm(count, device=workload.device).tolist()
+        return reference.rqvae_epoch(state.model, state.optimizer, inputs, order, config.batch_size)
 
     def equal(precision: str) -> bool:
-        ours, settings = fresh(precision)
-        other = fresh("float32")[0]
-        loss, plain_loss = train_epoch(ours, inputs, settings)["loss"], plain_epoch(other)
+        ours, other = fresh(), fresh()
+        loss, plain_loss = train_epoch(ours, inputs, settings[precision])["loss"], plain_epoch(other)
         if precision == "bf16":
             return abs(loss - plain_loss) < CLOSE_BF16["rtol"] * plain_loss
-        return abs(loss - plain_loss) < 1e-5 * plain_loss and torch.equal(
-            ours.model.encode(inputs), other.model.encode(inputs)
-        )
+        same_codes = torch.equal(ours.model.encode(inputs), other.model.encode(inputs))
+        return abs(loss - plain_loss) < 1e-5 * plain_loss and same_codes
 
-    weights = sum(p.numel() for name, p in plain.model.named_parameters() if name.endswith("weight"))
-    flops = count * 6 * weights + 3 * 4 * count * sum(world.level_sizes[:-1]) * config.hidden_sizes[-1]
-    project = {
-        precision: lambda precision=precision: train_epoch(states[precision][0], inputs, states[precision][1])
-        for precision in states
-    }
-    yield Stage("rqvae_epoch", plain_epoch, project, equal, None, flops)
+    flops = count * 6 * num_weights(plain.model)
+    flops += 3 * 4 * count * sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
+    return Stage(
+        plain_epoch,
+        lambda precision: train_epoch(states[precision], inputs, settings[precision]),
+        equal,
+        PRECISIONS,
+        flops=flops,
+    )
 
 
-@contextmanager
-def export_tokenizers(world: World) -> Iterator[Stage]:
-    """The semantic IDs of all kept epochs. Three different checkpoints stand for all; the others are links to them."""
-    config = replace(tokenizer_config(world), ckpt_name="exported", data_dir=str(world.scratch), dataset="export")
-    interactions = world.loaded[0].interactions
+def trained_tokenizer(workload: Workload) -> tuple[TokenizerConfig, Tensor, list[Path]]:
+    """Write a tokenizer's folder as a finished training leaves it.
+
+    Three different checkpoints stand for all kept epochs; the others are links to them.
+
+    Returns:
+        Its settings, its inputs float32 [N, input size], and the checkpoints of the reference way.
+    """
+    scratch, num_items = workload.scratch, workload.tokenization.interactions.num_items
+    config = replace(tokenizer_config(workload), ckpt_name="exported", data_dir=str(scratch), dataset="export")
     config.folder.mkdir()
     for name in ("all_item_seqs.json", "id_mapping.json"):
-        os.link(world.folder / name, config.folder / name) if world.folder.is_relative_to(world.scratch) else (
-            config.folder / name
-        ).symlink_to((world.folder / name).resolve())
-    rng = np.random.default_rng(0)
-    embeddings = rng.standard_normal((interactions.num_items, config.sent_emb_dim)).astype(np.float32)
+        (config.folder / name).symlink_to((workload.folder / name).resolve())
+    rng, size = np.random.default_rng(0), config.sent_emb_pca
+    embeddings = rng.standard_normal((num_items, config.sent_emb_dim)).astype(np.float32)
     embeddings.tofile(config.embedding_file)
-    components = np.linalg.qr(rng.standard_normal((config.sent_emb_dim, config.sent_emb_pca)))[0].T
-    whitening = Whitening(
-        embeddings.mean(0), components.astype(np.float32), np.ones(config.sent_emb_pca, dtype=np.float32)
-    )
+    components = np.linalg.qr(rng.standard_normal((config.sent_emb_dim, size)))[0].T.astype(np.float32)
+    whitening = Whitening(embeddings.mean(0), components, np.ones(size, dtype=np.float32))
     whitening.save(config.tokenizer_folder / "pca.safetensors")
-    inputs = torch.from_numpy(whitening.apply(embeddings)).to(world.device)
+    inputs = torch.from_numpy(whitening.apply(embeddings)).to(workload.device)
     model = make_rqvae(config, inputs)
     optimizer = build_optimizer(model, config)
-    checkpoints = []
-    for epoch in range(1, config.epochs + 1):
-        file, plain_file = epoch_file(config, epoch), world.scratch / f"{epoch}.pth"
+    checkpoints = [scratch / f"{epoch}.pth" for epoch in range(1, config.epochs + 1)]
+    for epoch, checkpoint in enumerate(checkpoints, start=1):
         if epoch <= 3:
             with torch.no_grad():
                 for parameter in model.encoder.parameters():
                     parameter.mul_(1.001)
-            save_weights(file, encoding_state(model), epoch=epoch)
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, plain_file)
+            save_weights(epoch_file(config, epoch), encoding_state(model), epoch=epoch)
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
         else:
-            os.link(epoch_file(config, 1 + epoch % 3), file)
-            os.link(world.scratch / f"{1 + epoch % 3}.pth", plain_file)
-        checkpoints.append(plain_file)
+            os.link(epoch_file(config, 1 + epoch % 3), epoch_file(config, epoch))
+            os.link(checkpoints[epoch % 3], checkpoint)
     os.link(epoch_file(config, 1), epoch_file(config, None))
     settings = training_settings(config, embeddings=embeddings)
     write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings})
-    names, plain_model = interactions.item_names[1:], build_model(config).to(world.device)
+    return config, inputs, checkpoints
 
-    def plain_export() -> list[Path]:
-        return reference.export(plain_model, checkpoints, inputs, names, world.scratch)
+
+def export_tokenizers(workload: Workload) -> Stage:
+    """The semantic IDs of all kept epochs."""
+    config, inputs, checkpoints = trained_tokenizer(workload)
+    names, model = workload.tokenization.interactions.item_names[1:], build_model(config).to(workload.device)
+
+    def plain_export(count: int | None = None) -> list[Path]:
+        return reference.export(model, checkpoints[:count], inputs, names, workload.scratch)
 
     def equal(precision: str) -> bool:
         export(config)
-        files = [
-            next(config.tokenizer_folder.glob(f"*_{epoch}.sem_ids")) for epoch in range(1, min(3, config.epochs) + 1)
-        ]
-        plain = reference.export(plain_model, checkpoints[:3], inputs, names, world.scratch)
-        return all(
-            json.loads(ours.read_text()) == json.loads(theirs.read_text())
-            for ours, theirs in zip(files, plain, strict=True)
-        )
+        files = [next(config.tokenizer_folder.glob(f"*_{epoch}.sem_ids")) for epoch in (1, 2, 3)[: config.epochs]]
+        pairs = zip(files, plain_export(3), strict=True)
+        return all(json.loads(ours.read_text()) == json.loads(plain.read_text()) for ours, plain in pairs)
 
-    encoder = sum(p.numel() for name, p in model.encoder.named_parameters() if name.endswith("weight"))
-    codebooks = sum(world.level_sizes[:-1]) * config.hidden_sizes[-1]
-    flops = 2.0 * interactions.num_items * (config.epochs + 1) * (encoder + codebooks)
-    yield Stage("export", plain_export, {"float32": lambda: export(config)}, equal, None, flops)
+    codebooks = sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
+    flops = 2.0 * len(names) * (config.epochs + 1) * (num_weights(model.encoder) + codebooks)
+    return Stage(plain_export, lambda precision: export(config), equal, flops=flops)
 
 
-@contextmanager
-def load(world: World) -> Iterator[Stage]:
+def load(workload: Workload) -> Stage:
     """From files to everything that training reads, all tokenizers."""
 
     def equal(precision: str) -> bool:
-        (tokenization, splits), plain = world.load(), world.load_reference()
+        (tokenization, splits), plain = workload.load(), workload.load_reference()
         interactions, names = tokenization.interactions, tokenization.interactions.item_names
         for split, positions in splits.items():
             if len(positions) != len(plain.splits[split]):
@@ -468,11 +463,11 @@ def load(world: World) -> Iterator[Stage]:
         )
 
     # Other stages' gigabyte of Python objects would slow whatever is loaded beside it.
-    world.__dict__.pop("loaded_reference", None)
-    yield Stage("load", world.load_reference, {"float32": world.load}, equal)
+    workload.__dict__.pop("loaded_reference", None)
+    return Stage(workload.load_reference, lambda precision: workload.load(), equal)
 
 
-STAGES: dict[str, Callable[[World], AbstractContextManager[Stage]]] = {
+STAGES: dict[str, Callable[[Workload], Stage]] = {
     "train_step": train_step,
     "eval_beam20": eval_beam20,
     "eval_beam50": eval_beam50,

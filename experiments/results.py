@@ -1,11 +1,13 @@
-"""What a finished job came to: one small JSON file that is committed."""
+"""What finished jobs came to: one line of JSON a job, in a file that is committed."""
 
 import base64
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,65 @@ from experiments.study import Job
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
-from utils.files import read_json, write_json
+from utils.files import read_json, write_text
 
+ROOT = Path(__file__).resolve().parent.parent
+OUTCOMES_FILE = "jobs.jsonl"
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 
-def result_file(job: Job, results_dir: str | Path) -> Path:
-    """Return where a job's outcome is kept."""
-    dataset = next(need for need in job.with_needs()).flags["dataset"]
-    return Path(results_dir) / dataset / f"{job.id}.json"
+def results_folder(job: Job, results_dir: str | Path) -> Path:
+    """Return where the outcomes of a job's dataset are kept."""
+    return Path(results_dir) / next(job.with_needs()).flags["dataset"]
+
+
+def read_outcomes(jobs: Iterable[Job], results_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """Return {job id: outcome} of all that is finished on the datasets of some jobs.
+
+    Raises:
+        InputError: A line is no outcome, or a job has two.
+    """
+    folders = {results_folder(job, results_dir) for job in jobs}
+    return {name: outcome for folder in folders for name, outcome in _read(folder / OUTCOMES_FILE).items()}
+
+
+def write_outcome(job: Job, results_dir: str | Path, outcome: dict[str, Any]) -> None:
+    """Put a job's line in its place among those of its dataset, sorted by id; it replaces an earlier one."""
+    named = {"id": job.id, "kind": job.kind, "settings": job.flags, "needs": [need.id for need in job.needs]}
+    _write(results_folder(job, results_dir), named | outcome)
+
+
+def take_in_files(results_dir: str | Path) -> None:
+    """Make lines of the files <results_dir>/<dataset>/<job>.json, as outcomes once were kept, and remove them."""
+    for file in sorted(Path(results_dir).glob("*/*_*.json")):
+        _write(file.parent, read_json(file))
+        file.unlink()
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    outcomes: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else [], start=1):
+        try:
+            outcome = json.loads(line)
+            name = outcome["id"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{file}, line {number} is not the JSON of a job's outcome") from None
+        if outcomes.setdefault(name, outcome) is not outcome:
+            raise InputError(f"{file} has two lines of {name}; keep the one that others rest on")
+    return outcomes
+
+
+def _write(folder: Path, outcome: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a job of another study may finish at the same time
+        outcomes = _read(folder / OUTCOMES_FILE) | {outcome["id"]: outcome}
+        lines = [json.dumps(outcomes[name]) + "\n" for name in sorted(outcomes)]
+        write_text(folder / OUTCOMES_FILE, "".join(lines))
+    finally:
+        os.close(handle)
 
 
 def tokenizer_config(job: Job) -> TokenizerConfig:
@@ -59,9 +110,10 @@ def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
         ckpt_dir, results_dir: Where runs and outcomes lie.
     """
     found: list[Job] = []
+    outcomes = read_outcomes(jobs, results_dir)
     for job in reversed(jobs):
         file = product(job, ckpt_dir) if any(job in other.needs for other in found) else None
-        if not result_file(job, results_dir).exists() or (file and not file.exists()):
+        if job.id not in outcomes or (file and not file.exists()):
             found.insert(0, job)
     return found
 
@@ -84,19 +136,8 @@ def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
         ckpt_dir, results_dir: Where runs lie, and where outcomes go.
         threads: CPU threads that it ran with.
     """
-    content: dict[str, Any] = {
-        "id": job.id,
-        "kind": job.kind,
-        "settings": job.flags,
-        "needs": [n.id for n in job.needs],
-    }
-    content |= _OUTCOMES[job.kind](job, Path(ckpt_dir))
-    content |= {"threads": threads, "hardware": hardware(), "commit": commit()}
-    write_json(result_file(job, results_dir), content)
-
-
-def _of_embedding(job: Job, ckpt_dir: Path) -> dict:
-    return {"seconds": 0.0}
+    where = {"threads": threads, "hardware": hardware(), "commit": commit()}
+    write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
 
 def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
@@ -112,30 +153,23 @@ def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
 def _of_training(job: Job, ckpt_dir: Path) -> dict:
     """Metrics, the course of training, hashes of the semantic IDs and, after fine-tuning, every test user's rank.
 
-    The hashes tell which identifiers it trained with: a tokenizer trained again elsewhere has the same name and others.
+    The hashes tell which ones it trained with: a tokenizer trained again elsewhere has the same name and other ones.
     """
     run = ckpt_dir / job.flags["dataset"] / job.id
     results = read_json(run / RESULTS_FILE)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    outcome = {
-        "valid": results["valid"],
-        "test": results["test"],
-        "best_epoch": results["best_epoch"],
+    means = {event["epoch"]: event["mean"] for event in events if event["event"] == "valid"}
+    outcome = {name: results[name] for name in ("valid", "test", "best_epoch")} | {
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
-        "validation": {e["epoch"]: _rounded(e["mean"]) for e in events if e["event"] == "valid"},
+        "validation": {epoch: {k: round(value, 5) for k, value in mean.items()} for epoch, mean in means.items()},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
         "semantic_ids_sha256": trained_identifiers(run),
     }
     if job.kind == "pretrain":
-        outcome["per_tokenizer"] = results["per_tokenizer"]
-        outcome["stages"] = [
-            {"influence": e["influence"], "probabilities": e["probabilities"]}
-            for e in events
-            if e["event"] == "influence"
-        ]
-    else:
-        outcome["ranks"] = pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())
-    return outcome
+        stages = [event for event in events if event["event"] == "influence"]
+        stages = [{name: stage[name] for name in ("influence", "probabilities")} for stage in stages]
+        return outcome | {"per_tokenizer": results["per_tokenizer"], "stages": stages}
+    return outcome | {"ranks": pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())}
 
 
 def test_results(job: Job, ckpt_dir: Path) -> Path:
@@ -147,7 +181,7 @@ def test_results(job: Job, ckpt_dir: Path) -> Path:
     run = ckpt_dir / job.flags["dataset"] / job.id
     for file in run.glob("test_results_*.json"):
         return file
-    raise InputError(f"{run} has no test_results_*.json; remove the job's file from the results to run it again")
+    raise InputError(f"{run} has no test_results_*.json; remove the job's line from the results to run it again")
 
 
 def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
@@ -163,10 +197,6 @@ def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
     return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
 
 
-def _rounded(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 5) for name, value in metrics.items()}
-
-
 def hardware() -> str:
     """Return what the job ran on, in words."""
     if torch.cuda.is_available():
@@ -174,16 +204,20 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
 
 
-def commit() -> str:
-    """Return the commit of the code, with a + where files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parent
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return done.stdout.strip()
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of the code, with a + where files but the results differ from it; empty outside a checkout."""
+    name, changed = (
+        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True).stdout.strip()
+        for command in (
+            ("rev-parse", "--short=12", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results"),
+        )
+    )
+    return f"{name}{'+' if changed else ''}"
 
 
 _OUTCOMES = {
-    "embed": _of_embedding,
+    "embed": lambda job, ckpt_dir: {"seconds": 0.0},
     "tokenizer": _of_tokenizer,
     "pretrain": _of_training,
     "finetune": _of_training,

@@ -6,9 +6,10 @@ python -m experiments.run experiments/main.yaml --budget=gpu
 python -m experiments.run experiments/main.yaml --jobs=2 --minutes=120   two jobs at once, on to the next stretch later
 python -m experiments.run experiments/main.yaml --only_table
 
-What a finished job came to lies in experiments/results/<dataset>/<job>.json and is never run again; what was cut off
-goes on where it was. The semantic IDs that it was trained with lie beside it in <tokenizer's job>.npz, and further jobs
-use them wherever they run: trained again on another machine, the tokenizer would be another one.
+What a finished job came to is a line of experiments/results/<dataset>/jobs.jsonl, and it is never run again; what was
+cut off goes on where it was. A file <job>.json that is put there, one a job, becomes a line when a study is run.
+The semantic IDs that a job was trained with lie beside its line in <tokenizer's job>.npz, and further jobs use them
+wherever they run: trained again on another machine, the tokenizer would be another one.
 """
 
 import json
@@ -21,8 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.identifiers import keep_identifiers, restore_identifiers
-from experiments.results import collect, open_jobs
+from experiments.results import ROOT, collect, open_jobs, take_in_files
+from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.config import TokenizerConfig
@@ -32,8 +33,6 @@ from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested
 from utils.runtime import run_command
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @dataclass
 class RunConfig:
@@ -42,7 +41,7 @@ class RunConfig:
     studies: list[str] = field(default_factory=list)
     """The studies' YAML files."""
     budget: str = "cpu"
-    """Budget in experiments/budgets.yaml: cpu, cpu_short, cpu_full (2 cores) or gpu (the paper's model and epochs)."""
+    """Budget in experiments/budgets.yaml: cpu, cpu_short, cpu_full, all_users (2 cores) or gpu (the paper's model)."""
     seeds: list[int] | None = None
     """Seeds instead of the budget's and the study's own; the table is named after them."""
     jobs: int = 1
@@ -66,25 +65,20 @@ class RunConfig:
 
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     """Return the commands of a job; each goes on where it was cut off. Jobs that train nothing have none."""
-    if job.kind == "embed":
-        modules, extra = ["tokenizer.embed"], {}
-    elif job.kind == "tokenizer":
-        modules, extra = ["tokenizer.train", "tokenizer.export"], {"ckpt_name": job.id}
+    modules = {"embed": ["tokenizer.embed"], "tokenizer": ["tokenizer.train", "tokenizer.export"]}
+    modules |= {"pretrain": ["pretrain"], "finetune": ["finetune"]}
+    flags = dict(job.flags)
+    if job.kind == "tokenizer":
+        flags |= {"ckpt_name": job.id}
     elif job.kind in ("pretrain", "finetune"):
-        modules = [job.kind]
         prefixes = [token_prefix(need) for need in job.needs if need.kind == "tokenizer"]
-        extra = {
-            "run_name": job.id,
-            "ckpt_dir": ckpt_dir,
-            "token_prefix": prefixes if len(prefixes) > 1 else prefixes[0],
-        }
+        flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}
+        flags |= {"token_prefix": prefixes if len(prefixes) > 1 else prefixes[0]}
         for need in job.needs:
             if need.kind == "pretrain":
-                extra["pretrained_model"] = str(Path(ckpt_dir) / need.flags["dataset"] / need.id)
-    else:
-        return []
-    arguments = [f"--{name}={_flag(value)}" for name, value in {**job.flags, **extra}.items()]
-    return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules]
+                flags |= {"pretrained_model": str(Path(ckpt_dir) / need.flags["dataset"] / need.id)}
+    arguments = [f"--{name}={_flag(value)}" for name, value in flags.items()]
+    return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules.get(job.kind, [])]
 
 
 def token_prefix(tokenizer: Job) -> str:
@@ -135,7 +129,7 @@ class Runner:
             InputError: A tokenizer's semantic IDs are not those that earlier results rest on.
             Stopped: SIGTERM or SIGINT came; what was running has saved itself.
         """
-        restore_identifiers(self.open, self.config.results_dir)
+        restore_semantic_ids(self.open, self.config.results_dir)
         self.open = open_jobs(self.jobs, self.config.ckpt_dir, self.config.results_dir)
         deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
         with listening():
@@ -191,7 +185,7 @@ class Runner:
 
     def _finish(self, job: Job) -> None:
         collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
-        keep_identifiers([job], self.config.results_dir)
+        keep_semantic_ids([job], self.config.results_dir)
         self.open.remove(job)
         print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
 
@@ -218,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = with_studies(sys.argv[1:] if argv is None else argv)
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
     studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
+    take_in_files(config.results_dir)
     runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))
     if config.dry_run:
         for job in runner.open:

@@ -1,23 +1,27 @@
 """The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.stats import sem, t
 
 from data.batching import training_users
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
-from evaluation.compare import bootstrap_over_users
+from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_seeds
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import groups_of
-from experiments.results import METRICS, result_file, unpack_ranks
+from experiments.results import METRICS, read_outcomes, unpack_ranks
 from experiments.study import Cell, Job, Study
-from utils.files import atomic_path, read_json, write_text
+from utils.files import write_text
 
 VALID_METRIC = "ndcg@10"
+GAINS = ("recall@10", "ndcg@10")  # the metrics whose gain over the baseline is shown
+Outcomes = dict[str, dict[str, Any]]  # of every finished job, by its id
+Line = dict[str, str]  # column: text
 
 
 @dataclass
@@ -36,9 +40,9 @@ class Row:
 
     def of(self, seeds: set[int]) -> "Row":
         """Return the row with some of its seeds only, in rising order."""
-        kept = [index for index, cell in enumerate(self.cells) if cell.seed in seeds]
-        kept.sort(key=lambda index: self.cells[index].seed)
-        return Row(self.name, [self.cells[index] for index in kept], [self.outcomes[index] for index in kept])
+        kept = [pair for pair in zip(self.cells, self.outcomes, strict=True) if pair[0].seed in seeds]
+        kept.sort(key=lambda pair: pair[0].seed)
+        return Row(self.name, [cell for cell, _ in kept], [outcome for _, outcome in kept])
 
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
@@ -54,23 +58,20 @@ class Row:
         return np.mean([per_user(metric, unpack_ranks(outcome["ranks"])) for outcome in self.outcomes], axis=0)
 
 
-def finished_rows(study: Study, results_dir: str, fixed: bool = False) -> list[Row]:
+def finished_rows(study: Study, outcomes: Outcomes, fixed: bool = False) -> list[Row]:
     """Return the study's rows with the seeds whose jobs are all done.
 
     Args:
         study: The study.
-        results_dir: Folder of outcomes.
+        outcomes: Of all finished jobs.
         fixed: Take each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
     """
     rows: dict[str, Row] = {}
     for cell in study.cells:
-        candidates = cell.candidates[:1] if fixed else cell.candidates
-        outcomes = [_outcome(job, results_dir) for job in candidates]
-        if None in outcomes:
+        found = [outcomes.get(job.id) for job in (cell.candidates[:1] if fixed else cell.candidates)]
+        if None in found:
             continue
-        best = outcomes[0]
-        if len(outcomes) > 1:
-            best = max(outcomes, key=lambda outcome: outcome["valid"][VALID_METRIC])
+        best = max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if len(found) > 1 else found[0]
         row = rows.setdefault(cell.row, Row(cell.row, [], []))
         row.cells.append(cell)
         row.outcomes.append(best)
@@ -91,11 +92,10 @@ def with_baseline(row: Row, rows: list[Row], study: Study) -> tuple[Row, Row] | 
     return (row.of(shared), base.of(shared)) if shared else None
 
 
-def seconds_of(jobs: Sequence[Job], results_dir: str) -> float:
+def seconds_of(jobs: Sequence[Job], outcomes: Outcomes) -> float:
     """Return the wall-clock seconds of some jobs and of all that they need, each once."""
-    everything = {need.id: need for job in jobs for need in job.with_needs()}
-    outcomes = [_outcome(job, results_dir) for job in everything.values()]
-    return sum(outcome["seconds"] for outcome in outcomes if outcome)
+    everything = dict.fromkeys(need.id for job in jobs for need in job.with_needs())
+    return sum(outcomes[name]["seconds"] for name in everything if name in outcomes)
 
 
 def gain_text(row: Row, base: Row, metric: str) -> str:
@@ -103,9 +103,8 @@ def gain_text(row: Row, base: Row, metric: str) -> str:
     reference = base.test(metric).mean()
     if reference == 0:
         return ""
-    difference = bootstrap_over_users(row.per_user(metric) - base.per_user(metric))
-    low, high = difference.low / reference, difference.high / reference
-    return f"{row.test(metric).mean() / reference - 1:+.1%} ({low:+.1%} to {high:+.1%})"
+    interval = bootstrap_over_users(row.per_user(metric) - base.per_user(metric))
+    return f"{row.test(metric).mean() / reference - 1:+.1%} {_relative(interval, reference, 1)}"
 
 
 def gains_by_seed(row: Row, base: Row, metric: str) -> str:
@@ -118,14 +117,16 @@ def gains_by_seed(row: Row, base: Row, metric: str) -> str:
     if len(ours) == 1:
         return ""
     each = " ".join(f"{one / other - 1:+.0%}" if other else "-" for one, other in zip(ours, theirs, strict=True))
-    if not theirs.all():
-        return each
-    gain, half = (ours - theirs).mean(), t.ppf(0.975, len(ours) - 1) * sem(ours - theirs)
-    return f"{each} ({(gain - half) / theirs.mean():+.0%} to {(gain + half) / theirs.mean():+.0%})"
+    return f"{each} {_relative(t_interval_over_seeds(ours - theirs), theirs.mean(), 0)}" if theirs.all() else each
 
 
-def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str]]:
-    """Return the table's lines as {column: text}."""
+def _relative(interval: Interval, reference: float, digits: int) -> str:
+    low, high = (f"{value / reference:+.{digits}%}" for value in (interval.low, interval.high))
+    return f"({low} to {high})"
+
+
+def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
+    """Return the table's lines."""
     lines = []
     for row in rows:
         line = {"variant": row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
@@ -134,17 +135,17 @@ def table(study: Study, rows: list[Row], results_dir: str) -> list[dict[str, str
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             line[metric] = f"{values.mean():.4f}{spread}"
         pair = with_baseline(row, rows, study)
-        for metric in ("recall@10", "ndcg@10"):
+        for metric in GAINS:
             line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
             line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair else ""
         jobs = [job for cell in row.cells for job in cell.candidates]
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
-        line["minutes a seed"] = f"{seconds_of(jobs, results_dir) / 60 / len(row.cells):.0f}"
+        line["minutes a seed"] = f"{seconds_of(jobs, outcomes) / 60 / len(row.cells):.0f}"
         lines.append(line)
     return lines
 
 
-def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
+def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
     """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
     interactions = _interactions(study)
     counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
@@ -162,7 +163,7 @@ def popularity_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
     return lines
 
 
-def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
+def trained_users_table(study: Study, rows: list[Row]) -> list[Line]:
     """Return the rows' metrics among the test users that training saw, and among the others, with each seed's gain.
 
     Empty unless `train_user_ratio` keeps users from training.
@@ -185,7 +186,7 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
         line = {"variant": row.name}
         for group, members in groups.items():
             pair = with_baseline(members[index], members, study)
-            for metric in ("recall@10", "ndcg@10"):
+            for metric in GAINS:
                 line[f"{metric}, {group}"] = f"{members[index].test(metric).mean():.4f}"
                 line[f"{metric}, {group}, gain"] = gains_by_seed(*pair, metric) if pair else ""
         lines.append(line)
@@ -194,11 +195,12 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[dict[str, str]]:
 
 def write_table(study: Study, label: str, results_dir: str) -> str:
     """Write a study's table as Markdown and CSV, <results_dir>/tables/<study>-<label>; return the Markdown."""
-    rows = finished_rows(study, results_dir)
-    lines = table(study, rows, results_dir)
+    outcomes = read_outcomes(study.jobs(), results_dir)
+    rows = finished_rows(study, outcomes)
+    lines = table(study, rows, outcomes)
     parts = [f"## {study.title}", "", markdown(lines)]
     if any(len(cell.candidates) > 1 for cell in study.cells):
-        fixed = table(study, finished_rows(study, results_dir, fixed=True), results_dir)
+        fixed = table(study, finished_rows(study, outcomes, fixed=True), outcomes)
         parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
     users = trained_users_table(study, rows)
@@ -210,18 +212,16 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
     file = Path(results_dir) / "tables" / f"{study.name}-{label}"
     write_text(file.with_suffix(".md"), text)
     if lines:
-        with (
-            atomic_path(file.with_suffix(".csv")) as temporary,
-            open(temporary, "w", encoding="utf-8", newline="") as out,
-        ):
-            writer = csv.DictWriter(out, list(lines[0]))
-            writer.writeheader()
-            writer.writerows(lines)
+        rows_of_text = io.StringIO()
+        writer = csv.DictWriter(rows_of_text, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+        write_text(file.with_suffix(".csv"), rows_of_text.getvalue())
     return text
 
 
-def markdown(lines: list[dict[str, str]]) -> str:
-    """Return lines of {column: text} as a Markdown table."""
+def markdown(lines: list[Line]) -> str:
+    """Return lines as a Markdown table."""
     if not lines:
         return "Nothing is done yet."
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
@@ -236,8 +236,3 @@ def _interactions(study: Study) -> Interactions:
 def _train_user_ratio(cell: Cell) -> float:
     """Return the share of the users that a cell's recommender is trained on; 1.0 where nothing is trained."""
     return min(job.flags.get("train_user_ratio", 1.0) for job in cell.candidates[0].with_needs())
-
-
-def _outcome(job: Job, results_dir: str) -> dict | None:
-    file = result_file(job, results_dir)
-    return read_json(file) if file.exists() else None

@@ -7,7 +7,7 @@ import torch
 import model.length_groups
 from benchmarks import speed, stages
 from benchmarks.speed import SpeedConfig
-from benchmarks.stages import Sizes
+from benchmarks.stages import Sizes, Stage
 from model.recommender import Architecture, build_recommender
 from model.t5 import T5Recommender
 from utils.errors import InputError
@@ -101,6 +101,23 @@ def test_a_wrong_result_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit, match="the two ways do not agree"):
         measure(tmp_path / "a.json", f"--stages={stage}")
     assert not any(row["equal"] for row in json.loads((tmp_path / "a.json").read_text())["rows"])
+
+
+def test_a_gpu_is_compared_in_full_float32_and_timed_with_tf32(monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+
+    def note(name: str) -> bool:
+        seen[name] = torch.get_float32_matmul_precision()
+        return True
+
+    monkeypatch.setattr(speed, "with_peak_memory", lambda function, device: (function(), None))
+    monkeypatch.setattr(speed, "seconds", lambda function, device: bool(function()) + 1.0)
+    stage = Stage(lambda: note("reference"), note, lambda precision: note("equal"))
+    for device, timed in (("cuda", "high"), ("cpu", "highest")):
+        (row,) = speed.measure("any", stage, 1, torch.device(device), {})
+        assert (row["stage"], row["precision"], row["equal"]) == ("any", "float32", True)
+        assert seen == {"equal": "highest", "reference": timed, "float32": timed}
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_wrong_flags(tmp_path: Path):

@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 
 from experiments import run
-from experiments.results import collect, open_jobs, pack_ranks, result_file, unpack_ranks
+from experiments.results import (
+    collect,
+    commit,
+    open_jobs,
+    pack_ranks,
+    read_outcomes,
+    take_in_files,
+    unpack_ranks,
+    write_outcome,
+)
 from experiments.run import RunConfig, Runner
 from experiments.study import Job
-from utils.files import read_json, write_json
+from utils.errors import InputError
+from utils.files import write_json
 from utils.interrupts import Stopped
 
 TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere", epochs=3)
@@ -32,7 +42,7 @@ def make_runner(tmp_path, monkeypatch):
             return [[sys.executable, "-c", code, order, job.id, str(3 * (job in failing))]]
 
         def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
-            write_json(result_file(job, results_dir), {})
+            write_outcome(job, results_dir, {})
 
         monkeypatch.setattr(run, "commands", commands)
         monkeypatch.setattr(run, "collect", collect)
@@ -88,10 +98,11 @@ def test_sigterm_reaches_what_is_running(make_runner, tmp_path, monkeypatch):
 def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for job in JOBS:
-        write_json(result_file(job, tmp_path / "results"), {})
+        write_outcome(job, tmp_path / "results", {})
     arguments = (JOBS, str(tmp_path), str(tmp_path / "results"))
     assert open_jobs(*arguments) == []
-    result_file(FINETUNING, tmp_path / "results").unlink()
+    file = tmp_path / "results" / "Tiny" / "jobs.jsonl"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if FINETUNING.id not in line[:30]))
     assert open_jobs(*arguments) == [TOKENIZER, PRETRAINING, FINETUNING]
     write_json(tmp_path / "Tiny" / PRETRAINING.id / "results.json", {})
     tokenizer = tmp_path / "nowhere" / "Tiny" / TOKENIZER.id
@@ -99,6 +110,53 @@ def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, 
     assert open_jobs(*arguments) == [TOKENIZER, FINETUNING]
     write_json(tokenizer / "quality.json", {})
     assert open_jobs(*arguments) == [FINETUNING]
+
+
+def test_outcomes_are_lines_sorted_by_id(tmp_path):
+    for job in JOBS:
+        write_outcome(job, tmp_path, {"seconds": 1.0})
+    file = tmp_path / "Tiny" / "jobs.jsonl"
+    first = file.read_text()
+    lines = [json.loads(line) for line in first.splitlines()]
+    assert [line["id"] for line in lines] == sorted(job.id for job in JOBS)
+    expected = {"id": SCRATCH.id, "kind": "finetune", "settings": SCRATCH.flags, "needs": [TOKENIZER.id]}
+    assert read_outcomes(JOBS, tmp_path)[SCRATCH.id] == expected | {"seconds": 1.0}
+    write_outcome(SCRATCH, tmp_path, {"seconds": 2.0})  # run again: its line alone is another one
+    assert len(set(file.read_text().splitlines()) - set(first.splitlines())) == 1
+    file.write_text(first + first.splitlines()[0])
+    with pytest.raises(InputError, match="has two lines of"):
+        read_outcomes(JOBS, tmp_path)
+    file.write_text("<<<<<<< HEAD\n" + first)
+    with pytest.raises(InputError, match="line 1 is not the JSON of a job's outcome"):
+        read_outcomes(JOBS, tmp_path)
+
+
+def test_files_of_one_job_each_become_lines(tmp_path):
+    write_outcome(TOKENIZER, tmp_path, {"seconds": 1.0})
+    older = {"id": TOKENIZER.id, "needs": [], "seconds": 2.0}, {"id": SCRATCH.id, "needs": [TOKENIZER.id]}
+    for outcome in older:
+        write_json(tmp_path / "Tiny" / f"{outcome['id']}.json", outcome)
+    take_in_files(tmp_path)
+    assert read_outcomes(JOBS, tmp_path) == {outcome["id"]: outcome for outcome in older}
+    assert [file.name for file in (tmp_path / "Tiny").iterdir()] == ["jobs.jsonl"]
+
+
+def test_the_commit_says_whether_other_files_than_the_results_differ(tmp_path):
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    code, results = tmp_path / "code.py", tmp_path / "experiments" / "results" / "jobs.jsonl"
+    results.parent.mkdir(parents=True)
+    git("init", "--quiet")
+    for file in (code, results):
+        file.write_text("1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message=a")
+    head = git("rev-parse", "HEAD")[:12]
+    results.write_text("2")
+    assert commit(tmp_path) == head
+    code.write_text("2")
+    assert commit(tmp_path) == f"{head}+"
 
 
 def test_ranks_are_packed_small_and_read_back():
@@ -115,7 +173,7 @@ def test_an_ensemble_joins_its_candidates_results(tmp_path):
         content = {"pred_ids": [items], "scores": [[-1.0, -2.0]], "label_ids": ["b"]}
         write_json(tmp_path / "Tiny" / candidate.id / "test_results_1.json", content)
     collect(job, str(tmp_path), str(tmp_path / "results"), threads=1)
-    outcome = read_json(result_file(job, tmp_path / "results"))
+    outcome = read_outcomes([job], tmp_path / "results")[job.id]
     assert outcome["test"]["recall@5"] == outcome["test"]["ndcg@10"] == 1.0
     assert unpack_ranks(outcome["ranks"]).tolist() == [0]
     assert (outcome["needs"], outcome["threads"]) == ([candidate.id for candidate in candidates], 1)
@@ -133,7 +191,7 @@ def test_a_trainings_outcome_says_what_it_was_trained_with_and_how_it_went(tmp_p
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     collect(FINETUNING, str(tmp_path), str(tmp_path / "results"), threads=1)
-    outcome = read_json(result_file(FINETUNING, tmp_path / "results"))
+    outcome = read_outcomes([FINETUNING], tmp_path / "results")[FINETUNING.id]
     assert outcome["semantic_ids_sha256"] == ["abc"]
     assert (outcome["losses"], outcome["validation"]) == ([1.2346], {"1": {"recall@10": 0.12346}})
     assert (outcome["seconds"], outcome["best_epoch"]) == (3.5, 1)

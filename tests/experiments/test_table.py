@@ -6,7 +6,7 @@ import pytest
 from data.batching import training_users
 from data.interactions import load_interactions, split_positions, training_interactions
 from evaluation.metrics import mean_metrics
-from experiments.results import METRICS, pack_ranks, result_file
+from experiments.results import METRICS, pack_ranks, read_outcomes, write_outcome
 from experiments.study import Cell, Job, Study
 from experiments.table import (
     Row,
@@ -17,7 +17,6 @@ from experiments.table import (
     with_baseline,
     write_table,
 )
-from utils.files import write_json
 
 
 @pytest.fixture
@@ -29,10 +28,10 @@ def study(tmp_path) -> Study:
         made = Job.of("finetune", (needed,), dataset="Tiny", name=name, rand_seed=seed)
         ranks = np.where(np.arange(100) < hits, 0, 10)
         outcome = {"valid": {"ndcg@10": valid}, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks)}
-        write_json(result_file(made, tmp_path), {**outcome, "seconds": 120.0, "best_epoch": seed})
+        write_outcome(made, tmp_path, {**outcome, "seconds": 120.0, "best_epoch": seed})
         return made
 
-    write_json(result_file(needed, tmp_path), {"seconds": 60.0})
+    write_outcome(needed, tmp_path, {"seconds": 60.0})
     cells = [Cell("TIGER++", "", seed, (job("single", seed, hits, 0.5),)) for seed, hits in ((1, 20), (2, 30))]
     for seed, hits in ((1, 30), (2, 40)):
         cells.append(Cell("MTGRec", "", seed, (job("first", seed, 10, 0.4), job("second", seed, hits, 0.5))))
@@ -85,14 +84,14 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
     for variant, ranks in (("TIGER", np.full(users, 10)), ("MTGRec", np.zeros(users, dtype=int))):
         job = Job.of("finetune", **data, variant=variant)
         outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
-        write_json(result_file(job, tmp_path), outcome)
+        write_outcome(job, tmp_path, outcome)
         cells.append(Cell(variant, "", 1, (job,)))
     counts = np.bincount(training_interactions(interactions), minlength=21)
     edge = int(np.median(counts[targets]))
     rare = int((counts[targets] < edge).sum())
     assert 0 < rare < users
     study = Study("longtail", "For whom?", "TIGER", tuple(cells), (edge,))
-    single, many = popularity_table(study, finished_rows(study, str(tmp_path)))
+    single, many = popularity_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)))
     groups = [f"0-{edge - 1} ({rare} users)", f"{edge}+ ({users - rare} users)"]
     assert list(single) == ["variant", *groups]
     assert [single[group] for group in groups] == ["0.0000", "0.0000"]
@@ -112,10 +111,10 @@ def test_users_trained_on_and_new_ones_are_told_apart(dataset, tmp_path):
             job = Job.of("finetune", dataset=dataset.name, data_dir=str(dataset.parent), **settings)
             ranks = np.where(hits, 0, 10)
             outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
-            write_json(result_file(job, tmp_path), outcome)
+            write_outcome(job, tmp_path, outcome)
             cells.append(Cell(variant, "", seed, (job,)))
     study = Study("seeds", "For whom?", "TIGER++", tuple(cells))
-    single, many = trained_users_table(study, finished_rows(study, str(tmp_path)))
+    single, many = trained_users_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)))
     assert (many["recall@10, trained on"], many["recall@10, new"]) == ("1.0000", "0.0000")
     assert many["ndcg@10, new, gain"].startswith("-100% -100%")
     halves = [training_users(interactions.num_users, 0.5, seed)[users] for seed in (1, 2)]
@@ -126,4 +125,4 @@ def test_users_trained_on_and_new_ones_are_told_apart(dataset, tmp_path):
 
 
 def test_no_users_are_told_apart_where_all_are_trained_on(study, tmp_path):
-    assert trained_users_table(study, finished_rows(study, str(tmp_path))) == []
+    assert trained_users_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path))) == []

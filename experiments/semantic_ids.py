@@ -8,22 +8,22 @@ import numpy as np
 
 from data.interactions import load_interactions
 from data.token_table import TRAINING_FILE, level_sizes, read_sem_ids, write_sem_ids
-from experiments.results import tokenizer_config
+from experiments.results import read_outcomes, results_folder, tokenizer_config
 from experiments.study import Job
 from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
-from utils.files import atomic_path, read_json
+from utils.files import atomic_path
 
 
-def identifiers_file(tokenizer: Job, results_dir: str | Path) -> Path:
+def kept_file(tokenizer: Job, results_dir: str | Path) -> Path:
     """Return where a tokenizer's semantic IDs are kept: for each epoch, its key, uint [N, L] in item id order."""
-    return Path(results_dir) / tokenizer.flags["dataset"] / f"{tokenizer.id}.npz"
+    return results_folder(tokenizer, results_dir) / f"{tokenizer.id}.npz"
 
 
-def keep_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
+def keep_semantic_ids(jobs: Iterable[Job], results_dir: str | Path) -> None:
     """Keep the semantic IDs that finished jobs were trained with."""
     for tokenizer, epochs in _used(jobs).items():
-        file = identifiers_file(tokenizer, results_dir)
+        file = kept_file(tokenizer, results_dir)
         kept = _kept(file)
         if new := epochs - kept.keys():
             kept |= _present(tokenizer, new)
@@ -32,7 +32,7 @@ def keep_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
                 np.savez_compressed(handle, **small)
 
 
-def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
+def restore_semantic_ids(jobs: Iterable[Job], results_dir: str | Path) -> None:
     """Give open jobs the semantic IDs that earlier results of their tokenizers rest on, where such were kept.
 
     The tokenizer's folder then holds semantic IDs without a model, as published ones come.
@@ -41,12 +41,13 @@ def restore_identifiers(jobs: Iterable[Job], results_dir: str | Path) -> None:
         InputError: The folder has other ones, or a job needs an epoch that was not kept though results rest on others.
     """
     for tokenizer, epochs in _used(jobs).items():
-        file, config = identifiers_file(tokenizer, results_dir), tokenizer_config(tokenizer)
+        file, config = kept_file(tokenizer, results_dir), tokenizer_config(tokenizer)
         kept, present = _kept(file), _present(tokenizer, epochs)
         trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
         absent = epochs - present.keys()
         if not kept:
-            if absent and _results_rest_on(tokenizer, file.parent):
+            outcomes = read_outcomes([tokenizer], results_dir).values()
+            if absent and any(tokenizer.id in outcome["needs"] for outcome in outcomes):
                 raise InputError(
                     f"results in {file.parent} rest on {tokenizer.id}, whose semantic IDs were not kept, and trained "
                     "again it may be another one; take other --seeds, or --results_dir to begin anew"
@@ -75,11 +76,6 @@ def _used(jobs: Iterable[Job]) -> dict[Job, set[int]]:
             if need.kind == "tokenizer":
                 used[need].update(job.flags["sem_id_epochs"])
     return used
-
-
-def _results_rest_on(tokenizer: Job, folder: Path) -> bool:
-    trainings = [file for kind in ("pretrain", "finetune") for file in folder.glob(f"{kind}_*.json")]
-    return any(tokenizer.id in read_json(file)["needs"] for file in trainings)
 
 
 def _kept(file: Path) -> dict[int, np.ndarray]:

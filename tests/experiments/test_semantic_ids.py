@@ -6,8 +6,8 @@ import pytest
 
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, write_sem_ids
-from experiments.identifiers import identifiers_file, keep_identifiers, restore_identifiers
-from experiments.results import open_jobs, result_file
+from experiments.results import open_jobs, write_outcome
+from experiments.semantic_ids import keep_semantic_ids, kept_file, restore_semantic_ids
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import sem_ids_file
@@ -38,8 +38,8 @@ def jobs(dataset: Path) -> list[Job]:
 def kept(jobs: list[Job], dataset: Path, tmp_path: Path) -> dict[int, bytes]:
     """Finish the first training, keep its semantic IDs, lose the tokenizer's folder, and return what the files held."""
     results, folder = tmp_path / "results", dataset / jobs[0].id
-    write_json(result_file(jobs[0], results), {})
-    keep_identifiers(jobs[1:2], results)
+    write_outcome(jobs[0], results, {})
+    keep_semantic_ids(jobs[1:2], results)
     files = {epoch: next(folder.glob(f"*_{epoch}.sem_ids")).read_bytes() for epoch in (1, 2, 3)}
     shutil.rmtree(folder)
     return files
@@ -48,47 +48,47 @@ def kept(jobs: list[Job], dataset: Path, tmp_path: Path) -> dict[int, bytes]:
 def test_what_results_rest_on_comes_back_byte_for_byte(jobs, kept, dataset, tmp_path):
     results = tmp_path / "results"
     assert open_jobs(jobs[:2], str(tmp_path), str(results)) == jobs[:2]
-    restore_identifiers(jobs[1:2], results)
+    restore_semantic_ids(jobs[1:2], results)
     files = sorted((dataset / jobs[0].id).glob("*.sem_ids"))
     assert [file.read_bytes() for file in files] == [kept[2], kept[3]]
     assert open_jobs(jobs[:2], str(tmp_path), str(results)) == jobs[1:2]
-    restore_identifiers(jobs[1:2], results)  # what is there already is left alone
+    restore_semantic_ids(jobs[1:2], results)  # what is there already is left alone
 
 
 def test_an_epoch_that_was_not_kept_is_refused(jobs, kept, tmp_path):
     with pytest.raises(InputError, match=r"keeps the semantic IDs of the epochs \[2, 3\].* not of \[1\]"):
-        restore_identifiers(jobs, tmp_path / "results")
+        restore_semantic_ids(jobs, tmp_path / "results")
 
 
 def test_a_tokenizer_trained_again_is_refused(jobs, kept, dataset, tmp_path):
     folder = dataset / jobs[0].id
     write_json(folder / "training.json", {"finished": False})
     with pytest.raises(InputError, match="other semantic IDs than"):
-        restore_identifiers(jobs[1:2], tmp_path / "results")
+        restore_semantic_ids(jobs[1:2], tmp_path / "results")
     (folder / "training.json").unlink()
-    restore_identifiers(jobs[1:2], tmp_path / "results")
+    restore_semantic_ids(jobs[1:2], tmp_path / "results")
     file, names = next(folder.glob("*_3.sem_ids")), load_interactions(dataset).item_names[1:]
     write_sem_ids(file, names, read_sem_ids(file, names, SIZES)[::-1])
     with pytest.raises(InputError, match="other semantic IDs than"):
-        restore_identifiers(jobs[1:2], tmp_path / "results")
+        restore_semantic_ids(jobs[1:2], tmp_path / "results")
 
 
 def test_further_epochs_are_added_and_none_is_made_where_none_is_kept(jobs, dataset, tmp_path):
     results = tmp_path / "results"
-    restore_identifiers(jobs, results)
+    restore_semantic_ids(jobs, results)
     assert not results.exists()
     for training, epochs in zip(jobs[1:], (["2", "3"], ["1", "2", "3"]), strict=True):
-        keep_identifiers([training], results)
-        with np.load(identifiers_file(jobs[0], results)) as arrays:
+        keep_semantic_ids([training], results)
+        with np.load(kept_file(jobs[0], results)) as arrays:
             assert arrays.files == epochs
             assert {(arrays[epoch].shape, arrays[epoch].dtype.name) for epoch in epochs} == {((20, 4), "uint8")}
 
 
 def test_a_tokenizer_whose_semantic_ids_were_not_kept_is_not_trained_again_for_results(jobs, dataset, tmp_path):
     results = tmp_path / "results"
-    write_json(result_file(jobs[1], results), {"needs": [jobs[0].id]})
-    restore_identifiers(jobs[2:], results)  # its semantic IDs are there
+    write_outcome(jobs[1], results, {})
+    restore_semantic_ids(jobs[2:], results)  # its semantic IDs are there
     shutil.rmtree(dataset / jobs[0].id)
     with pytest.raises(InputError, match="were not kept, and trained again it may be another one"):
-        restore_identifiers(jobs[2:], results)
-    restore_identifiers(jobs[2:], tmp_path / "others")
+        restore_semantic_ids(jobs[2:], results)
+    restore_semantic_ids(jobs[2:], tmp_path / "others")
