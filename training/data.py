@@ -63,9 +63,8 @@ class Data:
     @property
     def sizes(self) -> dict[str, int]:
         """How many examples there are of train, valid, valid_sample and test."""
-        positions = {"train": self.order.positions, "valid": self.valid}
-        positions |= {"valid_sample": self.valid_sample, "test": self.test}
-        return {split: len(targets) for split, targets in positions.items()}
+        evaluated = {"valid": self.valid, "valid_sample": self.valid_sample, "test": self.test}
+        return {split: len(positions) for split, positions in ({"train": self.order.positions} | evaluated).items()}
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

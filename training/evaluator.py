@@ -3,7 +3,6 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -103,7 +102,10 @@ class Evaluator:
         units = (count - first) * len(positions) * num_beams
         with trainer.checkpointer.frozen_state(), trainer.display.phase("evaluation", name, units) as advance:
             for group in range(first, count):
-                done = partial(_advance_users, advance, num_beams, f"tokenizer {group + 1} of {count}")
+
+                def done(users: int, text: str = f"tokenizer {group + 1} of {count}") -> None:
+                    advance(users * num_beams, text)
+
                 predictions = self._predict(positions, group, num_beams, done)
                 keep(group, predictions)
                 parts.append(predictions.metrics(trainer.config.metric_names))
@@ -140,11 +142,6 @@ class Evaluator:
             "num_users": len(data.test),
             "global_batch_size": data.order.global_batch_size,
         }
-
-
-def _advance_users(advance: Callable[[float, str], None], num_beams: int, text: str, users: int) -> None:
-    """Count `users` that are evaluated with `num_beams`."""
-    advance(users * num_beams, text)
 
 
 def mean_over_groups(per_group: list[dict[str, float]]) -> dict[str, float]:

@@ -131,8 +131,7 @@ def start_run(
     """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
 
     Args:
-        config: From `resolve_config`.
-        source: From there too.
+        config, source: From `resolve_config`.
         check: Raises InputError where the source lacks what the command needs later.
 
     Returns:
@@ -170,7 +169,9 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     try:
         accelerator, _ = join_processes(
             remedy="lower NUM_GPUS, or set CPU=1 for processes on the CPU",
-            **{"mixed_precision": config.mixed_precision, "log_with": tracker, "project_dir": str(tracker_folder)},
+            mixed_precision=config.mixed_precision,
+            log_with=tracker,
+            project_dir=str(tracker_folder),
         )
     except InputError:
         raise

@@ -44,3 +44,10 @@ def test_something_else_is_neither_resumed_nor_reused():
     for found in ("unfinished", "finished"):
         said = answer(found, "lr was 1, now 2", resume=True, reuse=True, refusal="holds another run (lr was 1, now 2)")
         assert said == "runs/one holds another run (lr was 1, now 2)"
+
+
+def test_a_place_that_exists_holds_something_finished(tmp_path: Path):
+    assert claim(tmp_path / "new") == "make"
+    assert claim(tmp_path, reuse=True) == "reuse"
+    with pytest.raises(InputError, match="is there already; --overwrite replaces it"):
+        claim(tmp_path)
