@@ -111,7 +111,7 @@ class RawFile:
     def __init__(self, file: Path, wanted: list[tuple[str, str]]):
         self.file, self.wanted, self.format = file, wanted, FORMATS[_ending(file)]
         self.columns: dict[str, None] = {}
-        self.lost, self.first_lost, self.foreign, self.first_foreign = 0, "", 0, ""
+        self.lost, self.first_lost, self.foreign, self.first_foreign, self._looked_at = 0, "", 0, "", 0
 
     def sentences(self) -> list[str]:
         """Return what the user has to know."""
@@ -170,8 +170,10 @@ class RawFile:
         mended = text.translate(_WINDOWS_1252)
         pairs = enumerate(zip(text.split("\n"), mended.split("\n"), strict=True), start=number)
         strange = [f"line {line}: {after.strip()[:80]!r}" for line, (before, after) in pairs if before != after]
-        self.foreign += len(strange)
-        self.first_foreign = self.first_foreign or strange[0]
+        if number > self._looked_at:  # a file may be read more than once
+            self._looked_at = number
+            self.foreign += len(strange)
+            self.first_foreign = self.first_foreign or strange[0]
         return mended
 
     def _header(self) -> tuple[str, list[str], int]:
@@ -329,7 +331,7 @@ class RawFile:
         with opened(self.file) as lines:
             plain, packed = lines.encoding == "utf-8", isinstance(lines.buffer, gzip.GzipFile)
         if not plain or any(self.foreign for _ in self.pieces()):
-            self.foreign, self.first_foreign, link, packed = 0, "", copy, False
+            link, packed = copy, False
             _write(copy, self.pieces())
         form = "'array'" if self._is_list() else "'newline_delimited', ignore_errors = true"
         pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
@@ -466,11 +468,11 @@ def with_instant(source: str) -> str:
     return f"""
         SELECT *, CASE
             WHEN d.day != '' THEN
-                epoch_us(TRY_CAST(replace(d.day, '/', '-') || ' ' || replace(d.clock, ',', '.') AS TIMESTAMP))
+                epoch_us(TRY_CAST(trim(replace(d.day, '/', '-') || ' ' || replace(d.clock, ',', '.')) AS TIMESTAMP))
                 + 3600000000 * CASE WHEN d.half = '' THEN 0 WHEN {hour} NOT BETWEEN 1 AND 12 THEN NULL
                     ELSE {hour} % 12 - {hour} + CASE WHEN upper(d.half) = 'P' THEN 12 ELSE 0 END END
                 - CASE d.sign WHEN '' THEN 0 WHEN '+' THEN 60000000 ELSE -60000000 END
-                    * (60 * coalesce(TRY_CAST(d.hours AS INTEGER), 0) + coalesce(TRY_CAST(d.minutes AS INTEGER), 0))
+                    * (60 * coalesce(TRY_CAST(d.hours AS BIGINT), 0) + coalesce(TRY_CAST(d.minutes AS BIGINT), 0))
             WHEN NOT isfinite(number) THEN NULL
             WHEN abs(number) < 1e11 THEN CAST(round(number * 1e6) AS BIGINT)
             WHEN abs(number) < 1e14 THEN CAST(round(number * 1e3) AS BIGINT)
