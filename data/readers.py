@@ -225,6 +225,7 @@ class RawFile:
         one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
         rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
         any_row, unclosed = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$')
+        lone = re.compile('"(?:[^"]|"")*')
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
             text, position = rest + piece, 0
@@ -242,7 +243,9 @@ class RawFile:
                 if delimiter != "\t" and line.strip() and (row := any_row.match(text, position)):
                     end = row.end()
                     self._lose(f"line {number}", line, text.count("\n", position, end))
-                elif delimiter != "\t" and unclosed.search(line):
+                elif delimiter != "\t" and (
+                    unclosed.search(line) or (len(fields) == width and any(map(lone.fullmatch, fields)))
+                ):
                     raise InputError(
                         f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
                         "the quotes inside a quoted field, and remove a lone one"
@@ -328,12 +331,16 @@ class RawFile:
 
     def _json_table(self, link: Path, copy: Path) -> Table:
         """Return the SQL of JSON, or of a copy in UTF-8; what is neither text nor a number is NULL."""
+        last = [piece.rstrip()[-1:] for piece in self.pieces()]
         with opened(self.file) as lines:
             plain, packed = lines.encoding == "utf-8", isinstance(lines.buffer, gzip.GzipFile)
-        if not plain or any(self.foreign for _ in self.pieces()):
+        is_list = self._is_list()
+        if is_list and "".join(last)[-1:] != "]":  # DuckDB would not mind
+            raise self.unreadable(ValueError("its list has no end"))
+        if not plain or self.foreign:
             link, packed = copy, False
             _write(copy, self.pieces())
-        form = "'array'" if self._is_list() else "'newline_delimited', ignore_errors = true"
+        form = "'array'" if is_list else "'newline_delimited', ignore_errors = true"
         pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
         source = (
             f"(SELECT json, json_extract(json, [{', '.join(map(literal, pointers))}]) AS v FROM "
