@@ -300,9 +300,9 @@ class Preparation:
             yield from raw.rows()
             self.note(raw.sentences())
             self.unreadable_items += raw.lost
-            there |= raw.columns
+            there |= raw.columns if raw.format == "json" else dict.fromkeys(name for _, name in wanted)
         asked = wanted if self.config.text_cols else wanted[:1]  # an edition's shop may lack a field in all its items
-        missing = [pair for pair in asked if pair[1] not in there and pair[1].strip() not in map(str.strip, there)]
+        missing = [pair for pair in asked if pair[1] not in there]
         if there and missing:
             raw.columns = there
             raise raw.absent(missing)

@@ -137,6 +137,7 @@ guises = st.tuples(
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
 )
+DATABASE = duckdb.connect(config={"threads": 1})
 WANTED = [("--user_col", "user"), ("--item_col", "it em"), ("--time_col", "ts"), ("--text_cols", "text")]
 
 
@@ -145,12 +146,11 @@ def write_guise(folder: Path, rows: list[dict[str, str]], guise: tuple) -> Path:
     columns, kind, encoding, end, quoting = guise
     file, rows = folder / f"rows.{kind}", [{name: row.get(name, "x") for name in columns} for row in rows]
     if kind == "parquet":
-        with duckdb.connect() as connection:
-            names = ", ".join(f'"{name}" VARCHAR' for name in columns)
-            connection.execute(f"CREATE TABLE rows ({names})")
-            for row in rows:
-                connection.execute(f"INSERT INTO rows VALUES ({', '.join('?' * len(row))})", list(row.values()))
-            connection.execute(f"COPY rows TO '{file}'")
+        names = ", ".join(f'"{name}" VARCHAR' for name in columns)
+        DATABASE.execute(f"CREATE OR REPLACE TABLE rows ({names})")
+        for row in rows:
+            DATABASE.execute(f"INSERT INTO rows VALUES ({', '.join('?' * len(row))})", list(row.values()))
+        DATABASE.execute(f"COPY rows TO '{file}'")
         return file
     if kind == "json":
         text = json.dumps(rows, indent=1, ensure_ascii=False)
@@ -170,15 +170,15 @@ def write_guise(folder: Path, rows: list[dict[str, str]], guise: tuple) -> Path:
 def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
     """Return users, items and times as the preparation reads them, the texts of items, and the file."""
     raw = RawFile(file, WANTED)
-    with duckdb.connect() as connection, tempfile.TemporaryDirectory() as links:
+    with tempfile.TemporaryDirectory() as links:
         (Path(links) / "work").mkdir()
-        table = raw.table(connection, Path(links))
+        table = raw.table(DATABASE, Path(links))
         names = ("user_name", "item_name", "moment", "text")
         texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, table.texts, strict=True))
         cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
         rows = with_instant(f"(SELECT {cleaned} FROM (SELECT {texts} FROM {table.source} WHERE NOT {table.broken}))")
         try:
-            found = connection.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
+            found = DATABASE.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
     again = RawFile(file, WANTED)
@@ -193,9 +193,6 @@ def judged(rows: list[dict[str, str]]) -> tuple[list[tuple], list[tuple]]:
     dates = {"2023-01-01": 1_672_531_200, "2023-01-01T10:00:00+02:00": 1_672_560_000}
     found, items = [], []
     for row in rows:
-        row = {
-            name: " ".join(value.splitlines(keepends=False)) if name == "x" else value for name, value in row.items()
-        }
         seconds = dates.get(row["ts"], int(row["ts"]) if row["ts"].isdecimal() else None)
         names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() or None for name in ("user", "it em")]
         found.append((*names, None if seconds is None else seconds * 10**6))
@@ -233,10 +230,11 @@ def test_any_table_is_read_as_plain_python_reads_it(tmp_path, text, kind):
 
 
 @fuzzed
-@given(contents(values) | st.binary(max_size=60), st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "csv.gz"]))
+@given(
+    contents(values) | st.binary(max_size=60).map(lambda content: b"user,it em,ts,text\n" + content),
+    st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "csv.gz"]),
+)
 def test_any_bytes_are_read_or_refused(tmp_path, content, kind):
     file = tmp_path / f"rows.{kind}"
     file.write_bytes(content)
-    reads(lambda: as_read(file))
-    file.write_bytes(b"user,it em,ts,text\n" + content)
     reads(lambda: as_read(file))
