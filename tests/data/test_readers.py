@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from data import prepare
+from data import prepare, sample
 from data.interactions import item_texts, load_interactions
 from utils.errors import InputError
 from utils.locks import FileLock
@@ -410,3 +410,18 @@ def test_the_second_of_two_preparations_is_refused(tmp_path: Path):
     with FileLock(tmp_path / "ds" / ".R.prepare" / ".lock"):
         refused(tmp_path, r"\.R\.prepare is in use by process \d+", HEADER + "a,A,1\n")
     assert prepared(tmp_path, HEADER + "a,A,1\n") == {"a": ["A"]}
+
+
+def test_the_sample_goes_through_a_link_and_waits_for_no_lock(tmp_path: Path):
+    flags = [f"--data_dir={tmp_path}", "--dataset=S", "--num_users=120", "--num_items=80"]
+    real = tmp_path / "disk"
+    real.mkdir()
+    (tmp_path / "S").symlink_to(real)
+    sample.main(flags)
+    assert len(list(real.iterdir())) == 3
+    assert (tmp_path / "S").is_symlink()
+    with (
+        FileLock(tmp_path / ".disk.prepare" / ".lock"),
+        pytest.raises(InputError, match=r"\.disk\.prepare is in use by"),
+    ):
+        sample.main([*flags, "--overwrite", "--rand_seed=7"])
