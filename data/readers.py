@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TextIO
 
@@ -32,15 +33,11 @@ _WINDOWS_1252 = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(
 
 
 def files_of(path: str) -> list[Path]:
-    """Return the files that a path names: one, those of a folder, or several with commas between.
-
-    Raises:
-        InputError: A file is absent or of no known format, or a folder has none that is.
-    """
+    """Return the files that a path names: one, those of a folder, or several with commas between."""
     whole = Path(path)
     if whole.is_dir():
-        files = (file for file in whole.iterdir() if file.is_file() and file.name[0] not in "._")
-        found = sorted(file for file in files if _ending(file) in FORMATS)
+        found = sorted(file for file in whole.rglob("*") if _ending(file) in FORMATS and file.is_file())
+        found = [file for file in found if not any(part[0] in "._" for part in file.relative_to(whole).parts)]
         if not found:
             raise InputError(f"{path} is a folder without files that end in {', '.join(FORMATS)}")
         return found
@@ -59,10 +56,7 @@ def _ending(file: Path) -> str:
 
 
 def opened(file: Path) -> TextIO:
-    """Open a text file, compressed or not, as its first bytes say; line ends become "\\n".
-
-    What is not UTF-8, where neither UTF-16 nor UTF-32 is announced, becomes lone surrogates.
-    """
+    """Open a text file as its first bytes say; line ends become "\\n", and what is not UTF-8 lone surrogates."""
     with open(file, "rb") as handle:
         opener = gzip.open if handle.read(2) == b"\x1f\x8b" else open
     with opener(file, "rb") as handle:
@@ -115,15 +109,12 @@ class RawFile:
 
     def sentences(self) -> list[str]:
         """Return what the user has to know."""
-        found = []
-        if self.lost:
-            found.append(f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}")
-        if self.foreign:
-            found.append(
-                f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
-                f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
-            )
-        return found
+        lost = f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}"
+        foreign = (
+            f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
+            f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
+        )
+        return [lost] * (self.lost > 0) + [foreign] * (self.foreign > 0)
 
     def unreadable(self, error: Exception, link: str = "") -> InputError:
         """Return the error of a file, read under another name, that is broken as a whole."""
@@ -144,11 +135,7 @@ class RawFile:
         self.first_lost = self.first_lost or f"{place}: {text.strip()[:80]!r}"
 
     def pieces(self, skip: int = 0) -> Iterator[str]:
-        """Yield the text but for its first `skip` lines, as strings of whole lines.
-
-        Raises:
-            InputError: The file is broken, such as half a download.
-        """
+        """Yield the text but for its first `skip` lines, as strings of whole lines; half a download is an error."""
         try:
             with opened(self.file) as lines:
                 for _ in range(skip):
@@ -177,10 +164,7 @@ class RawFile:
         return mended
 
     def _header(self) -> tuple[str, list[str], int]:
-        """Return the delimiter, the columns' names and the number of their lines.
-
-        The delimiter is the format's own unless only another one shows the wanted columns.
-        """
+        """Return the delimiter (the format's own unless only another shows the wanted columns), names, and lines."""
         own = "\t" if self.format == "tsv" else ","
         for delimiter in (own, *",;\t|", own):
             try:
@@ -197,11 +181,7 @@ class RawFile:
         return delimiter, names, reader.line_num
 
     def _places(self, names: list[str]) -> list[int]:
-        """Return where the wanted columns stand among all.
-
-        Raises:
-            InputError: One is absent or there twice.
-        """
+        """Return where the wanted columns stand among all; one that is absent or there twice is an error."""
         self.columns = dict.fromkeys(names)
         found = [(flag, name, _places(name, names)) for flag, name in self.wanted]
         if missing := [(flag, name) for flag, name, places in found if not places]:
@@ -216,16 +196,14 @@ class RawFile:
     def _tidy_rows(self, delimiter: str, width: int, skip: int) -> Iterator[str]:
         """Yield the rows, many at once, as a strict reader takes them, and count the lines that are none.
 
-        A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters.
-
-        Raises:
-            InputError: A quote opens a field of a CSV file and never closes.
+        A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters,
+        but for one that opens a field of a CSV file and never closes, which is an error.
         """
         mark, quoted = re.escape(delimiter), '"(?:[^"]++|"")*+"'
         one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
         rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
-        any_row, unclosed = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$')
-        lone = re.compile('"(?:[^"]|"")*')
+        any_row, lone = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile('"(?:[^"]|"")*')
+        unclosed = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$')
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
             text, position = rest + piece, 0
@@ -279,15 +257,12 @@ class RawFile:
                 yield value
 
     def table(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Table:
-        """Return the SQL that reads the wanted columns.
+        """Return the SQL that reads the wanted columns; whether JSON has them, `check_json` finds.
 
         Args:
             connection: Database.
             links: Folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
                 In its "work" is room for copies.
-
-        Raises:
-            InputError: The file cannot be read, or a column is absent or there twice (of JSON see `check_json`).
         """
         link = links / str(len(list(links.iterdir())))
         link.symlink_to(self.file.resolve())
@@ -302,7 +277,8 @@ class RawFile:
         fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
         source = (
             f"read_csv({literal(copy)}, header = false, auto_detect = false, columns = {{{fields}}}, "
-            f"delim = '{delimiter}', quote = '\"', escape = '\"', nullstr = ['', '\\N'], new_line = '\\n')"
+            f"delim = '{delimiter}', quote = '\"', escape = '\"', nullstr = ['', '\\N'], new_line = '\\n', "
+            f"max_line_size = {PIECE})"
         )
         columns = [f"c{place}" for place in places]
         return Table(source, columns, columns)
@@ -324,9 +300,9 @@ class RawFile:
             column, kind = f"c{place}", types[place]
             text = f"CAST({column} AS VARCHAR)"
             values.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
-            nothing = "true" if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")) else "false"
-            nothing = f"isnan({column})" if kind in ("FLOAT", "DOUBLE") else nothing
-            texts.append(f"CASE WHEN NOT {nothing} THEN {text} END")
+            nested = kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))
+            number = f"CASE WHEN isfinite({column}) THEN {text} END" if kind in ("FLOAT", "DOUBLE") else text
+            texts.append("NULL" if nested else number)
         return Table(f"{source} AS t({', '.join(f'c{place}' for place in range(len(types)))})", texts, values)
 
     def _json_table(self, link: Path, copy: Path) -> Table:
@@ -348,18 +324,14 @@ class RawFile:
         )
         values = [f"v[{place}]" for place in range(1, len(pointers) + 1)]
         texts = [
-            f"CASE WHEN json_type({value}) NOT IN ('OBJECT', 'ARRAY') AND CAST({value} AS VARCHAR) != 'NaN' "
-            f"THEN {value} ->> '$' END"
+            f"CASE WHEN json_type({value}) NOT IN ('OBJECT', 'ARRAY') AND CAST({value} AS VARCHAR) NOT IN "
+            f"('NaN', 'Infinity', '-Infinity') THEN {value} ->> '$' END"
             for value in values
         ]
         return Table(source, texts, values, "coalesce(json_type(json), '') != 'OBJECT'")
 
     def check_json(self, table: Table, connection: duckdb.DuckDBPyConnection, broken: int, usable: int) -> None:
-        """Show the first of the broken rows of a JSON table.
-
-        Raises:
-            InputError: No row is usable, for want of a column in any.
-        """
+        """Count and show the broken rows of JSON; if none is usable for want of a column, that is an error."""
         if not usable:
             keys = f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {table.source} WHERE NOT {table.broken}"
             self.columns = dict.fromkeys(key for (key,) in connection.execute(f"{keys} ORDER BY key").fetchall())
@@ -374,9 +346,6 @@ class RawFile:
         """Yield the rows, of JSON with all their columns, of other formats with the wanted.
 
         Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
-
-        Raises:
-            InputError: The file is broken, such as half a download, or a column is absent or there twice.
         """
         names = [name for _, name in self.wanted]
         if self.format == "parquet":
@@ -450,7 +419,7 @@ def stripped(text: str) -> str:
 
 def name_of(value: object) -> str:
     """Return the name that a field holds, as `Table.texts` and `stripped` make it; "" where it holds none."""
-    if value is None or value != value or isinstance(value, dict | list | tuple):
+    if value is None or isinstance(value, dict | list | tuple) or (isinstance(value, float) and not isfinite(value)):
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 

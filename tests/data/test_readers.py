@@ -83,7 +83,10 @@ def test_several_files_by_folder_or_by_commas_are_listed(tmp_path: Path, capsys:
     parts = tmp_path / "parts"
     parts.mkdir()
     first = write(parts / "part-0.csv", HEADER + "ann,A,1\n")
-    second = write(parts / "part-1.tsv", "ts\tuser\titem\n2\tann\tB\n")
+    (parts / "day=2").mkdir()
+    (parts / "_temporary").mkdir()
+    write(parts / "_temporary" / "part-2.csv", HEADER + "EVE,A,1\n")
+    second = write(parts / "day=2" / "part-1.tsv", "ts\tuser\titem\n2\tann\tB\n")
     for name in ("_SUCCESS", ".part-0.csv.crc", "notes.txt"):
         write(parts / name, "x")
     items = write(tmp_path / "items.csv", ITEMS)
@@ -91,7 +94,7 @@ def test_several_files_by_folder_or_by_commas_are_listed(tmp_path: Path, capsys:
         made = run(given, items, data_dir=tmp_path / name)
         assert json.loads((made / "all_item_seqs.json").read_text()) == {"ann": ["A", "B"]}
         settings = json.loads((made / "stats.json").read_text())["settings"]
-        assert [entry["file"] for entry in settings["interactions"]] == ["part-0.csv", "part-1.tsv"]
+        assert sorted(entry["file"] for entry in settings["interactions"]) == ["part-0.csv", "part-1.tsv"]
         printed = capsys.readouterr().out
         assert f"{first}: 1 rows" in printed
         assert f"{second}: 1 rows" in printed
@@ -330,6 +333,12 @@ def test_columns_that_nobody_asked_for_do_not_matter(tmp_path: Path):
     line = '{"user": "a", "item": "A", "Item": "x", "ts": 1, "TS": 2}\n'
     made = run(write(tmp_path / "o.jsonl", line), tmp_path / "items.csv", "--user_col=Item", data_dir=tmp_path / "json")
     assert json.loads((made / "all_item_seqs.json").read_text()) == {"x": ["A"]}
+
+
+def test_rows_of_millions_of_characters(tmp_path: Path):
+    long = "x" * 3_000_000
+    content = f'user,item,ts,note\na,A,1,{long}\na,B,2,"y\n{long}"\n'
+    assert prepared(tmp_path, content, items=f'item,title\nA,{long}\nB,"z{long}"\n') == {"a": ["A", "B"]}
 
 
 def test_headers_with_blanks_and_other_delimiters(tmp_path: Path):
