@@ -297,7 +297,7 @@ class Preparation:
         wanted = [("--items_item_col", columns.item_of_text), *(("--text_cols", column) for column in columns.text)]
         for file in files_of(self.config.items):
             raw = RawFile(file, wanted)
-            yield from raw.rows()
+            yield from raw.rows(self.sql, self.links)
             self.note(raw.sentences())
             self.unreadable_items += raw.lost
             there |= raw.columns if raw.format == "json" else dict.fromkeys(name for _, name in wanted)

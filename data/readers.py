@@ -7,10 +7,8 @@ import ast
 import codecs
 import csv
 import gzip
-import io
 import json
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,10 +121,8 @@ class RawFile:
 
     def absent(self, missing: list[tuple[str, str]]) -> InputError:
         """Return the error of wanted columns that the file does not have."""
-        names, flags = (
-            " or ".join(name for _, name in missing),
-            " and ".join(dict.fromkeys(flag for flag, _ in missing)),
-        )
+        names = " or ".join(name for _, name in missing)
+        flags = " and ".join(dict.fromkeys(flag for flag, _ in missing))
         there = ", ".join(repr(name) if name != name.strip() else name for name in self.columns)
         return InputError(f"{self.file} has no column {names}; its columns: {there}; name the right one with {flags}")
 
@@ -342,29 +338,20 @@ class RawFile:
             next((None for _ in self._json_rows(parse_json) if self.lost), None)
         self.lost = broken
 
-    def rows(self) -> Iterator[dict]:
-        """Yield the rows, of JSON with all their columns, of other formats with the wanted.
+    def rows(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Iterator[dict]:
+        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `table`.
 
         Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
         """
-        names = [name for _, name in self.wanted]
-        if self.format == "parquet":
-            with duckdb.connect() as connection, tempfile.TemporaryDirectory() as links:
-                connection.execute("SET TimeZone = 'UTC'")
-                table = self.table(connection, Path(links))
-                rows = connection.execute(f"SELECT {', '.join(table.values)} FROM {table.source}")
-                while batch := rows.fetchmany(10_000):
-                    yield from (dict(zip(names, row, strict=True)) for row in batch)
-        elif self.format == "json":
+        if self.format == "json":
             for row in self._json_rows(parse_line):
                 self.columns |= dict.fromkeys(row)
                 yield row
-        else:
-            delimiter, header, lines = self._header()
-            places = self._places(header)
-            for text in self._tidy_rows(delimiter, len(header), lines):
-                for row in filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)):
-                    yield {name: row[place] for name, place in zip(names, places, strict=True)}
+            return
+        table = self.table(connection, links)
+        rows = connection.execute(f"SELECT {', '.join(table.values)} FROM {table.source}")
+        while batch := rows.fetchmany(10_000):
+            yield from (dict(zip([name for _, name in self.wanted], row, strict=True)) for row in batch)
 
 
 def _places(name: str, names: list[str]) -> list[int]:

@@ -181,8 +181,12 @@ def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
             found = DATABASE.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
-    again = RawFile(file, WANTED)
-    items = [(name_of(row.get("it em")), sentence(row, ("text",))) for row in again.rows()]
+        again = RawFile(file, WANTED)
+        try:
+            rows = list(again.rows(DATABASE, Path(links)))
+        except duckdb.Error as error:
+            raise again.unreadable(error) from None
+    items = [(name_of(row.get("it em")), sentence(row, ("text",))) for row in rows]
     if raw.format in ("csv", "tsv"):
         assert (raw.lost, raw.first_lost) == (again.lost, again.first_lost)
     return sorted(found, key=repr), sorted(items), raw

@@ -434,3 +434,13 @@ def test_the_sample_goes_through_a_link_and_waits_for_no_lock(tmp_path: Path):
         pytest.raises(InputError, match=r"\.disk\.prepare is in use by"),
     ):
         sample.main([*flags, "--overwrite", "--rand_seed=7"])
+
+
+def test_a_dataset_from_before_the_second_item_flag_is_reused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    prepared(tmp_path, HEADER + "a,A,1\n")
+    file = tmp_path / "ds" / "R" / "stats.json"
+    stats = json.loads(file.read_text())
+    del stats["settings"]["items_item_col"]
+    file.write_text(json.dumps(stats))
+    prepared(tmp_path, HEADER + "a,A,1\n")
+    assert "reused, it was prepared before" in capsys.readouterr().out
