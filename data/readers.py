@@ -399,16 +399,18 @@ BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
 
 def stripped(text: str) -> str:
-    """Return the SQL of a text without blanks around it, NULL where nothing is left."""
+    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where nothing is left."""
     ends = " AND ".join(f"{side}({text}, 1) BETWEEN '!' AND '~'" for side in ("left", "right"))  # most, and quickly
-    return f"nullif(CASE WHEN {ends} THEN {text} ELSE trim({text}, '{BLANKS}') END, '')"
+    rest = f"replace(replace(trim({text}, '{BLANKS}'), chr(13) || chr(10), chr(10)), chr(13), chr(10))"
+    return f"nullif(CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END, '')"
 
 
 def name_of(value: object) -> str:
     """Return the name that a field holds, as `Table.texts` and `stripped` make it; "" where it holds none."""
     if value is None or isinstance(value, dict | list | tuple) or (isinstance(value, float) and not isfinite(value)):
         return ""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text.strip().replace("\r\n", "\n").replace("\r", "\n")
 
 
 # What a time may look like besides a number: day, clock, half of the day, and sign, hours, minutes of the offset.

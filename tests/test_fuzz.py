@@ -159,6 +159,8 @@ def write_guise(folder: Path, rows: list[dict[str, str]], guise: tuple) -> Path:
     else:
         handle = io.StringIO()
         delimiter = "\t" if kind == "tsv" else ","
+        if any("\r" in value for row in rows for value in row.values()):
+            quoting = csv.QUOTE_ALL  # Python before 3.13 leaves a lone one without quotes, which ends the line
         writer = csv.DictWriter(handle, columns, delimiter=delimiter, lineterminator=end, quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
