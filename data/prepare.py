@@ -130,7 +130,7 @@ class Preparation:
     Args:
         config: Settings.
         connection: An empty database.
-        links: Folder for what DuckDB reads; see `scan`.
+        links: Folder for what DuckDB reads; see `RawFile.table`.
     """
 
     def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection, links: Path):
