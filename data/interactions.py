@@ -3,7 +3,9 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.files import read_json, read_json_pieces, whole_characters
+from utils.locks import LOCK_FILE, FileLock
 
 PADDING = "[PAD]"
 SPLITS = ("train", "valid", "test")
@@ -153,6 +156,28 @@ def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
     near = difflib.get_close_matches(dataset, present, n=3) or present
     hint = f"did you mean {' or '.join(near)}?" if near else "unzip a published dataset there or set --data_dir"
     raise InputError(f"the dataset folder {folder} does not exist; {hint}")
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Hold a folder against others who make it too, and yield one beside it for what is needed on the way.
+
+    Raises:
+        InputError: Another process makes it.
+    """
+    folder = folder.resolve()
+    work = folder.with_name(f".{folder.name}.prepare")
+    interrupted = work.exists()
+    with FileLock(work / LOCK_FILE):
+        for path in work.iterdir() if interrupted else ():
+            if path.name != LOCK_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if interrupted:
+            print(f"{work}: an earlier preparation was interrupted; starting over")
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def load_interactions(folder: Path) -> Interactions:

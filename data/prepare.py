@@ -5,27 +5,31 @@
     python -m data.prepare --dataset=MyShop --interactions=orders.parquet --items=products.csv \\
         --user_col=customer --item_col=sku --time_col=ordered_at --text_cols=name,brand,description
 
-Files: .jsonl, .json, .csv, .tsv (each also .gz) and .parquet. Amazon's editions (--source=amazon2023, the raw files and
-the official rating_only ones; amazon2018; amazon2014) know their columns. Times are seconds, milli- or microseconds, or
-dates, mixed as they may be. Writes <data_dir>/<dataset>/: all_item_seqs.json, metadata.sentence.json, id_mapping.json,
-and stats.json with what was dropped and why. Users and items are numbered by name; a user's items stand in time order,
-those of the same time by item name: neither the order of the rows nor the number of threads matters.
+Files: .jsonl, .ndjson, .json (an object a line, or a list), .csv, .tsv (each also .gz) and .parquet; a path is a name,
+never a pattern. Amazon's editions (--source=amazon2023, the raw files and the official rating_only ones; amazon2018;
+amazon2014) know their columns. Times are seconds to nanoseconds, or dates (UTC unless they have an offset), mixed as
+they may be. Writes <data_dir>/<dataset>/: all_item_seqs.json, metadata.sentence.json, id_mapping.json, and stats.json
+with what was dropped and why. Users and items are numbered by name; a user's items stand in time order, those of the
+same time by item name: neither the order of the rows nor the number of threads matters.
 """
 
 import json
-import shutil
+import math
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
-from data.interactions import PADDING
-from data.raw import SOURCES, Columns, file_format, item_rows, quoted, scan, sentence
+from data.interactions import PADDING, making
+from data.raw import SOURCES, Columns, sentence
+from data.readers import TIME_FORMS, RawFile, Table, files_of, name_of, stripped, with_instant
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
@@ -51,15 +55,17 @@ class PrepareConfig:
     data_dir: str = "datasets/"
     """Folder that holds dataset folders."""
     interactions: str = ""
-    """File of interactions (reviews, orders, ratings)."""
+    """File of interactions (reviews, orders, ratings), a folder of such files, or several with commas between."""
     items: str = ""
-    """File of items and the fields of their texts."""
+    """File of items and the fields of their texts, a folder of such files, or several with commas between."""
     source: str = "table"
     """Where the files come from: amazon2023, amazon2018, amazon2014, or table for anything with columns."""
     user_col: str = ""
     """Column of the user; the Amazon sources have theirs."""
     item_col: str = ""
-    """Column of the item, in both files."""
+    """Column of the item, in both files unless items_item_col is given."""
+    items_item_col: str = ""
+    """Column of the item in the item file, where it is called otherwise there."""
     time_col: str = ""
     """Column of the time."""
     rating_col: str = ""
@@ -91,6 +97,8 @@ class PrepareConfig:
         needed["text_cols"] = columns.text
         if self.min_rating is not None:
             needed["rating_col"] = columns.rating
+            if not math.isfinite(self.min_rating):
+                found.append(f"min_rating={self.min_rating} must be a number")
         found += [f"--{name} is needed with --source=table" for name, value in needed.items() if not value]
         for name in ("k_core", "threads"):
             value = getattr(self, name)
@@ -107,7 +115,8 @@ class PrepareConfig:
             self.item_col or source.item,
             self.time_col or source.time,
             self.rating_col or source.rating,
-            tuple(column for column in self.text_cols.split(",") if column) or source.text,
+            tuple(column.strip() for column in self.text_cols.split(",") if column.strip()) or source.text,
+            self.items_item_col or self.item_col or source.item,
         )
 
     @property
@@ -122,11 +131,14 @@ class Preparation:
     Args:
         config: Settings.
         connection: An empty database.
+        links: Folder for what DuckDB reads; see `RawFile.table`.
     """
 
-    def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection):
-        self.config, self.sql = config, connection
+    def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection, links: Path):
+        self.config, self.sql, self.links = config, connection, links
         self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.unreadable_items = 0
         self.started = time.perf_counter()
 
     def say(self, text: str) -> None:
@@ -135,47 +147,74 @@ class Preparation:
     def count(self, table: str) -> int:
         return self.sql.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
+    def note(self, sentences: list[str]) -> None:
+        """Tell the user what has to be known, at once and where nothing is left in the end."""
+        self.notes += sentences
+        for text in sentences:
+            self.say(text)
+
     def read(self) -> int:
-        """Make the table raw(user_name, item_name, t in milliseconds, reason to drop it) and return its rows."""
-        config, columns, file = self.config, self.config.columns, Path(self.config.interactions)
-        wanted = [columns.user, columns.item, columns.time]
-        rating = config.min_rating is not None
-        expression = scan(file, [*wanted, columns.rating] if rating else wanted, self.sql)
-        user, item, when = (f"nullif(trim(CAST({quoted(name)} AS VARCHAR)), '')" for name in wanted)
-        stars = f"TRY_CAST({quoted(columns.rating)} AS DOUBLE)" if rating else "NULL"
-        self.sql.execute(f"""
-            CREATE TABLE raw AS
-            SELECT user_name, item_name, t,
-                CASE
-                    WHEN user_name IS NULL AND item_name IS NULL AND moment IS NULL THEN 'unreadable row'
+        """Make the table raw(user_name, item_name, t in microseconds, reason to drop it, example); return the rows."""
+        self.sql.execute("SET TimeZone = 'UTC'")  # the machine's would change what Parquet's times say
+        self.sql.execute(
+            "CREATE TABLE raw (user_name VARCHAR, item_name VARCHAR, t BIGINT, reason VARCHAR, example VARCHAR)"
+        )
+        lost = sum(self._read_file(file) for file in files_of(self.config.interactions))
+        reasons = self.sql.execute(
+            "SELECT reason, count(*), min(example) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        columns, dropped = self.config.columns, Counter({reason: count for reason, count, _ in reasons})
+        accepted = {"no time": f"{columns.time} of --time_col; accepted are {TIME_FORMS}"}
+        accepted["no rating"] = f"{columns.rating} of --rating_col; accepted are numbers"
+        for reason, count, example in reasons:
+            if example is not None:
+                self.note([f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}"])
+        dropped["unreadable row"] += lost
+        self.dropped = {reason: count for reason, count in sorted(dropped.items()) if count}
+        self.say(f"{self.count('raw') + lost:,} rows read, {sum(self.dropped.values()):,} of them unusable")
+        return self.count("raw") + lost
+
+    def _read_file(self, file: Path) -> int:
+        """Add a file's rows to the table raw, and return the lines that could not even become rows."""
+        columns, least = self.config.columns, self.config.min_rating
+        wanted = [("--user_col", columns.user), ("--item_col", columns.item), ("--time_col", columns.time)]
+        raw = RawFile(file, [*wanted, ("--rating_col", columns.rating)] if least is not None else wanted)
+        table = raw.table(self.sql, self.links)
+        lost, parts = raw.lost, ("raw", "raw WHERE reason IS NULL", "raw WHERE reason = 'unreadable row'")
+        before = [self.count(part) for part in parts]
+        try:
+            self.sql.execute(f"INSERT INTO raw {self._judged(table)}")
+            rows, usable, broken = (self.count(part) - count for part, count in zip(parts, before, strict=True))
+            if raw.format == "json":
+                raw.check_json(table, self.sql, broken, usable)
+        except duckdb.Error as error:
+            raise raw.unreadable(error) from None
+        for copy in (self.links / "work").glob("*.copy"):
+            copy.unlink()
+        self.say(f"{file}: {rows + lost:,} rows")
+        self.note(raw.sentences())
+        return lost
+
+    def _judged(self, table: Table) -> str:
+        """Return the SQL of the rows of raw: names, instant, and why the row is dropped if it is."""
+        names, least = ("user_name", "item_name", "moment", "rating"), self.config.min_rating
+        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, [*table.texts, "NULL"], strict=False))
+        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
+        rows = f"(SELECT {cleaned}, broken FROM (SELECT {texts}, {table.broken} AS broken FROM {table.source}))"
+        return f"""
+            SELECT user_name, item_name, t, reason,
+                CASE reason WHEN 'no time' THEN moment WHEN 'no rating' THEN rating END AS example
+            FROM (
+                SELECT *, TRY_CAST(rating AS DOUBLE) AS stars, CASE
+                    WHEN broken THEN 'unreadable row'
                     WHEN user_name IS NULL THEN 'no user'
                     WHEN item_name IS NULL THEN 'no item'
+                    WHEN '{PADDING}' IN (user_name, item_name) THEN 'reserved name {PADDING}'
                     WHEN t IS NULL THEN 'no time'
-                    WHEN {rating} AND stars IS NULL THEN 'no rating'
-                    WHEN {rating} AND stars < {config.min_rating or 0} THEN 'rating below {config.min_rating}'
+                    WHEN {least is not None} AND NOT coalesce(isfinite(stars), false) THEN 'no rating'
+                    WHEN stars < {least or 0} THEN 'rating below {least}'
                 END AS reason
-            FROM (
-                SELECT *, CAST(round(CASE
-                    WHEN number IS NULL THEN epoch_ms(TRY_CAST(moment AS TIMESTAMP))
-                    WHEN NOT isfinite(number) THEN NULL
-                    WHEN abs(number) < 1e11 THEN number * 1e3
-                    WHEN abs(number) < 1e14 THEN number
-                    WHEN abs(number) < 1e17 THEN number / 1e3
-                    WHEN abs(number) < 1e20 THEN number / 1e6
-                END) AS BIGINT) AS t
-                FROM (
-                    SELECT *, TRY_CAST(moment AS DOUBLE) AS number
-                    FROM (SELECT {user} AS user_name, {item} AS item_name, {when} AS moment, {stars} AS stars
-                          FROM {expression})))""")
-        if file_format(file) in ("csv", "tsv"):
-            rejected = self.sql.execute("SELECT count(DISTINCT line) FROM reject_errors").fetchone()[0]
-            if rejected:
-                self.dropped["unreadable row"] = rejected
-        rows = self.count("raw") + sum(self.dropped.values())
-        by_reason = self.sql.execute("SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1").fetchall()
-        self.dropped = dict(sorted((Counter(self.dropped) + Counter(dict(by_reason))).items()))
-        self.say(f"{rows:,} rows read, {sum(self.dropped.values()):,} of them unusable")
-        return rows
+                FROM ({with_instant(rows)}))"""
 
     def deduplicate(self) -> None:
         """Make the table pairs(u, i, t): one interaction per user and item, the first; or one per time as well."""
@@ -220,11 +259,10 @@ class Preparation:
         """Return the texts of the items that are left, and drop the interactions of those without one."""
         config, columns = self.config, self.config.columns
         names = self.sql.execute("SELECT name FROM items WHERE rowid IN (SELECT i FROM pairs)").fetchall()
-        wanted, texts, rows, unreadable, first = {name for (name,) in names}, {}, 0, 0, []
-        for row in item_rows(Path(config.items), [columns.item, *columns.text]):
+        wanted, texts, rows, first = {name for (name,) in names}, {}, 0, []
+        for row in self._item_rows():
             rows += 1
-            unreadable += row is None
-            name = str((row or {}).get(columns.item, "")).strip()
+            name = name_of(row.get(columns.item_of_text))
             if len(first) < 3:
                 first.append(name)
             if name in wanted:
@@ -249,10 +287,26 @@ class Preparation:
             )
         self.dropped["item without text"] = before - self.count("pairs")
         self.say(
-            f"{rows:,} items read ({unreadable:,} unreadable rows), texts for {len(texts):,} of {len(wanted):,}; "
-            f"{len(without):,} items without text"
+            f"{rows + self.unreadable_items:,} items read ({self.unreadable_items:,} unreadable rows), "
+            f"texts for {len(texts):,} of {len(wanted):,}; {len(without):,} items without text"
         )
         return texts
+
+    def _item_rows(self) -> Iterator[dict]:
+        """Yield the rows of the item files, and complain about a column that was asked for and that none has."""
+        columns, there = self.config.columns, {}
+        wanted = [("--items_item_col", columns.item_of_text), *(("--text_cols", column) for column in columns.text)]
+        for file in files_of(self.config.items):
+            raw = RawFile(file, wanted)
+            yield from raw.rows(self.sql, self.links)
+            self.note(raw.sentences())
+            self.unreadable_items += raw.lost
+            there |= raw.columns if raw.format == "json" else dict.fromkeys(name for _, name in wanted)
+        asked = wanted if self.config.text_cols else wanted[:1]  # an edition's shop may lack a field in all its items
+        missing = [pair for pair in asked if pair[1] not in there]
+        if there and missing:
+            raw.columns = there
+            raise raw.absent(missing)
 
     def write(self, folder: Path, texts: dict[str, str]) -> dict[str, float]:
         """Write the three files of the published format and return the numbers of table 1."""
@@ -328,9 +382,8 @@ def settings_of(config: PrepareConfig) -> dict:
     free = ("data_dir", "memory_limit", "threads", "overwrite")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     for name in ("interactions", "items"):
-        file = Path(settings[name])
-        file_format(file)
-        settings[name] = {"file": file.name, "sha256": sha256_of(file)}
+        hashes = [{"file": file.name, "sha256": sha256_of(file)} for file in files_of(settings[name])]
+        settings[name] = hashes[0] if len(hashes) == 1 else hashes
     return settings
 
 
@@ -341,10 +394,12 @@ def is_there(config: PrepareConfig, settings: dict) -> bool:
         InputError: Something else is there that may not be replaced.
     """
     folder = config.folder
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --dataset")
     if not folder.exists() or not any(folder.iterdir()):
         return False
     stats = folder / STATS_FILE
-    same = stats.is_file() and read_json(stats).get("settings") == settings
+    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == settings
     derived = ", ".join(sorted(path.name for path in folder.iterdir() if path.name not in FILES)[:5])
     answer = claim(
         folder,
@@ -368,38 +423,40 @@ def prepare(config: PrepareConfig) -> dict:
         InputError: Files cannot be read, nothing is left, or another dataset is there.
     """
     settings = settings_of(config)
-    if is_there(config, settings):
-        print(f"{config.folder}: reused, it was prepared before from the same files with the same settings")
-        return read_json(config.folder / STATS_FILE)
-    work = Path(config.data_dir) / f".{config.dataset}.prepare"
-    if work.exists():
-        print(f"{work}: an earlier preparation was interrupted; starting over")
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    try:
-        limits = {"memory_limit": config.memory_limit, "temp_directory": str(work / "spill")}
-        limits |= {"threads": config.threads} if config.threads else {}
-        with duckdb.connect(str(work / "tables.duckdb"), config=limits) as connection:
-            connection.execute("SET preserve_insertion_order = false")
-            connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")
-            steps = Preparation(config, connection)
-            rows = steps.read()
-            steps.deduplicate()
-            steps.keep_core()
-            texts = steps.read_texts()
-            steps.keep_core()
-            if steps.count("pairs") == 0:
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in steps.dropped.items() if count)
-                raise InputError(f"no interaction of {rows:,} is left ({reasons}); check the columns and --k_core")
-            with atomic_folder(config.folder) as temporary:
-                dataset = steps.write(temporary, texts)
-                stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": settings}
-                write_json(temporary / STATS_FILE, stats)
-            steps.say(f"{config.folder}: written")
-    except duckdb.Error as error:
-        raise InputError(f"DuckDB stopped: {str(error).splitlines()[0]}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with nullcontext() if is_there(config, settings) else making(config.folder) as work:
+        if not work or is_there(config, settings):  # somebody else may have made it meanwhile
+            print(f"{config.folder}: reused, it was prepared before from the same files with the same settings")
+            return read_json(config.folder / STATS_FILE)
+        try:
+            return _prepare(config, settings, work)
+        except duckdb.Error as error:
+            raise InputError(f"DuckDB stopped: {str(error).splitlines()[0]}") from None
+
+
+def _prepare(config: PrepareConfig, settings: dict, work: Path) -> dict:
+    """Make the dataset's folder with the help of a folder to work in, and return what stats.json holds."""
+    limits = {"memory_limit": config.memory_limit, "temp_directory": str(work / "spill")}
+    limits |= {"threads": config.threads} if config.threads else {}
+    database = ":memory:" if "?" in str(work) else str(work / "tables.duckdb")  # DuckDB cuts a path there
+    with tempfile.TemporaryDirectory() as links, duckdb.connect(database, config=limits) as connection:
+        (Path(links) / "work").symlink_to(work)
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")
+        steps = Preparation(config, connection, Path(links))
+        rows = steps.read()
+        steps.deduplicate()
+        steps.keep_core()
+        texts = steps.read_texts()
+        steps.keep_core()
+        if steps.count("pairs") == 0:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in steps.dropped.items() if count)
+            advice = "; ".join(steps.notes) or "check the columns and --k_core"
+            raise InputError(f"no interaction of {rows:,} is left ({reasons}); {advice}")
+        with atomic_folder(config.folder) as temporary:
+            dataset = steps.write(temporary, texts)
+            stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": settings}
+            write_json(temporary / STATS_FILE, stats)
+        steps.say(f"{config.folder}: written")
     return stats
 
 

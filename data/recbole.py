@@ -6,19 +6,23 @@
 
 Writes <output>/<dataset>/<dataset>.inter (user_id, item_id, timestamp: the place in the user's sequence, from 0),
 .item (item_id, text) and .yaml: leave-one-out in that order, ranking over all items, the last 20 items of history.
+Names that would be read back differently, such as NA or with a quote, are renamed; renamed.json has them.
 RecBole 1.2.1 ran so with numpy 1.26, pandas 2.3 and scipy 1.13, in an environment of its own.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 from pathlib import Path
 
 import yaml
 
-from data.interactions import dataset_folder, item_texts, load_interactions
+from data.interactions import dataset_folder, item_texts, load_interactions, making
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import atomic_folder
+from utils.files import atomic_folder, write_json
 from utils.runtime import run_command
 
 
@@ -61,6 +65,25 @@ def recbole_settings(config: RecBoleConfig) -> dict:
     }
 
 
+# What pandas, with which RecBole reads, takes for no value.
+NO_VALUE = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+}
+
+
+def safe_names(names: Sequence[str], kind: str) -> tuple[list[str], dict[str, str]]:
+    """Return names that RecBole reads as they are written, and {new: old} of those that had to be changed."""
+    taken, safe, renamed = set(names), [], {}
+    for number, name in enumerate(names):
+        if name in NO_VALUE or re.search(r'["\x00-\x1f\x7f]', name):
+            new = next(new for new in (f"{kind}{'_' * count}{number}" for count in count_from(1)) if new not in taken)
+            renamed[new] = name
+            name = new
+        safe.append(name)
+    return safe, renamed
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the atomic files; `argv` are the flags, by default the command line's.
 
@@ -79,18 +102,28 @@ def main(argv: list[str] | None = None) -> None:
     made_here = (target / f"{config.dataset}.yaml").is_file()
     protected = "" if made_here else "is there already and was not made by this command; name another --output"
     claim(target, overwrite=config.overwrite, protected=protected)
-    with atomic_folder(target) as temporary:
+    users, renamed_users = safe_names(interactions.user_names, "user")
+    items, renamed_items = safe_names(interactions.item_names, "item")
+    with making(target), atomic_folder(target) as temporary:
         with open(temporary / f"{config.dataset}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")
             for user, (start, end) in enumerate(zip(interactions.offsets[:-1], interactions.offsets[1:], strict=True)):
                 for place, item in enumerate(interactions.items[start:end]):
-                    file.write(f"{interactions.user_names[user]}\t{interactions.item_names[item]}\t{place}\n")
+                    file.write(f"{users[user]}\t{items[item]}\t{place}\n")
         with open(temporary / f"{config.dataset}.item", "w", encoding="utf-8") as file:
             file.write("item_id:token\ttext:token_seq\n")
-            for name, text in zip(interactions.item_names[1:], texts, strict=True):
-                file.write(f"{name}\t{' '.join(text.split())}\n")
+            for name, text in zip(items[1:], texts, strict=True):
+                words = " ".join(text.split()) + "." * (text.strip() in NO_VALUE)
+                words = '"' + words.replace('"', '""') + '"' if '"' in words else words
+                file.write(f"{name}\t{words}\n")
         settings = yaml.safe_dump(recbole_settings(config), sort_keys=False)
         (temporary / f"{config.dataset}.yaml").write_text(settings, encoding="utf-8")
+        if renamed_users or renamed_items:
+            write_json(temporary / "renamed.json", {"users": renamed_users, "items": renamed_items})
+            print(
+                f"{target}: renamed, since RecBole would read them back differently: {len(renamed_users):,} users and "
+                f"{len(renamed_items):,} items; renamed.json has their names"
+            )
     print(
         f"{target}: {len(lengths):,} users, {interactions.num_items:,} items, {len(interactions.items):,} interactions"
     )

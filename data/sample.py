@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.interactions import making
 from utils.claims import claim
 from utils.config import parse_config
 from utils.files import write_text
@@ -373,7 +374,8 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(SampleConfig, argv, "python -m data.sample", "Make the sample dataset.")
     folder = Path(config.data_dir) / config.dataset
     files = make_sample(config.rand_seed, config.num_users, config.num_items)
-    written = write_dataset(folder, files, config.overwrite)
+    with making(folder):
+        written = write_dataset(folder, files, config.overwrite)
     interactions = sum(len(sequence) for sequence in files["all_item_seqs.json"].values())
     size = f"{config.num_users:,} users, {config.num_items:,} items, {interactions:,} interactions"
     print(f"{folder}: {size}" + ("" if written else "; reused, it was made before"))

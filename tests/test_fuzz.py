@@ -1,15 +1,22 @@
 """Whatever a file holds, its reader either reads it or raises the project's own error."""
 
+import csv
+import io
 import json
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.interactions import load_interactions
+from data.raw import sentence
+from data.readers import RawFile, name_of, stripped, with_instant
 from data.token_table import read_sem_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
@@ -114,3 +121,126 @@ def test_settings(tmp_path, content):
     found = reads(lambda: parse_config(PretrainConfig, argv, "test", ""))
     if found is not None:
         assert found[0].problems() == []
+
+
+# Raw data: what a plain reader makes of a file is right, and the same data in another guise is the same dataset.
+
+words = st.text(st.sampled_from("ab\"',;\t\n\\|{[N é日\u3000\U0001f600") | st.characters(codec="utf-8"), max_size=5)
+moments = st.integers(0, 10**10).map(str) | st.sampled_from(
+    ["2023-01-01", "2023-01-01T10:00:00+02:00", "soon", "nan", ""]
+)
+raw_rows = st.lists(st.fixed_dictionaries({"user": words, "it em": words, "ts": moments, "text": words}), max_size=6)
+guises = st.tuples(
+    st.permutations(["user", "it em", "ts", "text", "note"]),
+    st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+)
+DATABASE = duckdb.connect(config={"threads": 1})
+WANTED = [("--user_col", "user"), ("--item_col", "it em"), ("--time_col", "ts"), ("--text_cols", "text")]
+
+
+def write_guise(folder: Path, rows: list[dict[str, str]], guise: tuple) -> Path:
+    """Write rows in a format, encoding, line end, order of columns and manner of quoting."""
+    columns, kind, encoding, end, quoting = guise
+    file, rows = folder / f"rows.{kind}", [{name: row.get(name, "x") for name in columns} for row in rows]
+    if kind == "parquet":
+        names = ", ".join(f'"{name}" VARCHAR' for name in columns)
+        DATABASE.execute(f"CREATE OR REPLACE TABLE rows ({names})")
+        for row in rows:
+            DATABASE.execute(f"INSERT INTO rows VALUES ({', '.join('?' * len(row))})", list(row.values()))
+        DATABASE.execute(f"COPY rows TO '{file}'")
+        return file
+    if kind == "json":
+        text = json.dumps(rows, indent=1, ensure_ascii=False)
+    elif kind == "jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)
+    else:
+        handle = io.StringIO()
+        delimiter = "\t" if kind == "tsv" else ","
+        if any("\r" in value for row in rows for value in row.values()):
+            quoting = csv.QUOTE_ALL  # Python before 3.13 leaves a lone one without quotes, which ends the line
+        writer = csv.DictWriter(handle, columns, delimiter=delimiter, lineterminator=end, quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+        text = handle.getvalue()
+    file.write_bytes(text.encode(encoding) if text.isascii() or encoding != "utf-16-le" else text.encode("utf-16"))
+    return file
+
+
+def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
+    """Return users, items and times as the preparation reads them, the texts of items, and the file."""
+    raw = RawFile(file, WANTED)
+    with tempfile.TemporaryDirectory() as links:
+        (Path(links) / "work").mkdir()
+        table = raw.table(DATABASE, Path(links))
+        names = ("user_name", "item_name", "moment", "text")
+        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, table.texts, strict=True))
+        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
+        rows = with_instant(f"(SELECT {cleaned} FROM (SELECT {texts} FROM {table.source} WHERE NOT {table.broken}))")
+        try:
+            found = DATABASE.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
+        except duckdb.Error as error:
+            raise raw.unreadable(error) from None
+        again = RawFile(file, WANTED)
+        try:
+            rows = list(again.rows(DATABASE, Path(links)))
+        except duckdb.Error as error:
+            raise again.unreadable(error) from None
+    items = [(name_of(row.get("it em")), sentence(row, ("text",))) for row in rows]
+    if raw.format in ("csv", "tsv"):
+        assert (raw.lost, raw.first_lost) == (again.lost, again.first_lost)
+    return sorted(found, key=repr), sorted(items), raw
+
+
+def judged(rows: list[dict[str, str]]) -> tuple[list[tuple], list[tuple]]:
+    """Return what plain Python makes of the rows."""
+    dates = {"2023-01-01": 1_672_531_200, "2023-01-01T10:00:00+02:00": 1_672_560_000}
+    found, items = [], []
+    for row in rows:
+        seconds = dates.get(row["ts"], int(row["ts"]) if row["ts"].isdecimal() else None)
+        names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() or None for name in ("user", "it em")]
+        found.append((*names, None if seconds is None else seconds * 10**6))
+        items.append((names[1] or "", sentence(row, ("text",))))
+    return sorted(found, key=repr), sorted(items)
+
+
+@fuzzed
+@given(raw_rows, guises)
+def test_the_same_rows_in_any_guise_are_the_same(tmp_path, rows, guise):
+    found, items, raw = as_read(write_guise(tmp_path, rows, guise))
+    assert (found, items) == judged(rows)
+    assert (raw.lost, raw.foreign) == (0, 0)
+
+
+@fuzzed
+@given(st.text(st.sampled_from('a1,;\t\n\r é"')), st.sampled_from(["csv", "tsv"]))
+def test_any_table_is_read_as_plain_python_reads_it(tmp_path, text, kind):
+    """Lines without quotes are judged by str.split, those with some by the number of rows that come or are counted."""
+    mark = "\t" if kind == "tsv" else ","
+    file = tmp_path / f"rows.{kind}"
+    file.write_bytes((mark.join(name for _, name in WANTED) + "\n" + text).encode())
+    found = reads(lambda: as_read(file))
+    lines = [
+        line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip(" ") or mark in line
+    ]
+    if '"' not in text:
+        good = [line.split(mark) for line in lines if line.count(mark) == 3]
+        assert [row[:2] for row in found[0]] == sorted(
+            [tuple(name.strip() or None for name in line[:2]) for line in good], key=repr
+        )
+        assert found[2].lost == len([line for line in lines if line.count(mark) != 3 and line.strip()])
+    elif found:
+        assert len(found[0]) == len(found[1]) <= len(lines)
+
+
+@fuzzed
+@given(
+    contents(values) | st.binary(max_size=60).map(lambda content: b"user,it em,ts,text\n" + content),
+    st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet", "csv.gz"]),
+)
+def test_any_bytes_are_read_or_refused(tmp_path, content, kind):
+    file = tmp_path / f"rows.{kind}"
+    file.write_bytes(content)
+    reads(lambda: as_read(file))

@@ -18,8 +18,11 @@ CHECKSUMS_FILE = "sha256.json"
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on an error remove it."""
-    path = Path(path)
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it, on an error remove it.
+
+    A symbolic link stays: what it leads to is written.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -64,7 +67,7 @@ def _parse(content: bytes) -> Any:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
+        return json.loads(content.decode(json.detect_encoding(content)), object_pairs_hook=_without_repeats)
     finally:
         if was_enabled:
             gc.enable()
@@ -156,8 +159,11 @@ def read_json_pieces(path: Path | str, piece_size: int = 2**24) -> Iterator[Any]
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it takes the place of `path`, on an error it goes."""
-    path = Path(path)
+    """Yield an empty temporary folder beside `path`; on success it takes the place of `path`, on an error it goes.
+
+    A symbolic link stays: what it leads to is replaced.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

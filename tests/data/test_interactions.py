@@ -192,3 +192,13 @@ def test_a_large_file_is_read_in_pieces(dataset: Path, monkeypatch: pytest.Monke
     (dataset / "all_item_seqs.json").write_text(text.strip()[:-1] + ', "user1": ["item1"]}')
     with pytest.raises(InputError, match="has a user twice"):
         load_interactions(dataset)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_a_byte_order_mark_are_read(dataset: Path, encoding: str):
+    expected = load_interactions(dataset)
+    for name in ("id_mapping.json", "all_item_seqs.json", "metadata.sentence.json"):
+        text = (dataset / name).read_text(encoding="utf-8")
+        (dataset / name).write_bytes(text.encode(encoding))
+    assert load_interactions(dataset).sha256 == expected.sha256
+    assert len(item_texts(dataset, expected.item_names)) == expected.num_items

@@ -14,7 +14,8 @@ from tiny_runs import ROOT
 
 from data import prepare
 from data.interactions import item_texts, load_interactions
-from data.raw import SOURCES, clean, parse_line, sentence
+from data.raw import SOURCES, clean, sentence
+from data.readers import parse_line
 from utils.errors import InputError
 
 EDITIONS = {"2023": "amazon2023", "2023 rating_only": "amazon2023", "2018": "amazon2018", "2014": "amazon2014"}
@@ -249,7 +250,10 @@ def test_mistakes_are_named(tmp_path: Path):
         (flags[1:], "--user_col is needed with --source=table"),
         ([*flags, "--user_col=who"], "has no column who; its columns: user_id, parent_asin, rating, timestamp"),
         ([*flags, "--k_core=100"], r"no interaction of 900 is left \(repeated interaction"),
-        ([*flags, f"--interactions={nothing}"], r"no interaction of 1 is left \(unreadable row 1\)"),
+        (
+            [*flags, f"--interactions={nothing}"],
+            r"odd\.jsonl has no column user_id or parent_asin or timestamp; its columns: a; ",
+        ),
         ([*flags, f"--interactions={tmp_path}/gone.csv"], r"gone\.csv does not exist"),
         ([*flags, f"--items={tmp_path}/x.xls"], r"x\.xls does not exist"),
     ):

@@ -1,0 +1,449 @@
+"""Reads what people bring: tables and JSON of any encoding and line end, with every lost line counted and shown.
+
+A path is a name, never a pattern. Each format ends in the same text of each field, which is judged in one place.
+"""
+
+import ast
+import codecs
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import TextIO
+
+import duckdb
+
+from utils.errors import InputError
+
+FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+PIECE = 2**24  # characters that are looked at together
+LONGEST = 2**21  # characters of a row; a quote that is open for longer was never meant to open a field
+csv.field_size_limit(PIECE)
+
+_BROKEN = (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error)
+_WINDOWS_1252 = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)}
+
+
+def files_of(path: str) -> list[Path]:
+    """Return the files that a path names: one, those of a folder, or several with commas between."""
+    whole = Path(path)
+    if whole.is_dir():
+        found = sorted(file for file in whole.rglob("*") if _ending(file) in FORMATS and file.is_file())
+        found = [file for file in found if not any(part[0] in "._" for part in file.relative_to(whole).parts)]
+        if not found:
+            raise InputError(f"{path} is a folder without files that end in {', '.join(FORMATS)}")
+        return found
+    if not whole.is_file() and "," in path:
+        return [file for part in path.split(",") if part.strip() for file in files_of(part.strip())]
+    if not whole.is_file():
+        hint = "; a path is a name, not a pattern: give a folder, or files with commas between"
+        raise InputError(f"{whole} does not exist" + (hint if "*" in path else ""))
+    if _ending(whole) not in FORMATS:
+        raise InputError(f"{whole} ends in none of {', '.join(FORMATS)} (each also with .gz); export it as one of them")
+    return [whole]
+
+
+def _ending(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def opened(file: Path) -> TextIO:
+    """Open a text file as its first bytes say; line ends become "\\n", and what is not UTF-8 lone surrogates."""
+    with open(file, "rb") as handle:
+        opener = gzip.open if handle.read(2) == b"\x1f\x8b" else open
+    with opener(file, "rb") as handle:
+        start = handle.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        encoding = "utf-32"
+    elif start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "utf-16"
+    elif b"\0\0" in (start[::2], start[1::2]):
+        encoding = "utf-16-be" if start[0] == 0 else "utf-16-le"
+    else:
+        encoding = "utf-8-sig" if start.startswith(codecs.BOM_UTF8) else "utf-8"
+    return opener(file, "rt", encoding=encoding, errors="surrogateescape")
+
+
+@dataclass
+class Table:
+    """A file as SQL.
+
+    Attributes:
+        source: What stands behind FROM.
+        texts: Each wanted column as text, NULL where there is none.
+        values: Each wanted column as it is.
+        broken: Condition of rows that could not be read.
+    """
+
+    source: str
+    texts: list[str]
+    values: list[str]
+    broken: str = "false"
+
+
+class RawFile:
+    """A file, the columns that are wanted of it, and what is wrong with its lines, which count from 1.
+
+    Args:
+        file: The file.
+        wanted: The columns, each with the flag that names it.
+
+    Attributes:
+        columns: Names that its header or any of its rows has, in order.
+        lost: Lines that could not be read; `first_lost` shows the first of them.
+        foreign: Lines that are not UTF-8 and were read as Windows-1252; `first_foreign` shows the first of them.
+    """
+
+    def __init__(self, file: Path, wanted: list[tuple[str, str]]):
+        self.file, self.wanted, self.format = file, wanted, FORMATS[_ending(file)]
+        self.columns: dict[str, None] = {}
+        self.lost, self.first_lost, self.foreign, self.first_foreign, self._looked_at = 0, "", 0, "", 0
+
+    def sentences(self) -> list[str]:
+        """Return what the user has to know."""
+        lost = f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}"
+        foreign = (
+            f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
+            f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
+        )
+        return [lost] * (self.lost > 0) + [foreign] * (self.foreign > 0)
+
+    def unreadable(self, error: Exception, link: str = "") -> InputError:
+        """Return the error of a file, read under another name, that is broken as a whole."""
+        reason = str(error).split("\n")[0].replace(link or str(self.file), str(self.file))
+        return InputError(f"{self.file} cannot be read: {reason}; copy or export it again")
+
+    def absent(self, missing: list[tuple[str, str]]) -> InputError:
+        """Return the error of wanted columns that the file does not have."""
+        names = " or ".join(name for _, name in missing)
+        flags = " and ".join(dict.fromkeys(flag for flag, _ in missing))
+        there = ", ".join(repr(name) if name != name.strip() else name for name in self.columns)
+        return InputError(f"{self.file} has no column {names}; its columns: {there}; name the right one with {flags}")
+
+    def _lose(self, place: str, text: str, lines: int = 1) -> None:
+        self.lost += lines
+        self.first_lost = self.first_lost or f"{place}: {text.strip()[:80]!r}"
+
+    def pieces(self, skip: int = 0) -> Iterator[str]:
+        """Yield the text but for its first `skip` lines, as strings of whole lines; half a download is an error."""
+        try:
+            with opened(self.file) as lines:
+                for _ in range(skip):
+                    lines.readline()
+                number = skip + 1
+                while text := lines.read(PIECE):
+                    text += lines.readline()
+                    try:
+                        text.encode()
+                    except UnicodeEncodeError:
+                        text = self._mended(text, number)
+                    yield text
+                    number += text.count("\n")
+        except _BROKEN as error:
+            raise self.unreadable(error) from None
+
+    def _mended(self, text: str, number: int) -> str:
+        """Return a text, from line `number` on, with what is not UTF-8 taken for Windows-1252."""
+        mended = text.translate(_WINDOWS_1252)
+        pairs = enumerate(zip(text.split("\n"), mended.split("\n"), strict=True), start=number)
+        strange = [f"line {line}: {after.strip()[:80]!r}" for line, (before, after) in pairs if before != after]
+        if number > self._looked_at:  # a file may be read more than once
+            self._looked_at = number
+            self.foreign += len(strange)
+            self.first_foreign = self.first_foreign or strange[0]
+        return mended
+
+    def _header(self) -> tuple[str, list[str], int]:
+        """Return the delimiter (the format's own unless only another shows the wanted columns), names, and lines."""
+        own = "\t" if self.format == "tsv" else ","
+        for delimiter in (own, *",;\t|", own):
+            try:
+                with opened(self.file) as lines:
+                    reader = csv.reader(lines, delimiter=delimiter)
+                    names = [name.translate(_WINDOWS_1252) for name in next(reader, [])]
+            except _BROKEN as error:
+                raise self.unreadable(error) from None
+            names = [name or f"column {number}" for number, name in enumerate(names, start=1)]  # pandas' index
+            if all(_places(name, names) for _, name in self.wanted):
+                break
+        if not names:
+            raise InputError(f"{self.file} is empty; it must begin with the names of its columns")
+        return delimiter, names, reader.line_num
+
+    def _places(self, names: list[str]) -> list[int]:
+        """Return where the wanted columns stand among all; one that is absent or there twice is an error."""
+        self.columns = dict.fromkeys(names)
+        found = [(flag, name, _places(name, names)) for flag, name in self.wanted]
+        if missing := [(flag, name) for flag, name, places in found if not places]:
+            raise self.absent(missing)
+        for flag, name, places in found:
+            if len(places) > 1:
+                raise InputError(
+                    f"{self.file} has {len(places)} columns {name}, which {flag} names; rename all but one"
+                )
+        return [places[0] for _, _, places in found]
+
+    def _tidy_rows(self, delimiter: str, width: int, skip: int) -> Iterator[str]:
+        """Yield the rows, many at once, as a strict reader takes them, and count the lines that are none.
+
+        A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters,
+        but for one that opens a field of a CSV file and never closes, which is an error.
+        """
+        mark, quoted = re.escape(delimiter), '"(?:[^"]++|"")*+"'
+        one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
+        rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
+        any_row, lone = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile('"(?:[^"]|"")*')
+        unclosed = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$')
+        rest, number = "", skip + 1
+        for piece in chain(self.pieces(skip), [""]):  # "" is the end
+            text, position = rest + piece, 0
+            text += "\n" if not piece and text and text[-1] != "\n" else ""
+            while position < len(text):
+                end = rows.match(text, position).end()
+                yield text[position:end]
+                number += text.count("\n", position, end)
+                position = end
+                if position == len(text) or (piece and len(text) - position < LONGEST):
+                    break  # a quoted field may go on in the next piece
+                end = text.index("\n", position) + 1
+                line = text[position : end - 1]
+                fields = line.split(delimiter)
+                if delimiter != "\t" and line.strip() and (row := any_row.match(text, position)):
+                    end = row.end()
+                    self._lose(f"line {number}", line, text.count("\n", position, end))
+                elif delimiter != "\t" and (
+                    unclosed.search(line) or (len(fields) == width and any(map(lone.fullmatch, fields)))
+                ):
+                    raise InputError(
+                        f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
+                        "the quotes inside a quoted field, and remove a lone one"
+                    )
+                elif len(fields) == width:
+                    yield delimiter.join(_quoted_whole(field, quoted) for field in fields) + "\n"
+                elif line.strip():
+                    self._lose(f"line {number}", line)
+                number += text.count("\n", position, end)
+                position = end
+            rest = text[position:]
+
+    def _is_list(self) -> bool:
+        """Return whether JSON is one list of objects, rather than an object per line."""
+        return re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")) is not None
+
+    def _json_rows(self, parse: Callable[[str], object]) -> Iterator[dict]:
+        """Yield the objects of JSON's lines, or of its list, and count what is none."""
+        if self._is_list():
+            try:
+                unit, values = "entry", [(str(value), value) for value in json.loads("".join(self.pieces()))]
+            except (ValueError, RecursionError) as error:
+                raise self.unreadable(error) from None
+        else:
+            lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in self.pieces())
+            unit, values = "line", ((line, parse(line) if line.strip() else {}) for line in lines)
+        for number, (text, value) in enumerate(values, start=1):
+            if not isinstance(value, dict):
+                self._lose(f"{unit} {number}", text)
+            elif value:
+                yield value
+
+    def table(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Table:
+        """Return the SQL that reads the wanted columns; whether JSON has them, `check_json` finds.
+
+        Args:
+            connection: Database.
+            links: Folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
+                In its "work" is room for copies.
+        """
+        link = links / str(len(list(links.iterdir())))
+        link.symlink_to(self.file.resolve())
+        copy = links / "work" / f"{link.name}.copy"
+        if self.format == "parquet":
+            return self._parquet_table(str(link), connection)
+        if self.format == "json":
+            return self._json_table(link, copy)
+        delimiter, names, lines = self._header()
+        places = self._places(names)
+        _write(copy, self._tidy_rows(delimiter, len(names), lines))
+        fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
+        source = (
+            f"read_csv({literal(copy)}, header = false, auto_detect = false, columns = {{{fields}}}, "
+            f"delim = '{delimiter}', quote = '\"', escape = '\"', nullstr = ['', '\\N'], new_line = '\\n', "
+            f"max_line_size = {PIECE})"
+        )
+        columns = [f"c{place}" for place in places]
+        return Table(source, columns, columns)
+
+    def _parquet_table(self, link: str, connection: duckdb.DuckDBPyConnection) -> Table:
+        """Return the SQL of Parquet; columns go by their place, since names that differ in case alone clash in SQL."""
+        source = f"read_parquet({literal(link)}, binary_as_string = true)"
+        try:
+            types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+            schema = connection.execute(f"SELECT name, num_children FROM parquet_schema({literal(link)})").fetchall()
+        except duckdb.Error as error:
+            raise self.unreadable(error, link) from None
+        names, inner = [], 0  # a column of columns has them behind it
+        for name, children in schema[1:]:
+            names += [name] if inner == 0 else []
+            inner += (children or 0) - (inner > 0)
+        texts, values = [], []
+        for place in self._places(names):
+            column, kind = f"c{place}", types[place]
+            text = f"CAST({column} AS VARCHAR)"
+            values.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
+            nested = kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))
+            number = f"CASE WHEN isfinite({column}) THEN {text} END" if kind in ("FLOAT", "DOUBLE") else text
+            texts.append("NULL" if nested else number)
+        return Table(f"{source} AS t({', '.join(f'c{place}' for place in range(len(types)))})", texts, values)
+
+    def _json_table(self, link: Path, copy: Path) -> Table:
+        """Return the SQL of JSON, or of a copy in UTF-8; what is neither text nor a number is NULL."""
+        last = [piece.rstrip()[-1:] for piece in self.pieces()]
+        with opened(self.file) as lines:
+            plain, packed = lines.encoding == "utf-8", isinstance(lines.buffer, gzip.GzipFile)
+        is_list = self._is_list()
+        if is_list and "".join(last)[-1:] != "]":  # DuckDB would not mind
+            raise self.unreadable(ValueError("its list has no end"))
+        if not plain or self.foreign:
+            link, packed = copy, False
+            _write(copy, self.pieces())
+        form = "'array'" if is_list else "'newline_delimited', ignore_errors = true"
+        pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
+        source = (
+            f"(SELECT json, json_extract(json, [{', '.join(map(literal, pointers))}]) AS v FROM "
+            f"read_json_objects({literal(link)}, format = {form}, compression = '{'gzip' if packed else 'none'}'))"
+        )
+        values = [f"v[{place}]" for place in range(1, len(pointers) + 1)]
+        texts = [
+            f"CASE WHEN json_type({value}) NOT IN ('OBJECT', 'ARRAY') AND CAST({value} AS VARCHAR) NOT IN "
+            f"('NaN', 'Infinity', '-Infinity') THEN {value} ->> '$' END"
+            for value in values
+        ]
+        return Table(source, texts, values, "coalesce(json_type(json), '') != 'OBJECT'")
+
+    def check_json(self, table: Table, connection: duckdb.DuckDBPyConnection, broken: int, usable: int) -> None:
+        """Count and show the broken rows of JSON; if none is usable for want of a column, that is an error."""
+        if not usable:
+            keys = f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {table.source} WHERE NOT {table.broken}"
+            self.columns = dict.fromkeys(key for (key,) in connection.execute(f"{keys} ORDER BY key").fetchall())
+            missing = [pair for pair in self.wanted if pair[1] not in self.columns]
+            if missing and self.columns:
+                raise self.absent(missing)
+        if broken:
+            next((None for _ in self._json_rows(parse_json) if self.lost), None)
+        self.lost = broken
+
+    def rows(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Iterator[dict]:
+        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `table`.
+
+        Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
+        """
+        if self.format == "json":
+            for row in self._json_rows(parse_line):
+                self.columns |= dict.fromkeys(row)
+                yield row
+            return
+        table = self.table(connection, links)
+        rows = connection.execute(f"SELECT {', '.join(table.values)} FROM {table.source}")
+        while batch := rows.fetchmany(10_000):
+            yield from (dict(zip([name for _, name in self.wanted], row, strict=True)) for row in batch)
+
+
+def _places(name: str, names: list[str]) -> list[int]:
+    """Return where the columns of that name stand, or those that differ in blanks around it alone."""
+    exact = [place for place, there in enumerate(names) if there == name]
+    return exact or [place for place, there in enumerate(names) if there.strip() == name.strip()]
+
+
+def _quoted_whole(field: str, quoted: str) -> str:
+    """Return a field as it is if it is quoted whole or needs no quotes, else with them."""
+    return field if re.fullmatch(f'{quoted}|(?:[^"].*)?', field) else '"' + field.replace('"', '""') + '"'
+
+
+def _write(copy: Path, texts: Iterator[str]) -> None:
+    with open(copy, "w", encoding="utf-8", newline="\n") as handle:
+        handle.writelines(texts)
+
+
+def parse_json(line: str) -> object:
+    """Return the value of a line of JSON, None if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def parse_line(line: str) -> object:
+    """Return the value of a line of JSON or of a Python literal, None if it is neither."""
+    value = parse_json(line)
+    if value is None:
+        try:
+            return ast.literal_eval(line.strip())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+    return value
+
+
+def literal(text: object) -> str:
+    """Return an SQL string."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+# What Python's str.strip removes, and SQL's trim does not by itself.
+BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+
+
+def stripped(text: str) -> str:
+    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where nothing is left."""
+    ends = " AND ".join(f"{side}({text}, 1) BETWEEN '!' AND '~'" for side in ("left", "right"))  # most, and quickly
+    rest = f"replace(replace(trim({text}, '{BLANKS}'), chr(13) || chr(10), chr(10)), chr(13), chr(10))"
+    return f"nullif(CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END, '')"
+
+
+def name_of(value: object) -> str:
+    """Return the name that a field holds, as `Table.texts` and `stripped` make it; "" where it holds none."""
+    if value is None or isinstance(value, dict | list | tuple) or (isinstance(value, float) and not isfinite(value)):
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text.strip().replace("\r\n", "\n").replace("\r", "\n")
+
+
+# What a time may look like besides a number: day, clock, half of the day, and sign, hours, minutes of the offset.
+_DATE = (
+    r"(?i)^(\d{4}[-/]\d{1,2}[-/]\d{1,2})(?:(?:T| +)(\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?)(?: *([AP])\.?M\.?)?"
+    r" *(?:Z|UTC|GMT|(?:UTC|GMT)?([+-])([01]\d|2[0-3])(?::?([0-5]\d))?)?)?$"
+)
+TIME_FORMS = (
+    "seconds, milli-, micro- or nanoseconds since 1970, and dates such as 2023-01-31, 2023-01-31 09:00:00 PM or "
+    "2023-01-31T21:00:00+02:00"
+)
+
+
+def with_instant(source: str) -> str:
+    """Return the SQL of a table with the time of its column `moment` as `t`: microseconds since 1970, or NULL.
+
+    A time without an offset is taken as UTC, wherever the machine is.
+    """
+    hour = "CAST(split_part(d.clock, ':', 1) AS INTEGER)"
+    return f"""
+        SELECT *, CASE
+            WHEN d.day != '' THEN
+                epoch_us(TRY_CAST(trim(replace(d.day, '/', '-') || ' ' || replace(d.clock, ',', '.')) AS TIMESTAMP))
+                + 3600000000 * CASE WHEN d.half = '' THEN 0 WHEN {hour} NOT BETWEEN 1 AND 12 THEN NULL
+                    ELSE {hour} % 12 - {hour} + CASE WHEN upper(d.half) = 'P' THEN 12 ELSE 0 END END
+                - CASE d.sign WHEN '' THEN 0 WHEN '+' THEN 60000000 ELSE -60000000 END
+                    * (60 * coalesce(TRY_CAST(d.hours AS BIGINT), 0) + coalesce(TRY_CAST(d.minutes AS BIGINT), 0))
+            WHEN NOT isfinite(number) THEN NULL
+            WHEN abs(number) < 1e11 THEN CAST(round(number * 1e6) AS BIGINT)
+            WHEN abs(number) < 1e14 THEN CAST(round(number * 1e3) AS BIGINT)
+            WHEN abs(number) < 1e17 THEN CAST(round(number) AS BIGINT)
+            WHEN abs(number) < 1e20 THEN CAST(round(number / 1e3) AS BIGINT)
+        END AS t
+        FROM (SELECT *, CASE WHEN number IS NULL THEN regexp_extract(
+                moment, '{_DATE}', ['day', 'clock', 'half', 'sign', 'hours', 'minutes']) END AS d
+              FROM (SELECT *, TRY_CAST(moment AS DOUBLE) AS number FROM {source}))"""
