@@ -74,14 +74,16 @@ class RunFolder:
         if found == "nothing" or config.overwrite:
             return "make"
         if found == "unfinished":
-            there, but, asked, remedy = "an unfinished run", may_change, config.resume, "go on with --resume (RESUME=1)"
+            there, remedy = "holds an unfinished run", "go on with --resume (RESUME=1)"
+            but, asked = may_change, config.resume
         else:
-            there, but, asked, remedy = "a finished run", finished_change, reuse, "set another RUN_NAME (--run_name)"
+            there, remedy = "holds a finished run", "set another RUN_NAME (--run_name)"
+            but, asked = finished_change, reuse
         different = "; ".join(differing_settings(self.path, config, but)) if asked else ""
         if different:
             there += f" with other settings: {different}"
             remedy = "resume it with its own" if found == "unfinished" else remedy
-        refusal = f"holds {there}; {remedy}, or start anew with --overwrite"
+        refusal = f"{there}; {remedy}, or start anew with --overwrite"
         return claim(self.path, found, different, resume=config.resume, reuse=reuse, refusal=refusal)
 
     def _found(self) -> Found:
