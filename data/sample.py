@@ -142,54 +142,35 @@ def make_items(num_items: int, uniform: Uniform) -> Items:
     return Items(*np.array(codes).T.copy(), texts)
 
 
-class Shoppers(NamedTuple):
-    """What U users are like, H hobbies."""
+def make_shoppers(items: Items, num_users: int, uniform: Uniform) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the U users.
 
-    first: np.ndarray  # int64 [U], the item that they buy first
-    length: np.ndarray  # int64 [U], items that they buy in all, SHORTEST..LONGEST
-    taste: np.ndarray  # float64 [U, H], log odds of each hobby
-    favourite: np.ndarray  # int64 [U, H], tier of the favourite brand in each hobby
-    loyalty: np.ndarray  # float64 [U], 0..1
-    budget: np.ndarray  # int64 [U], price tier
-    size: np.ndarray  # int64 [U]
-
-
-def make_shoppers(items: Items, num_users: int, uniform: Uniform) -> Shoppers:
-    """Draw the users. First items go round the whole shop, so that every item is bought."""
-    num_items, num_hobbies = len(items.texts), int(items.hobby.max()) + 1
+    Returns:
+        The item that each buys first, int64 [U], round the whole shop, so that every item is bought; how many each
+        buys in all, int64 [U]; and each item's log odds for each user before anything is bought, float64 [U, N].
+    """
+    num_items, num_hobbies, users = len(items.texts), int(items.hobby.max()) + 1, np.arange(num_users)
     rounds = [uniform(num_items).argsort() for _ in range(-(-num_users // num_items))]
     first = np.concatenate(rounds)[:num_users]
-    users, home = np.arange(num_users), items.hobby[first]
+    home, budget = items.hobby[first], items.tier[first]
     extra = np.floor(-MEAN_EXTRA * np.log1p(-uniform(num_users))).astype(np.int64)
     taste = np.full((num_users, num_hobbies), OTHER_HOBBY)
     if num_hobbies > 1:
         second = (home + 1 + np.floor(uniform(num_users) * (num_hobbies - 1)).astype(np.int64)) % num_hobbies
         taste[users, second] = -2 * uniform(num_users)
     taste[users, home] = 0.0
-    favourite = np.floor(uniform((num_users, num_hobbies)) * NUM_BRANDS).astype(np.int64)
-    favourite[users, home] = items.tier[first]
-    return Shoppers(
-        first=first,
-        length=np.minimum(SHORTEST + extra, LONGEST),
-        taste=taste,
-        favourite=favourite,
-        loyalty=uniform(num_users),
-        budget=items.tier[first],
-        size=np.floor(uniform(num_users) * NUM_SIZES).astype(np.int64),
-    )
-
-
-def lasting_appeal(items: Items, shoppers: Shoppers, uniform: Uniform) -> np.ndarray:
-    """Return each item's log odds for each user before anything is bought, float64 [U, N]."""
-    ranks = uniform(len(items.texts)).argsort() + 1
-    favourite = shoppers.favourite[:, items.hobby] == items.tier  # [U, N]
-    return (
-        shoppers.taste[:, items.hobby]
-        + FAVOURITE_BRAND * shoppers.loyalty[:, None] * favourite
-        + PRICE_TIER * np.abs(items.tier - shoppers.budget[:, None])
-        + SAME_SIZE * (items.size == shoppers.size[:, None])
+    favourite = np.floor(uniform((num_users, num_hobbies)) * NUM_BRANDS).astype(np.int64)  # tier in each hobby
+    favourite[users, home] = budget
+    loyalty, size = uniform(num_users), np.floor(uniform(num_users) * NUM_SIZES).astype(np.int64)
+    ranks = uniform(num_items).argsort() + 1
+    appeal = (
+        taste[:, items.hobby]
+        + FAVOURITE_BRAND * loyalty[:, None] * (favourite[:, items.hobby] == items.tier)
+        + PRICE_TIER * np.abs(items.tier - budget[:, None])
+        + SAME_SIZE * (items.size == size[:, None])
         - POPULARITY * np.log(ranks)
     )
+    return first, np.minimum(SHORTEST + extra, LONGEST), appeal
 
 
 def appeal_after(items: Items, last: np.ndarray, latest: np.ndarray) -> np.ndarray:
@@ -208,20 +189,19 @@ def appeal_after(items: Items, last: np.ndarray, latest: np.ndarray) -> np.ndarr
 
 def make_sequences(items: Items, num_users: int, uniform: Uniform) -> list[list[int]]:
     """Let every user shop, nobody buying an item twice; return each one's item indices in time order."""
-    shoppers = make_shoppers(items, num_users, uniform)
-    appeal = lasting_appeal(items, shoppers, uniform)
-    latest, bought = np.full(shoppers.taste.shape, -1), np.full((num_users, LONGEST), -1)
-    last, active = shoppers.first, np.arange(num_users)
+    last, lengths, appeal = make_shoppers(items, num_users, uniform)
+    latest, bought = np.full((num_users, items.hobby.max() + 1), -1), np.full((num_users, LONGEST), -1)
+    active = np.arange(num_users)
     for step in range(LONGEST):
         bought[active, step] = last
         latest[active, items.hobby[last]] = last
         appeal[active, last] = -np.inf
-        going_on = shoppers.length[active] > step + 1
+        going_on = lengths[active] > step + 1
         active, last = active[going_on], last[going_on]
         scores = appeal[active] + appeal_after(items, last, latest[active])
         # The largest score plus Gumbel noise is a draw from the softmax of the scores.
         last = (scores - np.log(-np.log(uniform(scores.shape)))).argmax(axis=1)
-    return [row[:length].tolist() for row, length in zip(bought, shoppers.length, strict=True)]
+    return [row[:length].tolist() for row, length in zip(bought, lengths, strict=True)]
 
 
 def make_sample(rand_seed: int, num_users: int, num_items: int) -> dict[str, Any]:
