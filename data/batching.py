@@ -36,29 +36,23 @@ def random_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.Genera
 
 @dataclass
 class Batch:
-    """Tokenized examples.
-
-    Attributes:
-        input_ids: int64 [B, S], [user token, history tokens, eos, padding]; S is the longest row's length.
-        labels: int64 [B, L + 1], the target's tokens and eos.
-        lengths: int64 [B] on the CPU, tokens of each row that are not padding.
-    """
+    """Tokenized examples."""
 
     input_ids: Tensor
+    """int64 [B, S], [user token, history tokens, eos, padding]; S is the longest row's length."""
     labels: Tensor
+    """int64 [B, L + 1], the target's tokens and eos."""
     lengths: Tensor
+    """int64 [B] on the CPU, tokens of each row that are not padding."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 class Tokenization:
-    """Makes batches out of target positions and tokenizer groups; all data stays on one device.
+    """Makes batches out of target positions and tokenizer groups, on the table's device.
 
-    Args:
-        interactions: The item sequences.
-        table: Semantic IDs of every group as tokens, on the device that batches are wanted on.
-        max_item_seq_len: Items of history that are kept, the last ones.
+    Of each history the last max_item_seq_len items are kept.
     """
 
     def __init__(self, interactions: Interactions, table: TokenTable, max_item_seq_len: int = 20):

@@ -117,11 +117,7 @@ def training_items(interactions: Interactions) -> np.ndarray:
 
 
 def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
-    """Return the dataset's folder.
-
-    Raises:
-        InputError: It does not exist; names the near matches.
-    """
+    """Return the dataset's folder; one that does not exist is an error, which names the near matches."""
     folder = Path(data_dir) / dataset
     if folder.is_dir():
         return folder

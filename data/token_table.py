@@ -47,14 +47,12 @@ class Vocabulary:
 
     Level l (0-based) with code c is token c + 1 + the sizes of the levels before it. The disambiguation code starts at
     1, so the first token of its level is never used (the published files' layout).
-
-    Attributes:
-        sizes: Codes per level, disambiguation included.
-        n_user_tokens: User u (id from 1) has token base_user_token + u % n_user_tokens.
     """
 
     sizes: tuple[int, ...]
+    """Codes per level, disambiguation included."""
     n_user_tokens: int = 1
+    """User u (id from 1) has token base_user_token + u % n_user_tokens."""
 
     @property
     def num_levels(self) -> int:
@@ -90,10 +88,7 @@ class Group:
 
 
 def group_labels(groups: Sequence[tuple[str, int | None]]) -> list[str]:
-    """Name each (prefix, epoch) shortly: the epoch or "best", after the prefix's number where there are several.
-
-    Result files and logs use these names.
-    """
+    """Name each (prefix, epoch) shortly: the epoch or "best", after the prefix's number where there are several."""
     prefixes = list(dict.fromkeys(prefix for prefix, _ in groups))
     names = ["best" if epoch is None else str(epoch) for _, epoch in groups]
     if len(prefixes) == 1:
@@ -171,16 +166,10 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     if len(table) > len(item_names):
         unknown = sorted(set(table) - set(item_names))
         raise InputError(f"{file}: {len(unknown)} items are not in the dataset, the first is {unknown[0]!r}")
-    if (
-        set(map(type, rows)) != {list}
-        or set(map(len, rows)) != {len(sizes)}
-        or set(map(type, chain.from_iterable(rows))) != {int}
-    ):
-        wrong = [
-            name
-            for name, row in zip(item_names, rows, strict=True)
-            if not isinstance(row, list) or len(row) != len(sizes) or not all(type(code) is int for code in row)
-        ]
+    lists = set(map(type, rows)) == {list} and set(map(len, rows)) == {len(sizes)}
+    if not lists or set(map(type, chain.from_iterable(rows))) != {int}:  # all at once, since that is quicker
+        good = [isinstance(row, list) and [type(code) for code in row] == [int] * len(sizes) for row in rows]
+        wrong = [name for name, is_good in zip(item_names, good, strict=True) if not is_good]
         raise InputError(
             f"{file}: {len(wrong)} items have no list of {len(sizes)} integer codes, the first is {wrong[0]!r}: "
             f"{table[wrong[0]]}; check --n_codebooks"
@@ -190,8 +179,8 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     except OverflowError:
         raise InputError(f"{file}: a code does not fit in 32 bits") from None
     codes = codes.reshape(len(rows), len(sizes))
-    lowest = np.asarray([0] * (len(sizes) - 1) + [1])  # the disambiguation code counts from 1
-    bad = np.flatnonzero(((codes < lowest) | (codes >= np.asarray(sizes))).any(axis=1))
+    lowest = [0] * (len(sizes) - 1) + [1]  # the disambiguation code counts from 1
+    bad = np.flatnonzero(((codes < lowest) | (codes >= sizes)).any(axis=1))
     if len(bad):
         raise InputError(
             f"{file}: {len(bad)} items have a code out of range, the first is {item_names[bad[0]]!r}: "
