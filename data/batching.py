@@ -36,35 +36,27 @@ def random_stream(seed: int, stream: Stream, epoch: int = 0) -> np.random.Genera
 
 @dataclass
 class Batch:
-    """Tokenized examples.
-
-    Attributes:
-        input_ids: int64 [B, S], [user token, history tokens, eos, padding]; S is the longest row's length.
-        labels: int64 [B, L + 1], the target's tokens and eos.
-        lengths: int64 [B] on the CPU, tokens of each row that are not padding.
-    """
+    """Tokenized examples."""
 
     input_ids: Tensor
+    """int64 [B, S], [user token, history tokens, eos, padding]; S is the longest row's length."""
     labels: Tensor
+    """int64 [B, L + 1], the target's tokens and eos."""
     lengths: Tensor
+    """int64 [B] on the CPU, tokens of each row that are not padding."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 class Tokenization:
-    """Makes batches out of target positions and tokenizer groups; all data stays on one device.
+    """Makes batches out of target positions and tokenizer groups, on the table's device.
 
-    Args:
-        interactions: The item sequences.
-        table: Semantic IDs of every group as tokens, on the device that batches are wanted on.
-        max_item_seq_len: Items of history that are kept, the last ones.
+    Of each history the last max_item_seq_len items are kept.
     """
 
     def __init__(self, interactions: Interactions, table: TokenTable, max_item_seq_len: int = 20):
-        self.interactions = interactions
-        self.table = table
-        self.max_item_seq_len = max_item_seq_len
+        self.interactions, self.table, self.max_item_seq_len = interactions, table, max_item_seq_len
         self.items = torch.from_numpy(interactions.items).to(table.tokens.device)
 
     def history_lengths(self, positions: np.ndarray) -> np.ndarray:
@@ -73,11 +65,9 @@ class Tokenization:
         return np.minimum(positions - starts, self.max_item_seq_len)
 
     def batch(self, positions: np.ndarray, groups: np.ndarray | int) -> Batch:
-        """Tokenize examples; history and target of one example by the same group (paper section 2.2.3).
+        """Tokenize target positions, int [B], each by its 0-based group, int [B] or one for all.
 
-        Args:
-            positions: int [B], target positions.
-            groups: int [B] or one for all, 0-based tokenizer groups.
+        History and target of one example are tokenized by the same group (paper section 2.2.3).
         """
         vocabulary = self.table.vocabulary
         num_levels, device = vocabulary.num_levels, self.items.device
@@ -111,35 +101,24 @@ class Tokenization:
             yield part, self.batch(part, group)
 
 
+@dataclass(eq=False)
 class TrainingOrder:
     """Which examples each step trains on, and by which tokenizer group.
 
     A global batch holds batch_size x accumulation x num_processes examples, cut into that many micro-batches of nearly
     equal size; the cut depends on the global batch alone, so runs with the same global batch see the same data.
-
-    Args:
-        positions: int [N], target positions of the training examples.
-        batch_size: Examples of one micro-batch.
-        num_processes, process_index: This process among all.
-        accumulation: Micro-batches per process and optimizer step.
-        seed: Seed of the order and of the tokenizer draws.
     """
 
-    def __init__(
-        self,
-        positions: np.ndarray,
-        batch_size: int,
-        num_processes: int = 1,
-        process_index: int = 0,
-        accumulation: int = 1,
-        seed: int = 0,
-    ):
-        self.positions = positions
-        self.batch_size = batch_size
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.accumulation = accumulation
-        self.seed = seed
+    positions: np.ndarray
+    """int [N], target positions of the training examples."""
+    batch_size: int
+    """Examples of one micro-batch."""
+    num_processes: int = 1
+    process_index: int = 0
+    accumulation: int = 1
+    """Micro-batches per process and optimizer step."""
+    seed: int = 0
+    """Of the order and of the tokenizer draws."""
 
     @property
     def global_batch_size(self) -> int:
@@ -156,15 +135,9 @@ class TrainingOrder:
         return -(-len(self.positions) // self.batch_size)
 
     def epoch(self, epoch: int, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the epoch's order and tokenizer draws.
+        """Return a 1-based epoch's positions in visiting order, int [N], and the group drawn for each, unsigned [N].
 
-        Args:
-            epoch: 1-based.
-            probabilities: float64 [G], sampling probability of each tokenizer group.
-
-        Returns:
-            positions int [N] in visiting order, and groups [N] of the smallest unsigned type, one drawn per example at
-            each visit.
+        Groups are drawn with the probabilities, float64 [G], at each visit anew.
         """
         positions = random_stream(self.seed, Stream.ORDER, epoch).permutation(self.positions)
         rng = random_stream(self.seed, Stream.GROUPS, epoch)

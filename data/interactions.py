@@ -21,27 +21,11 @@ SPLITS = ("train", "valid", "test")
 
 
 class Names(Sequence[str]):
-    """Strings in one block of UTF-8, so that millions of users are not millions of Python objects.
+    """Strings in one block of UTF-8, so that millions of users are not millions of Python objects."""
 
-    Args:
-        text: All strings, one after another.
-        ends: int64 [N], where each one ends in `text`.
-    """
-
-    def __init__(self, text: bytes, ends: np.ndarray):
-        self.text, self.ends = text, ends
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> "Names":
+    def __init__(self, names: Iterable[str]):
         encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        return cls(b"".join(encoded), np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64)))
-
-    @classmethod
-    def joined(cls, parts: list["Names"]) -> "Names":
-        """Return the names of all parts, one after another."""
-        starts = np.cumsum([0, *(len(part.text) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
-        return cls(b"".join(part.text for part in parts), np.concatenate(ends))
+        self.text, self.ends = b"".join(encoded), np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -56,21 +40,18 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Interactions:
-    """Every user's item sequence, one after another.
-
-    Attributes:
-        user_names: Users in the key order of all_item_seqs.json, 0-based.
-        user_ids: int64 [U], their ids in id_mapping.json, from 1.
-        item_names: Item id i's name at index i; index 0 is "[PAD]".
-        items: int32 [T], item ids from 1, each user's in time order.
-        offsets: int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]].
-    """
+    """Every user's item sequence, one after another."""
 
     user_names: Sequence[str]
+    """Users in the key order of all_item_seqs.json, 0-based."""
     user_ids: np.ndarray
+    """int64 [U], their ids in id_mapping.json, from 1."""
     item_names: list[str]
+    """Item id i's name at index i; index 0 is "[PAD]"."""
     items: np.ndarray
+    """int32 [T], item ids from 1, each user's in time order."""
     offsets: np.ndarray
+    """int64 [U + 1]; user u's items are items[offsets[u]:offsets[u + 1]]."""
 
     @property
     def sha256(self) -> str:
@@ -104,17 +85,9 @@ def split_positions(offsets: np.ndarray, split: str) -> np.ndarray:
     """Return the target positions of a leave-one-out split; a target's history is all of its user's earlier items.
 
     Of a user's x_1..x_m, test is x_m (m >= 2), validation x_{m-1} (m >= 3), training every one of
-    x_2..x_{m-2} (m >= 4). Users in order, targets in time order.
-
-    Args:
-        offsets: int64 [U + 1].
-        split: "train", "valid" or "test".
-
-    Returns:
-        int32 [examples], or int64 where the interactions do not fit.
+    x_2..x_{m-2} (m >= 4). Users in order, targets in time order; int32, or int64 where the interactions do not fit.
     """
-    lengths = np.diff(offsets)
-    starts, ends = offsets[:-1], offsets[1:]
+    lengths, starts, ends = np.diff(offsets), offsets[:-1], offsets[1:]
     if split == "test":
         positions = ends[lengths >= 2] - 1
     elif split == "valid":
@@ -144,11 +117,7 @@ def training_items(interactions: Interactions) -> np.ndarray:
 
 
 def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
-    """Return the dataset's folder.
-
-    Raises:
-        InputError: It does not exist; names the near matches.
-    """
+    """Return the dataset's folder; one that does not exist is an error, which names the near matches."""
     folder = Path(data_dir) / dataset
     if folder.is_dir():
         return folder
@@ -160,11 +129,7 @@ def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """Hold a folder against others who make it too, and yield one beside it for what is needed on the way.
-
-    Raises:
-        InputError: Another process makes it.
-    """
+    """Hold a folder against others who make it too, and yield one beside it for what is needed on the way."""
     folder = folder.resolve()
     work = folder.with_name(f".{folder.name}.prepare")
     interrupted = work.exists()
@@ -188,9 +153,9 @@ def load_interactions(folder: Path) -> Interactions:
     """
     mapping_file, sequence_file = folder / "id_mapping.json", folder / "all_item_seqs.json"
     mapping = read_json(mapping_file)
-    user_to_id = _ids(mapping, "user2id", mapping_file)
-    item_to_id = _ids(mapping, "item2id", mapping_file)
-    names, user_ids, lengths, items = [], [], [], []  # of each piece
+    user_to_id, item_to_id = (_ids(mapping, key, mapping_file) for key in ("user2id", "item2id"))
+    del mapping  # as large as all that is read afterwards
+    user_ids, lengths, items = [], [], []  # of each piece
     for sequences in read_json_pieces(sequence_file):
         if not isinstance(sequences, dict) or not sequences:
             raise InputError(f"{sequence_file} holds no users; expected {{user: [item, ...]}}")
@@ -203,17 +168,16 @@ def load_interactions(folder: Path) -> Interactions:
             items.append(np.fromiter(map(item_to_id.__getitem__, one_by_one), dtype=np.int32, count=lengths[-1].sum()))
         except (KeyError, TypeError):
             raise InputError(f"{sequence_file}: {_stranger(sequences, user_to_id, item_to_id, mapping_file)}") from None
-        names.append(Names.of(sequences))
-    interactions = Interactions(
-        user_names=Names.joined(names),
-        user_ids=np.concatenate(user_ids),
+    ids, user_of = np.concatenate(user_ids), [PADDING, *sorted(user_to_id, key=user_to_id.get)]
+    if len(np.unique(ids)) < len(ids):
+        raise InputError(f"{sequence_file} has a user twice")
+    return Interactions(
+        user_names=Names(user_of[number] for number in ids),
+        user_ids=ids,
         item_names=[PADDING, *sorted(item_to_id, key=item_to_id.get)],
         items=np.concatenate(items),
         offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
     )
-    if len(np.unique(interactions.user_ids)) < interactions.num_users:
-        raise InputError(f"{sequence_file} has a user twice")
-    return interactions
 
 
 def _stranger(sequences: dict, user_to_id: dict[str, int], item_to_id: dict[str, int], mapping_file: Path) -> str:

@@ -22,14 +22,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
 from data.interactions import PADDING, making
-from data.raw import SOURCES, Columns, sentence
-from data.readers import TIME_FORMS, RawFile, Table, files_of, name_of, stripped, with_instant
+from data.raw import PAPER, SOURCES, Columns, sentence
+from data.readers import TIME_FORMS, RawFile, Table, files_of, name_of, stripped, with_instant, write_texts
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
@@ -38,12 +39,6 @@ from utils.runtime import run_command
 
 STATS_FILE = "stats.json"
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE}
-# Users, items and interactions. Source: arXiv 2504.04400, table 1.
-PAPER = {
-    "Musical_Instruments": (57_439, 24_587, 511_836),
-    "Industrial_and_Scientific": (50_985, 25_848, 412_947),
-    "Video_Games": (94_762, 25_612, 814_586),
-}
 
 
 @dataclass
@@ -100,11 +95,8 @@ class PrepareConfig:
             if not math.isfinite(self.min_rating):
                 found.append(f"min_rating={self.min_rating} must be a number")
         found += [f"--{name} is needed with --source=table" for name, value in needed.items() if not value]
-        for name in ("k_core", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                found.append(f"{name}={value} must be at least 1")
-        return found
+        counts = {"k_core": self.k_core, "threads": 1 if self.threads is None else self.threads}
+        return found + [f"{name}={value} must be at least 1" for name, value in counts.items() if value < 1]
 
     @property
     def columns(self) -> Columns:
@@ -126,16 +118,10 @@ class PrepareConfig:
 
 
 class Preparation:
-    """The steps, on tables of one DuckDB database on disk.
-
-    Args:
-        config: Settings.
-        connection: An empty database.
-        links: Folder for what DuckDB reads; see `RawFile.table`.
-    """
+    """The steps, on tables of one DuckDB database, empty at first; for `links` see `RawFile.table`."""
 
     def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection, links: Path):
-        self.config, self.sql, self.links = config, connection, links
+        self.config, self.sql, self.run, self.links = config, connection, connection.execute, links
         self.dropped: dict[str, int] = {}
         self.notes: list[str] = []
         self.unreadable_items = 0
@@ -145,7 +131,7 @@ class Preparation:
         print(f"{time.perf_counter() - self.started:6.0f} s  {text}", flush=True)
 
     def count(self, table: str) -> int:
-        return self.sql.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        return self.run(f"SELECT count(*) FROM {table}").fetchone()[0]
 
     def note(self, sentences: list[str]) -> None:
         """Tell the user what has to be known, at once and where nothing is left in the end."""
@@ -155,24 +141,22 @@ class Preparation:
 
     def read(self) -> int:
         """Make the table raw(user_name, item_name, t in microseconds, reason to drop it, example); return the rows."""
-        self.sql.execute("SET TimeZone = 'UTC'")  # the machine's would change what Parquet's times say
-        self.sql.execute(
-            "CREATE TABLE raw (user_name VARCHAR, item_name VARCHAR, t BIGINT, reason VARCHAR, example VARCHAR)"
-        )
+        self.run("SET TimeZone = 'UTC'")  # the machine's would change what Parquet's times say
+        self.run("CREATE TABLE raw (user_name VARCHAR, item_name VARCHAR, t BIGINT, reason VARCHAR, example VARCHAR)")
         lost = sum(self._read_file(file) for file in files_of(self.config.interactions))
-        reasons = self.sql.execute(
+        reasons = self.run(
             "SELECT reason, count(*), min(example) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 1"
         ).fetchall()
-        columns, dropped = self.config.columns, Counter({reason: count for reason, count, _ in reasons})
+        columns, rows = self.config.columns, self.count("raw") + lost
         accepted = {"no time": f"{columns.time} of --time_col; accepted are {TIME_FORMS}"}
         accepted["no rating"] = f"{columns.rating} of --rating_col; accepted are numbers"
         for reason, count, example in reasons:
             if example is not None:
                 self.note([f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}"])
-        dropped["unreadable row"] += lost
-        self.dropped = {reason: count for reason, count in sorted(dropped.items()) if count}
-        self.say(f"{self.count('raw') + lost:,} rows read, {sum(self.dropped.values()):,} of them unusable")
-        return self.count("raw") + lost
+        dropped = Counter({reason: count for reason, count, _ in reasons}) + Counter({"unreadable row": lost})
+        self.dropped = dict(sorted(dropped.items()))
+        self.say(f"{rows:,} rows read, {dropped.total():,} of them unusable")
+        return rows
 
     def _read_file(self, file: Path) -> int:
         """Add a file's rows to the table raw, and return the lines that could not even become rows."""
@@ -183,7 +167,7 @@ class Preparation:
         lost, parts = raw.lost, ("raw", "raw WHERE reason IS NULL", "raw WHERE reason = 'unreadable row'")
         before = [self.count(part) for part in parts]
         try:
-            self.sql.execute(f"INSERT INTO raw {self._judged(table)}")
+            self.run(f"INSERT INTO raw {self._judged(table)}")
             rows, usable, broken = (self.count(part) - count for part, count in zip(parts, before, strict=True))
             if raw.format == "json":
                 raw.check_json(table, self.sql, broken, usable)
@@ -219,17 +203,15 @@ class Preparation:
     def deduplicate(self) -> None:
         """Make the table pairs(u, i, t): one interaction per user and item, the first; or one per time as well."""
         for kind in ("user", "item"):
-            self.sql.execute(
-                f"CREATE TABLE {kind}s AS SELECT DISTINCT {kind}_name AS name FROM raw WHERE reason IS NULL"
-            )
+            self.run(f"CREATE TABLE {kind}s AS SELECT DISTINCT {kind}_name AS name FROM raw WHERE reason IS NULL")
         usable = self.count("raw WHERE reason IS NULL")
         one = "t FROM" if self.config.keep_repeats else "min(t) AS t FROM"
-        self.sql.execute(f"""
+        self.run(f"""
             CREATE TABLE pairs AS
             SELECT CAST(users.rowid AS INTEGER) AS u, CAST(items.rowid AS INTEGER) AS i, {one} raw
             JOIN users ON users.name = user_name JOIN items ON items.name = item_name
             WHERE reason IS NULL GROUP BY ALL""")
-        self.sql.execute("DROP TABLE raw")
+        self.run("DROP TABLE raw")
         self.dropped["repeated interaction"] = usable - self.count("pairs")
         self.say(
             f"{self.count('pairs'):,} different interactions of {self.count('users'):,} users "
@@ -242,12 +224,11 @@ class Preparation:
         remaining = before
         while k > 1:
             last, rounds = remaining, rounds + 1
-            self.sql.execute(f"""
+            self.run(f"""
                 CREATE OR REPLACE TABLE core AS SELECT * FROM pairs
                 WHERE u IN (SELECT u FROM pairs GROUP BY u HAVING count(*) >= {k})
                 AND i IN (SELECT i FROM pairs GROUP BY i HAVING count(*) >= {k})""")
-            self.sql.execute("DROP TABLE pairs")
-            self.sql.execute("ALTER TABLE core RENAME TO pairs")
+            self.run("DROP TABLE pairs; ALTER TABLE core RENAME TO pairs")
             remaining = self.count("pairs")
             if remaining == last:
                 break
@@ -258,17 +239,14 @@ class Preparation:
     def read_texts(self) -> dict[str, str]:
         """Return the texts of the items that are left, and drop the interactions of those without one."""
         config, columns = self.config, self.config.columns
-        names = self.sql.execute("SELECT name FROM items WHERE rowid IN (SELECT i FROM pairs)").fetchall()
+        names = self.run("SELECT name FROM items WHERE rowid IN (SELECT i FROM pairs)").fetchall()
         wanted, texts, rows, first = {name for (name,) in names}, {}, 0, []
-        for row in self._item_rows():
-            rows += 1
+        for rows, row in enumerate(self._item_rows(), start=1):
             name = name_of(row.get(columns.item_of_text))
             if len(first) < 3:
                 first.append(name)
-            if name in wanted:
-                text = sentence(row, columns.text)
-                if text:  # of several rows the smallest text, whatever their order
-                    texts[name] = min(texts.get(name, text), text)
+            if name in wanted and (text := sentence(row, columns.text)):
+                texts[name] = min(texts.get(name, text), text)  # of several rows the smallest, whatever their order
             if rows % 500_000 == 0:
                 self.say(f"{rows:,} rows of {config.items} read")
         if wanted and not texts:
@@ -278,13 +256,9 @@ class Preparation:
                 f"{config.items} ({', '.join(first)}, ...); check the columns, and that both files write items alike"
             )
         before = self.count("pairs")
-        without = [(name,) for name in sorted(wanted - texts.keys())]
-        if without:
-            self.sql.execute("CREATE TABLE untold (name VARCHAR)")
-            self.sql.executemany("INSERT INTO untold VALUES (?)", without)
-            self.sql.execute(
-                "DELETE FROM pairs WHERE i IN (SELECT rowid FROM items WHERE name IN (SELECT name FROM untold))"
-            )
+        without = sorted(wanted - texts.keys())
+        rows_without = "SELECT rowid FROM items WHERE name IN (SELECT unnest(CAST(? AS VARCHAR[])))"
+        self.run(f"DELETE FROM pairs WHERE i IN ({rows_without})", [without])
         self.dropped["item without text"] = before - self.count("pairs")
         self.say(
             f"{rows + self.unreadable_items:,} items read ({self.unreadable_items:,} unreadable rows), "
@@ -311,12 +285,12 @@ class Preparation:
     def write(self, folder: Path, texts: dict[str, str]) -> dict[str, float]:
         """Write the three files of the published format and return the numbers of table 1."""
         for kind, column in (("user", "u"), ("item", "i")):
-            self.sql.execute(f"""
+            self.run(f"""
                 CREATE TABLE {kind}_ids AS
                 SELECT name, {column}, CAST(row_number() OVER (ORDER BY name) AS INTEGER) AS id
                 FROM {kind}s JOIN (SELECT DISTINCT {column} FROM pairs) ON {kind}s.rowid = {column}""")
-        items = [name for (name,) in self.sql.execute("SELECT name FROM item_ids ORDER BY id").fetchall()]
-        ordered = self.sql.execute("""
+        items = [name for (name,) in self.run("SELECT name FROM item_ids ORDER BY id").fetchall()]
+        ordered = self.run("""
             SELECT user_ids.id AS "user", item_ids.id AS item FROM pairs JOIN user_ids USING (u) JOIN item_ids USING (i)
             ORDER BY user_ids.id, t, item_ids.id""").fetchnumpy()
         num_users = self.count("user_ids")
@@ -332,29 +306,28 @@ class Preparation:
             for user, start, end in zip(users(), offsets[:-1], offsets[1:], strict=True):
                 yield f"{user}: [{', '.join([as_json[item] for item in ordered['item'][start:end].tolist()])}]"
 
-        with open(folder / "all_item_seqs.json", "w", encoding="utf-8") as file:
-            _write_members(file, "{}", sequences())
-            file.write("\n")
-        with open(folder / "id_mapping.json", "w", encoding="utf-8") as file:
-            file.write('{"user2id": ')
-            _write_members(file, "{}", (f"{user}: {number}" for number, user in enumerate(users(), start=1)))
-            file.write(', "item2id": ')
-            _write_members(file, "{}", (f"{item}: {number}" for number, item in enumerate(as_json) if number))
-            file.write(', "id2user": ')
-            _write_members(file, "[]", (name for part in ([as_json[0]], users()) for name in part))
-            file.write(', "id2item": ')
-            _write_members(file, "[]", as_json)
-            file.write("}\n")
+        write_texts(folder / "all_item_seqs.json", chain(_members("{}", sequences()), "\n"))
+        mapping = {
+            "user2id": _members("{}", (f"{user}: {number}" for number, user in enumerate(users(), start=1))),
+            "item2id": _members("{}", (f"{item}: {number}" for number, item in enumerate(as_json) if number)),
+            "id2user": _members("[]", chain(as_json[:1], users())),
+            "id2item": _members("[]", as_json),
+        }
+        named = (
+            chain([f'"{name}": '], members, ["" if name == "id2item" else ", "]) for name, members in mapping.items()
+        )
+        write_texts(folder / "id_mapping.json", chain("{", *named, "}\n"))
         write_json(folder / "metadata.sentence.json", {item: texts[item] for item in items})
         return table_1(num_users, len(items), len(ordered["item"]))
 
 
-def _write_members(file, brackets: str, members: Iterable[str]) -> None:
-    """Write a JSON object or list of encoded members, one per line."""
-    file.write(brackets[0])
-    for number, member in enumerate(members):
-        file.write(("," if number else "") + "\n" + member)
-    file.write("\n" + brackets[1])
+def _members(brackets: str, members: Iterable[str]) -> Iterator[str]:
+    """Yield the text of a JSON object or list of encoded members, one per line."""
+    before = brackets[0]
+    for member in members:
+        yield before + "\n" + member
+        before = ","
+    yield "\n" + brackets[1]
 
 
 def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
@@ -365,9 +338,9 @@ def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
     }
 
 
-def stats_text(stats: dict, paper: tuple[int, int, int] | None) -> str:
+def stats_text(stats: dict, paper: dict[str, int] | None) -> str:
     """Return what was made and dropped, beside the paper's numbers where it has this dataset."""
-    rows = [("made", stats["dataset"])] + ([("paper, table 1", table_1(*paper))] if paper else [])
+    rows = [("made", stats["dataset"])] + ([("paper, table 1", table_1(**paper))] if paper else [])
     lines = [f"{'':14}  {'users':>10}  {'items':>10}  {'interactions':>12}  sparsity  mean length"]
     for name, row in rows:
         counts = f"{row['users']:>10,}  {row['items']:>10,}  {row['interactions']:>12,}"
@@ -388,11 +361,7 @@ def settings_of(config: PrepareConfig) -> dict:
 
 
 def is_there(config: PrepareConfig, settings: dict) -> bool:
-    """Return whether the dataset was prepared with these settings before.
-
-    Raises:
-        InputError: Something else is there that may not be replaced.
-    """
+    """Return whether the dataset was prepared with these settings before; what may not be replaced is an error."""
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --dataset")
@@ -414,14 +383,7 @@ def is_there(config: PrepareConfig, settings: dict) -> bool:
 
 
 def prepare(config: PrepareConfig) -> dict:
-    """Make the dataset's folder, whole or not at all, or leave it as it is.
-
-    Returns:
-        What stats.json holds.
-
-    Raises:
-        InputError: Files cannot be read, nothing is left, or another dataset is there.
-    """
+    """Make the dataset's folder, whole or not at all, or leave it as it is; return what stats.json holds."""
     settings = settings_of(config)
     with nullcontext() if is_there(config, settings) else making(config.folder) as work:
         if not work or is_there(config, settings):  # somebody else may have made it meanwhile

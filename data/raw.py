@@ -2,47 +2,33 @@
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from utils.files import whole_characters
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a source's columns.
+    """Names of a source's columns."""
 
-    Attributes:
-        item: The item's in the interactions.
-        text: Columns of the item file that make the text, in order.
-        item_of_text: The item's in the item file.
-    """
-
-    user: str
-    item: str
-    time: str
-    rating: str
-    text: tuple[str, ...]
+    user: str = ""
+    item: str = ""
+    """The item's in the interactions."""
+    time: str = ""
+    rating: str = ""
+    text: Sequence[str] = ()
+    """Columns of the item file that make the text, in order."""
     item_of_text: str = ""
+    """The item's in the item file."""
 
 
-SOURCES = {
-    "amazon2023": Columns(
-        *("user_id", "parent_asin", "timestamp", "rating"), ("title", "store", "categories", "features", "description")
-    ),
-    "amazon2018": Columns(
-        *("reviewerID", "asin", "unixReviewTime", "overall"), ("title", "brand", "category", "feature", "description")
-    ),
-    "amazon2014": Columns(
-        *("reviewerID", "asin", "unixReviewTime", "overall"), ("title", "brand", "categories", "description")
-    ),
-    "table": Columns("", "", "", "", ()),
-}
-
-
-def quoted(name: str, quote: str = '"') -> str:
-    """Return an SQL name, or a string with quote "'"."""
-    return quote + name.replace(quote, 2 * quote) + quote
-
+_PUBLISHED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+SOURCES = {source: Columns(**columns) for source, columns in _PUBLISHED["sources"].items()}
+PAPER: dict[str, dict[str, int]] = _PUBLISHED["table_1"]  # numbers of users, items and interactions by dataset
 
 _INVISIBLE = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -64,7 +50,7 @@ def clean(value: object) -> str:
     return whole_characters(" ".join(text.split()))
 
 
-def sentence(row: dict, columns: tuple[str, ...]) -> str:
+def sentence(row: dict, columns: Sequence[str]) -> str:
     """Return an item's text: its fields, each ended by a full stop; "" where all are empty."""
     parts = [clean(row.get(column)) for column in columns]
     return " ".join(part if part[-1] in ".!?" else f"{part}." for part in parts if part)

@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
@@ -72,38 +72,27 @@ def opened(file: Path) -> TextIO:
 
 @dataclass
 class Table:
-    """A file as SQL.
-
-    Attributes:
-        source: What stands behind FROM.
-        texts: Each wanted column as text, NULL where there is none.
-        values: Each wanted column as it is.
-        broken: Condition of rows that could not be read.
-    """
+    """A file as SQL."""
 
     source: str
+    """What stands behind FROM."""
     texts: list[str]
+    """Each wanted column as text, NULL where there is none."""
     values: list[str]
+    """Each wanted column as it is."""
     broken: str = "false"
+    """Condition of rows that could not be read."""
 
 
 class RawFile:
-    """A file, the columns that are wanted of it, and what is wrong with its lines, which count from 1.
-
-    Args:
-        file: The file.
-        wanted: The columns, each with the flag that names it.
-
-    Attributes:
-        columns: Names that its header or any of its rows has, in order.
-        lost: Lines that could not be read; `first_lost` shows the first of them.
-        foreign: Lines that are not UTF-8 and were read as Windows-1252; `first_foreign` shows the first of them.
-    """
+    """A file, the columns that are wanted of it, each with its flag, and what is wrong with its lines, from 1."""
 
     def __init__(self, file: Path, wanted: list[tuple[str, str]]):
         self.file, self.wanted, self.format = file, wanted, FORMATS[_ending(file)]
-        self.columns: dict[str, None] = {}
-        self.lost, self.first_lost, self.foreign, self.first_foreign, self._looked_at = 0, "", 0, "", 0
+        self.columns: dict[str, None] = {}  # names that its header or any of its rows has, in order
+        self.lost, self.first_lost = 0, ""  # lines that could not be read
+        self.foreign, self.first_foreign = 0, ""  # lines that are not UTF-8 and were read as Windows-1252
+        self._looked_at = 0
 
     def sentences(self) -> list[str]:
         """Return what the user has to know."""
@@ -199,7 +188,7 @@ class RawFile:
         one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
         rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
         any_row, lone = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile('"(?:[^"]|"")*')
-        unclosed = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$')
+        unclosed, whole = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$'), re.compile(f'{quoted}|(?:[^"].*)?')
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
             text, position = rest + piece, 0
@@ -225,7 +214,8 @@ class RawFile:
                         "the quotes inside a quoted field, and remove a lone one"
                     )
                 elif len(fields) == width:
-                    yield delimiter.join(_quoted_whole(field, quoted) for field in fields) + "\n"
+                    written = (f if whole.fullmatch(f) else '"' + f.replace('"', '""') + '"' for f in fields)
+                    yield delimiter.join(written) + "\n"
                 elif line.strip():
                     self._lose(f"line {number}", line)
                 number += text.count("\n", position, end)
@@ -236,7 +226,7 @@ class RawFile:
         """Return whether JSON is one list of objects, rather than an object per line."""
         return re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")) is not None
 
-    def _json_rows(self, parse: Callable[[str], object]) -> Iterator[dict]:
+    def _json_rows(self, literals: bool) -> Iterator[dict]:
         """Yield the objects of JSON's lines, or of its list, and count what is none."""
         if self._is_list():
             try:
@@ -245,7 +235,7 @@ class RawFile:
                 raise self.unreadable(error) from None
         else:
             lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in self.pieces())
-            unit, values = "line", ((line, parse(line) if line.strip() else {}) for line in lines)
+            unit, values = "line", ((line, parse_line(line, literals) if line.strip() else {}) for line in lines)
         for number, (text, value) in enumerate(values, start=1):
             if not isinstance(value, dict):
                 self._lose(f"{unit} {number}", text)
@@ -255,10 +245,8 @@ class RawFile:
     def table(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Table:
         """Return the SQL that reads the wanted columns; whether JSON has them, `check_json` finds.
 
-        Args:
-            connection: Database.
-            links: Folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
-                In its "work" is room for copies.
+        `links` is a folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
+        In its "work" is room for copies.
         """
         link = links / str(len(list(links.iterdir())))
         link.symlink_to(self.file.resolve())
@@ -269,7 +257,7 @@ class RawFile:
             return self._json_table(link, copy)
         delimiter, names, lines = self._header()
         places = self._places(names)
-        _write(copy, self._tidy_rows(delimiter, len(names), lines))
+        write_texts(copy, self._tidy_rows(delimiter, len(names), lines))
         fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
         source = (
             f"read_csv({literal(copy)}, header = false, auto_detect = false, columns = {{{fields}}}, "
@@ -311,7 +299,7 @@ class RawFile:
             raise self.unreadable(ValueError("its list has no end"))
         if not plain or self.foreign:
             link, packed = copy, False
-            _write(copy, self.pieces())
+            write_texts(copy, self.pieces())
         form = "'array'" if is_list else "'newline_delimited', ignore_errors = true"
         pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
         source = (
@@ -335,7 +323,7 @@ class RawFile:
             if missing and self.columns:
                 raise self.absent(missing)
         if broken:
-            next((None for _ in self._json_rows(parse_json) if self.lost), None)
+            next((None for _ in self._json_rows(literals=False) if self.lost), None)
         self.lost = broken
 
     def rows(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Iterator[dict]:
@@ -344,7 +332,7 @@ class RawFile:
         Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
         """
         if self.format == "json":
-            for row in self._json_rows(parse_line):
+            for row in self._json_rows(literals=True):
                 self.columns |= dict.fromkeys(row)
                 yield row
             return
@@ -360,33 +348,20 @@ def _places(name: str, names: list[str]) -> list[int]:
     return exact or [place for place, there in enumerate(names) if there.strip() == name.strip()]
 
 
-def _quoted_whole(field: str, quoted: str) -> str:
-    """Return a field as it is if it is quoted whole or needs no quotes, else with them."""
-    return field if re.fullmatch(f'{quoted}|(?:[^"].*)?', field) else '"' + field.replace('"', '""') + '"'
-
-
-def _write(copy: Path, texts: Iterator[str]) -> None:
-    with open(copy, "w", encoding="utf-8", newline="\n") as handle:
+def write_texts(file: Path, texts: Iterable[str]) -> None:
+    with open(file, "w", encoding="utf-8", newline="\n") as handle:
         handle.writelines(texts)
 
 
-def parse_json(line: str) -> object:
-    """Return the value of a line of JSON, None if it is none."""
+def parse_line(line: str, literals: bool = True) -> object:
+    """Return the value of a line of JSON, or else of a Python literal unless those are none here; None for neither."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        return None
-
-
-def parse_line(line: str) -> object:
-    """Return the value of a line of JSON or of a Python literal, None if it is neither."""
-    value = parse_json(line)
-    if value is None:
         try:
-            return ast.literal_eval(line.strip())
+            return ast.literal_eval(line.strip()) if literals else None
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
-    return value
 
 
 def literal(text: object) -> str:

@@ -46,30 +46,10 @@ class RecBoleConfig:
         return [] if self.max_item_seq_len > 0 else [f"max_item_seq_len={self.max_item_seq_len} must be at least 1"]
 
 
-def recbole_settings(config: RecBoleConfig) -> dict:
-    """Return RecBole's settings for the splits and the evaluation of this project."""
-    return {
-        "data_path": str(Path(config.output).absolute()),
-        "USER_ID_FIELD": "user_id",
-        "ITEM_ID_FIELD": "item_id",
-        "TIME_FIELD": "timestamp",
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "MAX_ITEM_LIST_LENGTH": config.max_item_seq_len,
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-        "train_neg_sample_args": None,
-        "loss_type": "CE",
-        "repeatable": True,
-        "metrics": ["Recall", "NDCG", "MRR"],
-        "topk": [5, 10],
-        "valid_metric": "NDCG@10",
-    }
-
-
-# What pandas, with which RecBole reads, takes for no value.
-NO_VALUE = {
-    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
-    *("NULL", "NaN", "None", "n/a", "nan", "null"),
-}
+# RecBole's settings for the splits and the evaluation of this project, and what pandas, with which RecBole reads,
+# takes for no value.
+RECBOLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+NO_VALUE = set(RECBOLE["no_value"])
 
 
 def safe_names(names: Sequence[str], kind: str) -> tuple[list[str], dict[str, str]]:
@@ -116,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
                 words = " ".join(text.split()) + "." * (text.strip() in NO_VALUE)
                 words = '"' + words.replace('"', '""') + '"' if '"' in words else words
                 file.write(f"{name}\t{words}\n")
-        settings = yaml.safe_dump(recbole_settings(config), sort_keys=False)
+        own = {"data_path": str(Path(config.output).absolute()), "MAX_ITEM_LIST_LENGTH": config.max_item_seq_len}
+        settings = yaml.safe_dump(RECBOLE["settings"] | own, sort_keys=False)
         (temporary / f"{config.dataset}.yaml").write_text(settings, encoding="utf-8")
         if renamed_users or renamed_items:
             write_json(temporary / "renamed.json", {"users": renamed_users, "items": renamed_items})

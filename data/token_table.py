@@ -24,10 +24,7 @@ QUALITY_FILE = "quality.json"  # written when all its semantic IDs are
 def level_sizes(n_codebooks: int, codebook_size: int | list[int]) -> tuple[int, ...]:
     """Return the number of codes of each level of a semantic ID, the disambiguation level last.
 
-    Args:
-        n_codebooks: Levels without disambiguation.
-        codebook_size: One size for all levels, or a list of n_codebooks entries (disambiguation takes the last one's)
-            or of n_codebooks + 1.
+    One size is for all levels; a list has n_codebooks entries (disambiguation takes the last one's) or one more.
 
     Raises:
         InputError: The list has another length.
@@ -50,14 +47,12 @@ class Vocabulary:
 
     Level l (0-based) with code c is token c + 1 + the sizes of the levels before it. The disambiguation code starts at
     1, so the first token of its level is never used (the published files' layout).
-
-    Attributes:
-        sizes: Codes per level, disambiguation included.
-        n_user_tokens: User u (id from 1) has token base_user_token + u % n_user_tokens.
     """
 
     sizes: tuple[int, ...]
+    """Codes per level, disambiguation included."""
     n_user_tokens: int = 1
+    """User u (id from 1) has token base_user_token + u % n_user_tokens."""
 
     @property
     def num_levels(self) -> int:
@@ -83,24 +78,17 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Group:
-    """One tokenizer group: the data as the RQ-VAE checkpoint of `epoch` tokenizes it.
-
-    Attributes:
-        prefix: `.sem_ids` prefix relative to the dataset's folder, such as rqvae/sentence-t5-base_256,256,256,256.
-        epoch: 1-based epoch of the RQ-VAE, None for its best-loss checkpoint.
-        file: Where the semantic IDs were read from.
-    """
+    """One tokenizer group: the data as the RQ-VAE checkpoint of an epoch tokenizes it."""
 
     prefix: str
+    """Of its files, relative to the dataset's folder, such as rqvae/sentence-t5-base_256,256,256,256."""
     epoch: int | None
+    """1-based epoch of the RQ-VAE, None for its best-loss checkpoint."""
     file: Path = field(compare=False)
 
 
 def group_labels(groups: Sequence[tuple[str, int | None]]) -> list[str]:
-    """Name each (prefix, epoch) shortly: the epoch or "best", after the prefix's number where there are several.
-
-    Result files and logs use these names.
-    """
+    """Name each (prefix, epoch) shortly: the epoch or "best", after the prefix's number where there are several."""
     prefixes = list(dict.fromkeys(prefix for prefix, _ in groups))
     names = ["best" if epoch is None else str(epoch) for _, epoch in groups]
     if len(prefixes) == 1:
@@ -110,15 +98,10 @@ def group_labels(groups: Sequence[tuple[str, int | None]]) -> list[str]:
 
 @dataclass
 class TokenTable:
-    """Every tokenizer group's semantic IDs as tokens.
-
-    Attributes:
-        tokens: int32 [G, N + 1, L]; row 0 of every group is padding, row i is item id i.
-        groups: The G groups, in order.
-        vocabulary: The layout of the tokens.
-    """
+    """Every tokenizer group's semantic IDs as tokens."""
 
     tokens: Tensor
+    """int32 [G, N + 1, L]; row 0 of every group is padding, row i is item id i."""
     groups: list[Group]
     vocabulary: Vocabulary
     _tries: dict[int, PrefixTrie] = field(default_factory=dict, repr=False)
@@ -157,10 +140,9 @@ class TokenTable:
 
 
 def write_sem_ids(file: Path, item_names: Sequence[str], codes: np.ndarray) -> None:
-    """Write the published format {item: [code per level]} in item id order.
+    """Write the published format {item: [code per level]}, whole or not at all.
 
     Args:
-        file: Target, written whole or not at all.
         item_names: N names in item id order, without padding.
         codes: int [N, L], 0-based codes, disambiguation (from 1) last.
     """
@@ -168,15 +150,7 @@ def write_sem_ids(file: Path, item_names: Sequence[str], codes: np.ndarray) -> N
 
 
 def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
-    """Read a `.sem_ids` file into codes in item id order.
-
-    Args:
-        file: JSON {item: [code per level]}.
-        item_names: N names in item id order, without padding.
-        sizes: Codes per level.
-
-    Returns:
-        int32 [N, L].
+    """Read a file of {item: [code per level]} into codes in the order of the N names, int32 [N, L].
 
     Raises:
         InputError: An item is missing or unknown, a code is out of range, the number of levels differs, or two items
@@ -192,16 +166,10 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     if len(table) > len(item_names):
         unknown = sorted(set(table) - set(item_names))
         raise InputError(f"{file}: {len(unknown)} items are not in the dataset, the first is {unknown[0]!r}")
-    if (
-        set(map(type, rows)) != {list}
-        or set(map(len, rows)) != {len(sizes)}
-        or set(map(type, chain.from_iterable(rows))) != {int}
-    ):
-        wrong = [
-            name
-            for name, row in zip(item_names, rows, strict=True)
-            if not isinstance(row, list) or len(row) != len(sizes) or not all(type(code) is int for code in row)
-        ]
+    lists = set(map(type, rows)) == {list} and set(map(len, rows)) == {len(sizes)}
+    if not lists or set(map(type, chain.from_iterable(rows))) != {int}:  # all at once, since that is quicker
+        good = [isinstance(row, list) and [type(code) for code in row] == [int] * len(sizes) for row in rows]
+        wrong = [name for name, is_good in zip(item_names, good, strict=True) if not is_good]
         raise InputError(
             f"{file}: {len(wrong)} items have no list of {len(sizes)} integer codes, the first is {wrong[0]!r}: "
             f"{table[wrong[0]]}; check --n_codebooks"
@@ -211,8 +179,8 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     except OverflowError:
         raise InputError(f"{file}: a code does not fit in 32 bits") from None
     codes = codes.reshape(len(rows), len(sizes))
-    lowest = np.asarray([0] * (len(sizes) - 1) + [1])  # the disambiguation code counts from 1
-    bad = np.flatnonzero(((codes < lowest) | (codes >= np.asarray(sizes))).any(axis=1))
+    lowest = [0] * (len(sizes) - 1) + [1]  # the disambiguation code counts from 1
+    bad = np.flatnonzero(((codes < lowest) | (codes >= sizes)).any(axis=1))
     if len(bad):
         raise InputError(
             f"{file}: {len(bad)} items have a code out of range, the first is {item_names[bad[0]]!r}: "
@@ -232,13 +200,7 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
 
 
 def find_sem_ids(folder: Path, suffix: str = "sem_ids") -> dict[str, dict[int | None, Path]]:
-    """Find a dataset's `.sem_ids` files.
-
-    They are looked for in the tokenizer folder rqvae/, and only where it has none in the dataset's other folders.
-
-    Args:
-        folder: The dataset's folder.
-        suffix: File name suffix without the dot.
+    """Find a dataset's files in its folder rqvae/, and only where that has none in the others.
 
     Returns:
         {prefix relative to the dataset's folder: {epoch, None for the best: file}}, both sorted.
@@ -267,44 +229,42 @@ def resolve_groups(
     Raises:
         InputError: No file, several prefixes to choose from, or an epoch without a file; lists what is there.
     """
-    if token_prefix is None:
-        found = find_sem_ids(folder, suffix)
-        if not found:
+    prefixes = [token_prefix] if isinstance(token_prefix, str) else token_prefix
+    if prefixes is None:
+        prefixes = list(find_sem_ids(folder, suffix))
+        if not prefixes:
             raise InputError(f"{folder} has no .{suffix} files; make them with tokenizer/run.sh")
-        if len(found) > 1:
-            raise InputError(f"{folder} has several tokenizers, choose with --token_prefix: {' '.join(found)}")
-        prefixes = list(found)
-    else:
-        prefixes = [token_prefix] if isinstance(token_prefix, str) else token_prefix
-    groups = []
-    for prefix in prefixes:
-        full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
-        tokenizer_folder = (folder / full).parent
-        if (tokenizer_folder / TRAINING_FILE).exists() and not (tokenizer_folder / QUALITY_FILE).exists():
-            raise InputError(
-                f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
-                "run tokenizer/run.sh again with RESUME=1"
-            )
-        there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
-        if full not in there:
-            names = " ".join(there) or "none"
-            raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
-        present = there[full]
-        numbered = [epoch for epoch in present if epoch is not None]
-        chosen = epochs if epochs is not None else numbered[-(last or 0) :] or [None]
-        if epochs is None and last and len(numbered) < last:
-            raise InputError(
-                f"{folder / full} has {len(numbered)} numbered .{suffix} files, {last} are wanted: keep more epochs "
-                "with tokenizer/run.sh --save_last, or lower --num_tokenizers"
-            )
-        missing = [str(epoch) for epoch in chosen if epoch not in present]
-        if missing:
-            span = f"{numbered[0]}..{numbered[-1]} ({len(numbered)} epochs)" if numbered else "none"
-            raise InputError(
-                f"{folder / full}_<epoch>.{suffix}: no file for epoch {', '.join(missing)}; present: {span}"
-            )
-        groups.extend(Group(full, epoch, present[epoch]) for epoch in chosen)
-    return groups
+        if len(prefixes) > 1:
+            raise InputError(f"{folder} has several tokenizers, choose with --token_prefix: {' '.join(prefixes)}")
+    return [group for prefix in prefixes for group in _groups_of(folder, prefix, epochs, suffix, last)]
+
+
+def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str, last: int | None) -> list[Group]:
+    """Choose the groups of one prefix, as `resolve_groups` does."""
+    full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
+    tokenizer_folder = (folder / full).parent
+    if (tokenizer_folder / TRAINING_FILE).exists() and not (tokenizer_folder / QUALITY_FILE).exists():
+        raise InputError(
+            f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
+            "run tokenizer/run.sh again with RESUME=1"
+        )
+    there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
+    if full not in there:
+        names = " ".join(there) or "none"
+        raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
+    present = there[full]
+    numbered = [epoch for epoch in present if epoch is not None]
+    if epochs is None and last and len(numbered) < last:
+        raise InputError(
+            f"{folder / full} has {len(numbered)} numbered .{suffix} files, {last} are wanted: keep more epochs "
+            "with tokenizer/run.sh --save_last, or lower --num_tokenizers"
+        )
+    chosen = epochs if epochs is not None else numbered[-(last or 0) :] or [None]
+    missing = [str(epoch) for epoch in chosen if epoch not in present]
+    if missing:
+        span = f"{numbered[0]}..{numbered[-1]} ({len(numbered)} epochs)" if numbered else "none"
+        raise InputError(f"{folder / full}_<epoch>.{suffix}: no file for epoch {', '.join(missing)}; present: {span}")
+    return [Group(full, epoch, present[epoch]) for epoch in chosen]
 
 
 def _by_prefix(files: Iterable[Path], suffix: str) -> dict[str, dict[int | None, Path]]:
@@ -317,13 +277,7 @@ def _by_prefix(files: Iterable[Path], suffix: str) -> dict[str, dict[int | None,
 
 
 def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:
-    """Read the groups' files into one table.
-
-    Args:
-        groups: From resolve_groups.
-        item_names: Names of item ids 1..N, without padding.
-        vocabulary: Layout of the tokens.
-    """
+    """Read the groups' files into one table; `item_names` are those of item ids 1..N, without padding."""
     tokens = np.zeros((len(groups), len(item_names) + 1, vocabulary.num_levels), dtype=np.int32)
     for row, group in zip(tokens, groups, strict=True):
         row[1:] = read_sem_ids(group.file, item_names, vocabulary.sizes) + np.asarray(vocabulary.level_offsets)
@@ -335,12 +289,8 @@ def check_identifiers(known: list[str], table: TokenTable, source: object, remed
 
     Args:
         known: Hashes of the groups that the model was trained with; empty where it does not say.
-        table: What it is to be used with.
         source: Where the model comes from, for the error.
         remedy: What to do about it, for the error.
-
-    Raises:
-        InputError: Names the tokenizers that are others.
     """
     others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
     if known and others:

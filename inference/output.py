@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data.raw import quoted
+from data.readers import literal
 from inference.histories import Request
 from inference.recommend import Recommendations
 from utils.files import atomic_path
@@ -47,5 +47,5 @@ def _write_rows(shards: list[Path], target: Path, kind: str) -> None:
         FROM read_json(?, format = 'newline_delimited', columns = {
             user: 'VARCHAR', items: 'VARCHAR[]', scores: 'DOUBLE[]', source: 'VARCHAR'})"""
     with duckdb.connect() as connection:
-        name = quoted(str(target), "'")
+        name = literal(target)
         connection.execute(f"COPY ({rows}) TO {name} (FORMAT {kind})", [list(map(str, shards))])

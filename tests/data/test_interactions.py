@@ -172,7 +172,7 @@ def test_halves_of_characters_do_not_reach_the_texts_or_names(dataset: Path):
 
 def test_names_in_one_block():
     words = ["a", "", "Zoë", "\ud800", "日本"]
-    names = Names.joined([Names.of(words[:2]), Names.of([]), Names.of(words[2:])])
+    names = Names(words)
     assert names == words
     assert names != words[:-1]
     assert [names[index] for index in (0, 2, -1)] == ["a", "Zoë", "日本"]
