@@ -11,7 +11,7 @@ from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
-from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, draw_rows, picture, short, without_middle
+from reporting.pictures import COLOURS, Picture, by_epoch, draw_rows, line_picture, picture, short, without_middle
 from reporting.terminal import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
@@ -125,39 +125,27 @@ def _verdict(difference: Interval) -> str:
 def differences_picture(found: dict[str, Interval], metric: str, first: str) -> Picture:
     """Return the paired differences with their intervals."""
 
-    @picture(
-        "differences",
-        f"Test {metric} minus {short(first, 30)}",
-        "Left of 0 is worse than the run that is best on validation.",
-        height=1.6 + 0.35 * len(found),
-    )
     def draw(axes: Axes) -> None:
         draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
         axes.axvline(0, color="black", linewidth=1)
 
-    return draw()
+    title = f"Test {metric} minus {short(first, 30)}"
+    caption = "Left of 0 is worse than the run that is best on validation."
+    return picture("differences", title, caption, draw, height=1.6 + 0.35 * len(found))
 
 
 def curves_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
     """Return the runs' losses and validation scores over the epochs."""
     lead = "The same curves as in each run's own report, one line per run, in the order of the table."
-
-    def lines(event: str, value) -> dict[str, tuple[list, list]]:
-        return {
-            name: ([line["epoch"] for line in run.events[event]], list(map(value, run.events[event])))
-            for name, run in zip(without_middle(names, 30), runs, strict=True)
-            if run.events.get(event)
-        }
-
-    @picture("losses", "Training loss", "Mean loss of each epoch; lower is better on the training examples only.")
-    def losses(axes: Axes) -> None:
-        draw_lines(axes, lines("epoch", lambda line: line["loss"]))
-        draw_legend(axes)
-
-    @picture("validations", f"Validation {metric}", "Mean over a run's tokenizers; higher is better.")
-    def validations(axes: Axes) -> None:
-        draw_lines(axes, lines("valid", lambda line: line["mean"][metric]))
-        axes.set_ylim(bottom=0)
-        draw_legend(axes)
-
-    return Section("Curves", lead, [[losses(), validations()]])
+    named = list(zip(without_middle(names, 30), runs, strict=True))
+    losses, scores = (
+        {name: by_epoch(run.events[event], *keys) for name, run in named if run.events.get(event)}
+        for event, *keys in (("epoch", "loss"), ("valid", "mean", metric))
+    )
+    loss_caption = "Mean loss of each epoch; lower is better on the training examples only."
+    score_caption = "Mean over a run's tokenizers; higher is better."
+    found = [
+        line_picture("losses", "Training loss", loss_caption, losses),
+        line_picture("validations", f"Validation {metric}", score_caption, scores, ylim=(0, None)),
+    ]
+    return Section("Curves", lead, [found])

@@ -4,9 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from evaluation.run import Run
 from reporting.page import Section, paragraph
-from reporting.pictures import COLOURS, HEIGHT, Picture, draw_legend, draw_lines, picture
+from reporting.pictures import COLOURS, Picture, draw_lines, picture
 from reporting.report_data import ReportData
 
 
@@ -23,39 +22,29 @@ def curriculum_section(data: ReportData) -> Section:
         return Section("Curriculum", lead, [paragraph(f"{run.folder.name} drew all tokenizers equally often.")])
     stages = [line["stage"] for line in run.events["influence"]]
     names = list(run.events["influence"][0]["influence"])
-    of = {
-        key: np.array([[line[key][name] for name in names] for line in run.events["influence"]])
+    scores, probabilities = (
+        np.array([[line[key][name] for name in names] for line in run.events["influence"]])
         for key in ("influence", "probabilities")
-    }
+    )
     if run is not data.run:
         lead += f" These are those of {run.folder.name}, which this run started from."
-    found = [
-        probability_picture(of["probabilities"], stages, names),
-        influence_picture(of["influence"], stages, names),
-        spread_picture(of["probabilities"], stages),
-    ]
-    return Section("Curriculum", lead, [_sentence(run, of["probabilities"], names), found])
-
-
-def _sentence(run: Run, probabilities: np.ndarray, names: list[str]) -> str:
     last = probabilities[-1]
     low, high = int(last.argmin()), int(last.argmax())
-    return paragraph(
+    sentence = (
         f"In the last stage, at tau {run.settings['tau']:g}, tokenizer {names[high]} was drawn most often "
         f"({last[high]:.2%}) and {names[low]} least ({last[low]:.2%}); uniform would be {1 / len(last):.2%}."
     )
+    found = [
+        probability_picture(probabilities, stages, names),
+        influence_picture(scores, stages, names),
+        spread_picture(probabilities, stages),
+    ]
+    return Section("Curriculum", lead, [paragraph(sentence), found])
 
 
 def probability_picture(probabilities: np.ndarray, stages: list[int], names: list[str]) -> Picture:
     """Return sampling probability as a heat map: float [S, G]."""
 
-    @picture(
-        "sampling_probabilities",
-        "Sampling probability, relative to uniform",
-        "Orange is drawn more often than with equal chances, purple less; the scale reaches as far as the data do.",
-        wide=True,
-        height=1.6 + 0.42 * (len(stages) + 1),
-    )
     def draw(axes: Axes) -> None:
         ratio = np.vstack([np.ones(len(names)), probabilities * len(names)])  # the first stage is uniform
         reach = max(float(np.abs(ratio - 1).max()), 1e-6)
@@ -71,37 +60,43 @@ def probability_picture(probabilities: np.ndarray, stages: list[int], names: lis
                 axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
         axes.figure.colorbar(image, ax=axes, format="%.3f", label="times uniform")
 
-    return draw()
-
-
-@picture(
-    "influence",
-    "Influence scores",
-    "One line per stage; higher means that data of this tokenizer help validation more. Only differences within a "
-    "stage change probabilities.",
-)
-def influence_picture(axes: Axes, influence: np.ndarray, stages: list[int], names: list[str]) -> None:
-    x = list(range(len(names)))
-    draw_lines(
-        axes, {f"after stage {s}": (x, row) for s, row in zip(stages, influence, strict=True)}, "tokenizer", True
+    caption = (
+        "Orange is drawn more often than with equal chances, purple less; the scale reaches as far as the data do."
     )
-    axes.set_xticks(x, names, rotation=90 if len(names) > 6 else 0)
-    draw_legend(axes)
+    title, height = "Sampling probability, relative to uniform", 1.6 + 0.42 * (len(stages) + 1)
+    return picture("sampling_probabilities", title, caption, draw, wide=True, height=height)
 
 
-@picture(
-    "spread",
-    "Spread against uniform",
-    "Highest and lowest probability in times uniform: lines that stay near 1 mean that the curriculum changes little; "
-    "a lower tau spreads them.",
-    height=HEIGHT,
-)
-def spread_picture(axes: Axes, probabilities: np.ndarray, stages: list[int]) -> None:
-    ratio = probabilities * probabilities.shape[1]
-    x = [stages[0], *(stage + 1 for stage in stages)]
-    highest, lowest = [1, *ratio.max(axis=1)], [1, *ratio.min(axis=1)]
-    axes.fill_between(x, lowest, highest, color=COLOURS[5], alpha=0.25)
-    draw_lines(axes, {"highest": (x, highest), "lowest": (x, lowest)}, "stage", True)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(x)
-    draw_legend(axes)
+def influence_picture(influence: np.ndarray, stages: list[int], names: list[str]) -> Picture:
+    """Return the influence scores of each stage: float [S, G]."""
+
+    def draw(axes: Axes) -> None:
+        x = list(range(len(names)))
+        lines = {f"after stage {stage}": (x, row) for stage, row in zip(stages, influence, strict=True)}
+        draw_lines(axes, lines, "tokenizer", points=True)
+        axes.set_xticks(x, names, rotation=90 if len(names) > 6 else 0)
+
+    caption = (
+        "One line per stage; higher means that data of this tokenizer help validation more. Only differences within a "
+        "stage change probabilities."
+    )
+    return picture("influence", "Influence scores", caption, draw)
+
+
+def spread_picture(probabilities: np.ndarray, stages: list[int]) -> Picture:
+    """Return the highest and the lowest probability of each stage."""
+
+    def draw(axes: Axes) -> None:
+        ratio = probabilities * probabilities.shape[1]
+        x = [stages[0], *(stage + 1 for stage in stages)]
+        highest, lowest = [1, *ratio.max(axis=1)], [1, *ratio.min(axis=1)]
+        axes.fill_between(x, lowest, highest, color=COLOURS[5], alpha=0.25)
+        draw_lines(axes, {"highest": (x, highest), "lowest": (x, lowest)}, "stage", points=True)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(x)
+
+    caption = (
+        "Highest and lowest probability in times uniform: lines that stay near 1 mean that the curriculum changes "
+        "little; a lower tau spreads them."
+    )
+    return picture("spread", "Spread against uniform", caption, draw)

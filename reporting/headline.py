@@ -122,11 +122,6 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
 def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Picture:
     """Return a metric of all methods as points with their intervals."""
 
-    @picture(
-        f"test_{name.replace('@', '_')}",
-        f"Test {title}",
-        "Further right is better; bars are 95% confidence intervals over users (the paper gives none).",
-    )
     def draw(axes: Axes) -> None:
         styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
         styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
@@ -137,7 +132,8 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
 
-    return draw()
+    caption = "Further right is better; bars are 95% confidence intervals over users (the paper gives none)."
+    return picture(f"test_{name.replace('@', '_')}", f"Test {title}", caption, draw)
 
 
 def _candidates(run: Run) -> list[str]:

@@ -3,7 +3,8 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import reduce
+from operator import getitem
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,8 @@ STYLE = {
     **{"grid.color": "#E6E6E6", "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6},
     **{"axes.axisbelow": True, "figure.constrained_layout.use": True},
 }
+
+Line = tuple[Sequence[float], Sequence[float]]  # x and y
 
 
 @dataclass(frozen=True)
@@ -71,36 +74,69 @@ class Marks:
     chosen: int | None = None
 
 
-def picture(name: str, title: str, caption: str, wide: bool = False, height: float = HEIGHT) -> Callable:
-    """Make a function that draws on axes into one that returns a Picture; it may return tooltips in data coordinates.
+def picture(
+    name: str,
+    title: str,
+    caption: str,
+    draw: Callable[[Axes], list[tuple[float, float, str]] | None],
+    wide: bool = False,
+    height: float = HEIGHT,
+    legend: int = 3,
+) -> Picture:
+    """Return what `draw` draws on axes; it may return tooltips (x, y, text) in data coordinates.
 
     Args:
         name, title, caption, wide: As in Picture.
+        draw: Draws the picture.
         height: In inches.
+        legend: Columns of the legend, which is below the axes, where it covers nothing; 0 for no legend.
     """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        places = draw(axes) or []
+        handles, labels = axes.get_legend_handles_labels()
+        if labels and legend:
+            figure.legend(handles, labels, loc="outside lower center", ncols=legend)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        across, down = figure.get_size_inches() * figure.dpi
+        at = axes.transData.transform([place[:2] for place in places]) if places else ()
+        tooltips = [
+            Tooltip(float(x / across), float(1 - y / down), text)
+            for (x, y), (_, _, text) in zip(at, places, strict=True)
+        ]
+    return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
 
-    def decorate(draw: Callable[..., list[tuple[float, float, str]] | None]) -> Callable[..., Picture]:
-        @wraps(draw)
-        def make(*args, **kwargs) -> Picture:
-            with matplotlib.rc_context(STYLE):
-                figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
-                axes = figure.add_subplot()
-                axes.set_title(title)
-                places = draw(axes, *args, **kwargs) or []
-                file = io.BytesIO()
-                figure.savefig(file, format="png", dpi=150)
-                across, down = figure.get_size_inches() * figure.dpi
-                at = axes.transData.transform([place[:2] for place in places]) if places else ()
-                texts = [text for _, _, text in places]
-                tooltips = [
-                    Tooltip(float(x / across), float(1 - y / down), text)
-                    for (x, y), text in zip(at, texts, strict=True)
-                ]
-            return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
 
-        return make
+def line_picture(
+    name: str,
+    title: str,
+    caption: str,
+    lines: dict[str, Line],
+    xlabel: str = "epoch",
+    marks: Marks | None = None,
+    ylim: tuple[float | None, float | None] = (None, None),
+    percent: bool = False,
+    legend: int = 3,
+) -> Picture:
+    """Return a picture of named lines {name: (x, y)}, the y axis from and to `ylim`, in percent if wanted."""
 
-    return decorate
+    def draw(axes: Axes) -> None:
+        draw_lines(axes, lines, xlabel)
+        axes.set_ylim(ylim)
+        if percent:
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        if marks:
+            draw_marks(axes, marks)
+
+    return picture(name, title, caption, draw, legend=legend)
+
+
+def by_epoch(events: Sequence[dict], *keys: str) -> Line:
+    """Return the epochs of recorded events, and a value of each, which lies under one key or several nested ones."""
+    return [event["epoch"] for event in events], [reduce(getitem, keys, event) for event in events]
 
 
 def draw_marks(axes: Axes, marks: Marks) -> None:
@@ -118,9 +154,7 @@ def draw_marks(axes: Axes, marks: Marks) -> None:
         axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
 
 
-def draw_lines(
-    axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str = "epoch", points: bool = False
-) -> None:
+def draw_lines(axes: Axes, lines: dict[str, Line], xlabel: str, points: bool = False) -> None:
     """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last."""
     many = len(lines) > len(COLOURS)
     for index, (name, (x, y)) in enumerate(lines.items()):
@@ -143,13 +177,6 @@ def draw_rows(axes: Axes, names: Sequence[str], intervals: Sequence[Interval], s
         axes.errorbar(interval.mean, row, xerr=[[below], [above]], capsize=4, **{"fmt": "o", **style})
     axes.set_yticks(rows, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-
-
-def draw_legend(axes: Axes) -> None:
-    """Add a legend below the axes, where it covers nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def short(text: str, length: int = 60) -> str:

@@ -13,12 +13,13 @@ from sklearn.manifold import TSNE
 from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import Section, paragraph, table
 from reporting.paper import TABLE_5
-from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, draw_legend, draw_lines, picture, short
+from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, line_picture, picture, short
 from reporting.report_data import ReportData, level_sizes_of
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
 
 MAP_ITEMS = 1200  # as many as stay apart in a picture
+RQVAE_EPOCH = "epoch of the RQ-VAE"
 
 
 def tokenizer_section(data: ReportData) -> Section:
@@ -36,7 +37,7 @@ def tokenizer_section(data: ReportData) -> Section:
     found = []
     history = [line for line in _lines(folder / "metrics.jsonl") if "codes_used" in line]
     if history:
-        found += [collision_picture(history), codes_picture(history, sizes)]
+        found += training_pictures(history, sizes)
     found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
     if report["drift"]:
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
@@ -87,64 +88,53 @@ def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
     return table(head, rows) + paragraph(sentence)
 
 
-@picture("collisions", "Collision rate", "Share of training items that share all codebook codes with another item.")
-def collision_picture(axes: Axes, history: list[dict]) -> None:
-    draw_lines(axes, {"": ([line["epoch"] for line in history], [line["collision_rate"] for line in history])})
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("epoch of the RQ-VAE")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+def training_pictures(history: list[dict], sizes: Sequence[int]) -> list[Picture]:
+    """Return collisions and used codes over the tokenizer's training."""
+    rates = {"": by_epoch(history, "collision_rate")}
+    shares = {
+        f"level {level}": by_epoch([line | {"share": line["codes_used"][level] / size} for line in history], "share")
+        for level, size in enumerate(sizes)
+    }
+    rate_caption = "Share of training items that share all codebook codes with another item."
+    code_caption = "Share of each level's codes that some item has; a level far below the top is wasted."
+    return [
+        line_picture("collisions", "Collision rate", rate_caption, rates, RQVAE_EPOCH, ylim=(0, 1), percent=True),
+        line_picture("codes", "Codes in use", code_caption, shares, RQVAE_EPOCH, ylim=(0, 1.03), percent=True),
+    ]
 
 
-@picture(
-    "codes", "Codes in use", "Share of each level's codes that some item has; a level far below the top is wasted."
-)
-def codes_picture(axes: Axes, history: list[dict], sizes: Sequence[int]) -> None:
-    epochs = [line["epoch"] for line in history]
-    lines = {f"level {i}": (epochs, [line["codes_used"][i] / size for line in history]) for i, size in enumerate(sizes)}
-    draw_lines(axes, lines, "epoch of the RQ-VAE")
-    axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    draw_legend(axes)
+def usage_picture(codes: np.ndarray, sizes: Sequence[int]) -> Picture:
+    """Return how many items have each code: int [N, L] without disambiguation."""
+
+    def draw(axes: Axes) -> None:
+        for level, size in enumerate(sizes):
+            counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
+            used = counts[counts > 0]
+            style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
+            axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.set_xlabel("code, by frequency")
+        axes.set_ylabel("items")
+
+    caption = "Each level's codes from the most to the least frequent; flat and long is good."
+    return picture("usage", "Items per code", caption, draw)
 
 
-@picture("usage", "Items per code", "Each level's codes from the most to the least frequent; flat and long is good.")
-def usage_picture(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
-    for level, size in enumerate(sizes):
-        counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
-        used = counts[counts > 0]
-        style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
-        axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set_xlabel("code, by frequency")
-    axes.set_ylabel("items")
-    draw_legend(axes)
-
-
-@picture(
-    "perplexity",
-    "Perplexity of the kept epochs",
-    "How many codes would, used equally often, be as varied as those in use: the number of codes at best.",
-)
-def perplexity_picture(axes: Axes, tokenizers: dict[str, dict], sizes: Sequence[int]) -> None:
-    kept = [(int(name), quality["perplexity"]) for name, quality in tokenizers.items() if name.isdigit()]
-    epochs = [epoch for epoch, _ in kept]
-    lines = {f"level {i}": (epochs, [values[i] for _, values in kept]) for i in range(len(sizes))}
-    draw_lines(axes, lines, "epoch of the RQ-VAE")
-    axes.set_ylim(0, max(sizes) * 1.03)
-    draw_legend(axes)
+def perplexity_picture(tokenizers: dict[str, dict], sizes: Sequence[int]) -> Picture:
+    """Return the perplexity of each level's codes over the kept epochs."""
+    kept = {int(name): quality["perplexity"] for name, quality in tokenizers.items() if name.isdigit()}
+    lines = {f"level {i}": (list(kept), [values[i] for values in kept.values()]) for i in range(len(sizes))}
+    caption = "How many codes would, used equally often, be as varied as those in use: the number of codes at best."
+    ylim = (0, max(sizes) * 1.03)
+    return line_picture("perplexity", "Perplexity of the kept epochs", caption, lines, RQVAE_EPOCH, ylim=ylim)
 
 
 def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
     """Return how many items change their tokens between two epochs, beside the paper's Table 5."""
     beside = {name: values for name, values in TABLE_5.items() if name == dataset} or TABLE_5
 
-    @picture(
-        "drift",
-        "Semantic IDs that differ between epochs",
-        "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5.",
-    )
     def draw(axes: Axes) -> None:
         for index, (values, style) in enumerate((v, s) for v in beside.values() for s in (("-", 1), ("--", 0))):
             axes.plot(
@@ -158,9 +148,9 @@ def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
         draw_lines(axes, lines, "epochs between two tokenizers")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:.0%}")
-        draw_legend(axes)
 
-    return draw()
+    caption = "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5."
+    return picture("drift", "Semantic IDs that differ between epochs", caption, draw)
 
 
 def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:
@@ -181,15 +171,6 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
     codes = first_codes[rows]
     frequent = np.argsort(-np.bincount(codes), kind="stable")[: min(len(COLOURS), len(np.unique(codes)))]
 
-    @picture(
-        "items",
-        "Items, coloured by their first code",
-        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
-        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
-        "at an item to read its text.",
-        wide=True,
-        height=6,
-    )
     def draw(axes: Axes) -> list[tuple[float, float, str]]:
         rest = ~np.isin(codes, frequent)
         axes.scatter(*points[rest, :2].T, s=7, color="#CCCCCC", linewidths=0, label="other codes")
@@ -203,11 +184,13 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        handles, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.5)
-        return [
-            (x, y, f"code {code}: {short(texts[row], 110)}")
-            for (x, y), code, row in zip(points[:, :2], codes, rows, strict=True)
-        ]
+        axes.figure.legend(loc="outside lower center", ncols=2, markerscale=1.5)
+        described = zip(points, codes, rows, strict=True)
+        return [(x, y, f"code {code}: {short(texts[row], 110)}") for (x, y, *_), code, row in described]
 
-    return draw()
+    caption = (
+        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
+        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
+        "at an item to read its text."
+    )
+    return picture("items", "Items, coloured by their first code", caption, draw, wide=True, height=6, legend=0)

@@ -4,12 +4,15 @@ from reporting.page import Section, table, write_page
 from reporting.pictures import draw_lines, picture, png_size, short
 
 
-@picture("dots", "Dots & lines", "How to read <it>.")
-def dots(axes):
-    draw_lines(axes, {"a": ([0, 1], [0, 1])})
+def draw(axes):
+    draw_lines(axes, {"a": ([0, 1], [0, 1])}, "x")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     return [(0, 0, "lower left"), (1, 1, "<upper right>")]
+
+
+def dots():
+    return picture("dots", "Dots & lines", "How to read <it>.", draw)
 
 
 def test_page_holds_everything_and_its_pictures_lie_beside_it(tmp_path: Path):
