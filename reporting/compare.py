@@ -12,7 +12,7 @@ from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import Section, paragraph, table, write_page
 from reporting.pictures import COLOURS, Picture, by_epoch, draw_rows, line_picture, picture, short, without_middle
-from reporting.terminal import metric_titles
+from reporting.report_data import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
 

@@ -5,8 +5,7 @@ from matplotlib.axes import Axes
 from evaluation.run import Run
 from reporting.page import Section, paragraph
 from reporting.pictures import COLOURS, Line, Marks, Picture, by_epoch, draw_marks, line_picture, picture
-from reporting.report_data import ReportData
-from reporting.terminal import metric_titles
+from reporting.report_data import ReportData, metric_titles
 from training.schedule import stage_ends
 
 PHASES = {"training": "epoch", "influence": "influence", "validation": "valid", "test": "test"}

@@ -14,10 +14,8 @@ from evaluation.metrics import mean_metrics, parse_metric, per_user, target_rank
 from evaluation.popularity import popularity_recommendations
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
 from reporting.page import Section, table
-from reporting.paper import TABLE_2, TABLE_2_METRICS
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
-from reporting.report_data import ReportData
-from reporting.terminal import metric_titles
+from reporting.report_data import PAPER, ReportData, metric_titles
 from utils.files import read_json
 
 
@@ -61,8 +59,8 @@ def run_row(name: str, run: Run) -> Row:
 def paper_rows(dataset: str, names: list[str]) -> list[Row]:
     """Return the paper's Table 2 for one of its datasets."""
     return [
-        Row(f"{method} (paper)", {k: v for k, v in zip(TABLE_2_METRICS, values, strict=True) if k in names})
-        for method, values in TABLE_2.get(dataset, {}).items()
+        Row(f"{method} (paper)", {name: value for name, value in metrics.items() if name in names})
+        for method, metrics in PAPER["table_2"].get(dataset, {}).items()
     ]
 
 

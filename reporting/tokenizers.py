@@ -12,9 +12,8 @@ from sklearn.manifold import TSNE
 
 from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import Section, paragraph, table
-from reporting.paper import TABLE_5
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, line_picture, picture, short
-from reporting.report_data import ReportData, level_sizes_of
+from reporting.report_data import PAPER, ReportData
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
 
@@ -31,7 +30,7 @@ def tokenizer_section(data: ReportData) -> Section:
     )
     if codes is None:
         return Section("Tokenizer", lead, [paragraph("The semantic IDs that it was trained with are no longer there.")])
-    sizes = data.codebook_sizes
+    sizes = data.level_sizes[:-1]
     folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
     report = quality_report(data, folder, sizes)
     found = []
@@ -54,8 +53,9 @@ def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict
         return read_json(folder / "quality.json")
     run, names = data.run, data.interactions.item_names[1:]
     groups = resolve_groups(run.dataset_folder, run.tokenizer["prefix"], suffix=run.settings["token_suffix"])
-    levels = level_sizes_of(run)
-    found = {group.epoch: read_sem_ids(group.file, names, levels) for group in groups if group.epoch is not None}
+    found = {
+        group.epoch: read_sem_ids(group.file, names, data.level_sizes) for group in groups if group.epoch is not None
+    }
     qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
     return {"tokenizers": qualities, "drift": drift(found)}
 
@@ -133,16 +133,15 @@ def perplexity_picture(tokenizers: dict[str, dict], sizes: Sequence[int]) -> Pic
 
 def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
     """Return how many items change their tokens between two epochs, beside the paper's Table 5."""
-    beside = {name: values for name, values in TABLE_5.items() if name == dataset} or TABLE_5
+    published = PAPER["table_5"]
+    beside = [published[dataset]] if dataset in published else published.values()
 
     def draw(axes: Axes) -> None:
-        for index, (values, style) in enumerate((v, s) for v in beside.values() for s in (("-", 1), ("--", 0))):
-            axes.plot(
-                list(values),
-                [pair[style[1]] for pair in values.values()],
-                **{"color": "#AAAAAA", "linestyle": style[0], "linewidth": 1},
-                label=("any token (paper)", "first token (paper)")[index] if index < 2 else None,
-            )
+        for number, shares in enumerate(beside):
+            for kind, dashes in (("any", "-"), ("first", "--")):
+                label = f"{kind} token (paper)" if number == 0 else None
+                values = [of_gap[kind] for of_gap in shares.values()]
+                axes.plot(list(shares), values, color="#AAAAAA", linestyle=dashes, linewidth=1, label=label)
         gaps = list(found)
         lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
         draw_lines(axes, lines, "epochs between two tokenizers")
