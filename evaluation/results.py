@@ -187,9 +187,9 @@ def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
         values: int [U].
         edges: Rising; each is the lowest value of a group, the first group begins at 0.
     """
-    bounds = [0, *edges, None]
     groups = {}
-    for low, high in pairwise(bounds):
-        name = f"{low}+" if high is None else f"{low}-{high - 1}"
-        groups[name] = (values >= low) & (values < np.inf if high is None else values < high)
-    return {name: members for name, members in groups.items() if members.any()}
+    for low, high in pairwise([0, *edges, np.inf]):
+        members = (values >= low) & (values < high)
+        if members.any():
+            groups[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
+    return groups
