@@ -1,7 +1,6 @@
 """Several runs side by side: what differs in their settings, their curves, and paired differences."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired_differences
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.page import Section, paragraph, table, write_page
+from reporting.page import PIECES, Section, write_page
 from reporting.pictures import COLOURS, Picture, by_epoch, draw_rows, line_picture, picture, short, without_middle
 from reporting.report_data import metric_titles
 from utils.errors import InputError
@@ -50,7 +49,7 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
             "Runs",
             f"Sorted by validation {metric}, by which a run is to be chosen; test is that of the tokenizer that is "
             "best on validation. Hours are of the recorded phases, without the pre-training that a run started from.",
-            [table(head, [[escape(cell) for cell in row] for row in rows], 0)],
+            [PIECES.table(head, rows, 0)],
         ),
         differences_section(runs, names),
         paired_section(runs, names, metric),
@@ -82,9 +81,9 @@ def differences_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
     found = differing_settings(runs)
     lead = "Only the settings that are not the same in all runs."
     if not found:
-        return Section("Settings", lead, [paragraph("The runs have the same settings.")])
-    rows = [[escape(name), *(escape(_tail(str(value))) for value in row)] for name, row in found.items()]
-    return Section("Settings", lead, [table(["setting", *names], rows)])
+        return Section("Settings", lead, ["The runs have the same settings."])
+    rows = [[name, *(_tail(str(value)) for value in row)] for name, row in found.items()]
+    return Section("Settings", lead, [PIECES.table(["setting", *names], rows)])
 
 
 def _tail(value: str) -> str:
@@ -100,13 +99,12 @@ def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Se
     )
     with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.user_results_file.is_file()]
     if len(with_users) < 2 or with_users[0][1] is not runs[0]:
-        return Section("Differences", lead, [paragraph("There are no result files per user to compare.")])
+        return Section("Differences", lead, ["There are no result files per user to compare."])
     found = {name: paired_interval(runs[0], run, metric) for name, run in with_users[1:]}
     rows = [
-        [escape(name), f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)]
-        for name, one in found.items()
+        [name, f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)] for name, one in found.items()
     ]
-    body = table(["run", "difference", "95% interval", ""], rows)
+    body = PIECES.table(["run", "difference", "95% interval", ""], rows)
     return Section("Differences", lead, [body, [differences_picture(found, metric, names[0])]])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from reporting.page import Section, paragraph
+from reporting.page import Section
 from reporting.pictures import COLOURS, Picture, draw_lines, picture
 from reporting.report_data import ReportData
 
@@ -17,9 +17,9 @@ def curriculum_section(data: ReportData) -> Section:
     )
     run = data.run.pretraining
     if run is None:
-        return Section("Curriculum", lead, [paragraph("This run had no pre-training with several tokenizers.")])
+        return Section("Curriculum", lead, ["This run had no pre-training with several tokenizers."])
     if not run.events.get("influence"):
-        return Section("Curriculum", lead, [paragraph(f"{run.folder.name} drew all tokenizers equally often.")])
+        return Section("Curriculum", lead, [f"{run.folder.name} drew all tokenizers equally often."])
     stages = [line["stage"] for line in run.events["influence"]]
     names = list(run.events["influence"][0]["influence"])
     scores, probabilities = (
@@ -39,7 +39,7 @@ def curriculum_section(data: ReportData) -> Section:
         influence_picture(scores, stages, names),
         spread_picture(probabilities, stages),
     ]
-    return Section("Curriculum", lead, [paragraph(sentence), found])
+    return Section("Curriculum", lead, [sentence, found])
 
 
 def probability_picture(probabilities: np.ndarray, stages: list[int], names: list[str]) -> Picture:

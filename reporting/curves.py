@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from evaluation.run import Run
-from reporting.page import Section, paragraph
+from reporting.page import Section
 from reporting.pictures import COLOURS, Line, Marks, Picture, by_epoch, draw_marks, line_picture, picture
 from reporting.report_data import ReportData, metric_titles
 from training.schedule import stage_ends
@@ -43,7 +43,7 @@ def training_section(data: ReportData) -> Section:
         "the black line is the epoch whose weights were tested."
     )
     if not run.events.get("epoch"):
-        return Section("Training", lead, [paragraph("This run's folder has no metrics.jsonl with epochs in it.")])
+        return Section("Training", lead, ["This run's folder has no metrics.jsonl with epochs in it."])
     marks = marks_of(run)
     found = [loss_picture(run, marks), *validation_pictures(run, marks)]
     found.append(

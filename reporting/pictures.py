@@ -1,5 +1,6 @@
 """Pictures of one panel each, as PNG: readable at a phone's width, in grey, and without telling red from green."""
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ class Picture:
     png: bytes
     tooltips: tuple[Tooltip, ...] = ()
     wide: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the file's header."""
+        return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
@@ -192,8 +202,3 @@ def without_middle(names: Sequence[str], length: int) -> list[str]:
     end = length // 2
     cut = [name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}" for name in names]
     return cut if len(set(cut)) == len(set(names)) else list(names)
-
-
-def png_size(png: bytes) -> tuple[int, int]:
-    """Return width and height in pixels, from the file's header."""
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

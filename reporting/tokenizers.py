@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data.token_table import read_sem_ids, resolve_groups
-from reporting.page import Section, paragraph, table
+from reporting.page import PIECES, Section
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, line_picture, picture, short
 from reporting.report_data import PAPER, ReportData
 from tokenizer.quality import drift, tokenizer_quality
@@ -29,7 +29,7 @@ def tokenizer_section(data: ReportData) -> Section:
         "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
     )
     if codes is None:
-        return Section("Tokenizer", lead, [paragraph("The semantic IDs that it was trained with are no longer there.")])
+        return Section("Tokenizer", lead, ["The semantic IDs that it was trained with are no longer there."])
     sizes = data.level_sizes[:-1]
     folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
     report = quality_report(data, folder, sizes)
@@ -44,7 +44,7 @@ def tokenizer_section(data: ReportData) -> Section:
     embeddings = _embeddings(data)
     if embeddings is not None:
         found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))
-    return Section("Tokenizer", lead, [_level_table(codes[:, :-1], sizes), found])
+    return Section("Tokenizer", lead, [*_level_table(codes[:, :-1], sizes), found])
 
 
 def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _embeddings(data: ReportData) -> np.ndarray | None:
     return np.fromfile(file, dtype="<f4").reshape(items, -1)
 
 
-def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
+def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> list[str]:
     quality = tokenizer_quality(codes, sizes)
     columns = zip(quality["codes_used"], sizes, quality["perplexity"], codes.T, strict=True)
     rows = [
@@ -85,7 +85,7 @@ def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
         f"{quality['collision_rate']:.1%} of the items collide with another; the largest group has "
         f"{quality['largest_group']} items."
     )
-    return table(head, rows) + paragraph(sentence)
+    return [PIECES.table(head, rows), sentence]
 
 
 def training_pictures(history: list[dict], sizes: Sequence[int]) -> list[Picture]:
