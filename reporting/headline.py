@@ -21,13 +21,7 @@ from utils.files import read_json
 
 @dataclass(frozen=True)
 class Row:
-    """A method's test metrics.
-
-    Attributes:
-        name: Shown.
-        metrics: {metric: mean over users}.
-        values: float64 [U, metrics], of each user; None where there are no results per user.
-    """
+    """A method's test metrics: means, and those of each user, float64 [U, metrics], where they are known."""
 
     name: str
     metrics: dict[str, float]
@@ -83,14 +77,10 @@ def headline_section(data: ReportData) -> Section:
         "over users: what another draw of users would change; another seed of training is not in it."
     )
     body = PIECES.table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
-    pictures = [metric_picture(rows, name, title, marked) for name, title in titles.items() if name in _shown(run)]
-    return Section("Results", lead, [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)])
-
-
-def _shown(run: Run) -> list[str]:
-    """Return the two metrics that get a picture: those of the validation metric's cut-off."""
     cutoff = parse_metric(run.settings["val_metric"])[1]
-    return [name for name in run.tokenizer["test"] if parse_metric(name)[1] == cutoff]
+    shown = [name for name in titles if parse_metric(name)[1] == cutoff]
+    pictures = [metric_picture(rows, name, titles[name], marked) for name in shown]
+    return Section("Results", lead, [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)])
 
 
 def _cells(row: Row, names: list[str]) -> list[str]:

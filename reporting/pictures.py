@@ -56,7 +56,7 @@ class Picture:
     title: str
     caption: str
     png: bytes
-    tooltips: tuple[Tooltip, ...] = ()
+    tooltips: Sequence[Tooltip] = ()
     wide: bool = False
 
     @property
@@ -96,8 +96,6 @@ def picture(
     """Return what `draw` draws on axes; it may return tooltips (x, y, text) in data coordinates.
 
     Args:
-        name, title, caption, wide: As in Picture.
-        draw: Draws the picture.
         height: In inches.
         legend: Columns of the legend, which is below the axes, where it covers nothing; 0 for no legend.
     """
@@ -113,11 +111,9 @@ def picture(
         figure.savefig(file, format="png", dpi=150)
         across, down = figure.get_size_inches() * figure.dpi
         at = axes.transData.transform([place[:2] for place in places]) if places else ()
-        tooltips = [
-            Tooltip(float(x / across), float(1 - y / down), text)
-            for (x, y), (_, _, text) in zip(at, places, strict=True)
-        ]
-    return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
+        pairs = zip(at, places, strict=True)
+        tooltips = [Tooltip(float(x / across), float(1 - y / down), text) for (x, y), (_, _, text) in pairs]
+    return Picture(name, title, caption, file.getvalue(), tooltips, wide)
 
 
 def line_picture(

@@ -54,13 +54,8 @@ def describe_run(run: Run) -> list[tuple[str, str]]:
     environment, found = run.environment, [("folder", str(run.folder))]
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
-        found += [
-            ("started", environment["started"]),
-            ("commit", environment["commit"] or "not in a Git repository"),
-            ("versions", versions),
-            ("hardware", environment["hardware"]),
-            ("system", environment["system"]),
-        ]
+        known = environment | {"commit": environment["commit"] or "not in a Git repository", "versions": versions}
+        found += [(name, known[name]) for name in ("started", "commit", "versions", "hardware", "system")]
     else:
         found.append(("versions, hardware, command", "not recorded by this run"))
     seconds = sum(phase_seconds(run).values())

@@ -32,11 +32,10 @@ def tokenizer_section(data: ReportData) -> Section:
         return Section("Tokenizer", lead, ["The semantic IDs that it was trained with are no longer there."])
     sizes = data.level_sizes[:-1]
     folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
-    report = quality_report(data, folder, sizes)
-    found = []
-    history = [line for line in _lines(folder / "metrics.jsonl") if "codes_used" in line]
-    if history:
-        found += training_pictures(history, sizes)
+    report, record = quality_report(data, folder, sizes), folder / "metrics.jsonl"
+    lines = map(json.loads, record.read_text().splitlines() if record.is_file() else [])
+    history = [line for line in lines if "codes_used" in line]
+    found = training_pictures(history, sizes) if history else []
     found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
     if report["drift"]:
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
@@ -58,10 +57,6 @@ def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict
     }
     qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
     return {"tokenizers": qualities, "drift": drift(found)}
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def _embeddings(data: ReportData) -> np.ndarray | None:
@@ -90,11 +85,8 @@ def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> list[str]:
 
 def training_pictures(history: list[dict], sizes: Sequence[int]) -> list[Picture]:
     """Return collisions and used codes over the tokenizer's training."""
-    rates = {"": by_epoch(history, "collision_rate")}
-    shares = {
-        f"level {level}": by_epoch([line | {"share": line["codes_used"][level] / size} for line in history], "share")
-        for level, size in enumerate(sizes)
-    }
+    rates, (epochs, used) = {"": by_epoch(history, "collision_rate")}, by_epoch(history, "codes_used")
+    shares = {f"level {i}": (epochs, [codes[i] / size for codes in used]) for i, size in enumerate(sizes)}
     rate_caption = "Share of training items that share all codebook codes with another item."
     code_caption = "Share of each level's codes that some item has; a level far below the top is wasted."
     return [
@@ -153,13 +145,9 @@ def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
 
 
 def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:
-    """Return items in two dimensions, with their texts as tooltips.
+    """Return items in two dimensions, with their texts as tooltips; `seed` decides which, at most MAP_ITEMS.
 
-    Args:
-        embeddings: float32 [N, E].
-        first_codes: int [N], codes of level 0.
-        texts: N texts.
-        seed: Decides which items are shown, at most MAP_ITEMS.
+    Embeddings are float32 [N, E], the codes those of level 0, int [N].
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(texts))[:MAP_ITEMS])
