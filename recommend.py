@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data.interactions import dataset_folder, load_interactions
 from evaluation.run import resolve_winner
 from inference.model_folder import load_trained_model
-from inference.recommend import RecommendationModel, Recommendations, known_items
+from inference.recommend import RecommendationModel, Recommendations
 from inference.requests import (
     FORMATS,
     Request,
@@ -102,7 +102,7 @@ def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: 
     catalogue = model.catalogue
 
     def of_history(user: str, history: list[str]) -> Request:
-        known, unknown = known_items(history, catalogue)
+        known, unknown = catalogue.known(history)
         if unknown:
             skipped[user] = unknown
         return Request(user, 0, known)

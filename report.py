@@ -15,8 +15,7 @@ from pathlib import Path
 
 from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
-from reporting.curriculum import curriculum_section
-from reporting.curves import training_section
+from reporting.curves import curriculum_section, training_section
 from reporting.headline import headline_section, popularity_row
 from reporting.page import write_page
 from reporting.report_data import ReportData, metric_titles

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Catalogue:
     @property
     def num_items(self) -> int:
         return len(self.names) - 1
+
+    def known(self, history: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Return the ids of a history's items and the names that the catalogue lacks."""
+        known = [self.ids[name] for name in history if name in self.ids]
+        return np.asarray(known, dtype=np.int64), [name for name in history if name not in self.ids]
 
     def most_popular(self) -> np.ndarray:
         """Return all item ids, the most popular first, equally popular ones by id."""

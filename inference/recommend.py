@@ -10,7 +10,7 @@ import torch
 from data.batching import Tokenization
 from data.interactions import Interactions
 from evaluation.predict import search
-from inference.model_folder import Catalogue, TrainedModel, load_trained_model
+from inference.model_folder import TrainedModel, load_trained_model
 
 
 @dataclass
@@ -26,12 +26,6 @@ class Recommendations:
     items: np.ndarray
     scores: np.ndarray
     by_popularity: np.ndarray
-
-
-def known_items(history: Sequence[str], catalogue: Catalogue) -> tuple[np.ndarray, list[str]]:
-    """Return the ids of a history's items and the names that the catalogue lacks."""
-    known = [catalogue.ids[name] for name in history if name in catalogue.ids]
-    return np.asarray(known, dtype=np.int64), [name for name in history if name not in catalogue.ids]
 
 
 class RecommendationModel:
@@ -51,7 +45,7 @@ class RecommendationModel:
             Item names and scores, best first; a score is the mean log-probability per level, NaN where the history is
             empty and the most popular items are recommended.
         """
-        ids = [known_items(history, self.catalogue)[0] for history in histories]
+        ids = [self.catalogue.known(history)[0] for history in histories]
         found = self.recommend_ids(ids, None, k, num_beams, exclude_seen)
         return [[self.catalogue.names[item] for item in row] for row in found.items], found.scores.tolist()
 

@@ -20,11 +20,7 @@ PLACES = ("run_name", "ckpt_dir", "data_dir", "log_dir", "tensorboard_log_dir", 
 
 
 def compare_runs(runs: Sequence[Run], file: Path) -> str:
-    """Write the comparison as HTML, and return its table as text.
-
-    Args:
-        runs: Finished runs on one dataset.
-        file: Target.
+    """Write the comparison of finished runs on one dataset as HTML, and return its table as text.
 
     Raises:
         InputError: The runs have different datasets or validation metrics.
@@ -40,10 +36,11 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     titles = metric_titles([name for name in tests[0] if all(name in test for test in tests)])
     valid = f"valid. {metric_titles([metric])[metric]}"
     head = ["run", valid, *(f"test {title}" for title in titles.values()), "hours"]
-    rows = [
-        [name, f"{run.tokenizer['valid'][metric]:.4f}", *(f"{test[key]:.4f}" for key in titles), _hours(run)]
-        for name, run, test in zip(names, runs, tests, strict=True)
-    ]
+    rows = []
+    for name, run, test in zip(names, runs, tests, strict=True):
+        scores = (run.tokenizer["valid"][metric], *(test[key] for key in titles))
+        hours = sum(phase_seconds(run).values()) / 3600
+        rows.append([name, *(f"{score:.4f}" for score in scores), f"{hours:.2f}"])
     sections = [
         Section(
             "Runs",
@@ -57,10 +54,6 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     ]
     write_page(file, f"{len(runs)} runs compared", runs[0].settings["dataset"], sections)
     return text_table(head, rows)
-
-
-def _hours(run: Run) -> str:
-    return f"{sum(phase_seconds(run).values()) / 3600:.2f}"
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
