@@ -137,16 +137,12 @@ def read_results(file: Path) -> Results:
 
 
 def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
-    """Read result files of the same users that all list enough items.
-
-    Args:
-        files: Result files per user.
-        cutoff: The largest cut-off that metrics are wanted for.
+    """Read result files per user, of the same users, for metrics with cut-offs up to `cutoff`.
 
     Raises:
         InputError: Two differ in users or targets, or one lists fewer items, so that its misses would look like hits.
     """
-    results = [read_results(file) for file in files]
+    results = list(map(read_results, files))
     for file, result in zip(files, results, strict=True):
         if result.k < cutoff:
             raise InputError(f"{file} lists {result.k} items for each user: lower the cut-offs, --topk, from {cutoff}")
@@ -181,11 +177,9 @@ def ensemble(results: list[Results]) -> Results:
 
 
 def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
-    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value; groups without users are left out.
+    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value, int [U]; empty groups are left out.
 
-    Args:
-        values: int [U].
-        edges: Rising; each is the lowest value of a group, the first group begins at 0.
+    Each of the rising `edges` is the lowest value of a group; the first group begins at 0.
     """
     groups = {}
     for low, high in pairwise([0, *edges, np.inf]):

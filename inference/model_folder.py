@@ -120,14 +120,10 @@ class Catalogue:
 
 @dataclass
 class TrainedModel:
-    """A recommender with its items.
+    """A recommender in eval mode, its items, and what it was trained with, as the run's config.yaml has it.
 
-    Attributes:
-        recommender: The network in eval mode.
-        catalogue: What it can recommend.
-        settings: What it was trained with, as the run's config.yaml has it.
-        metrics: Of the tokenizer in the catalogue: {"valid": {metric: mean}, "test": {...}}, if these are a finished
-            run's best weights.
+    The metrics are of the tokenizer in the catalogue, if these are a finished run's best weights: {"valid": {metric:
+    mean}, "test": {...}}.
     """
 
     recommender: Recommender

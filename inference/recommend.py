@@ -15,17 +15,11 @@ from inference.model_folder import TrainedModel, load_trained_model
 
 @dataclass
 class Recommendations:
-    """k items for each of U histories, best first.
+    """k items for each of U histories, best first."""
 
-    Attributes:
-        items: int64 [U, k], item ids, all different in a row.
-        scores: float32 [U, k], mean log-probability per level; NaN for most popular items.
-        by_popularity: bool [U], whose history was empty, so that the most popular items are recommended.
-    """
-
-    items: np.ndarray
-    scores: np.ndarray
-    by_popularity: np.ndarray
+    items: np.ndarray  # int64 [U, k], item ids, all different in a row
+    scores: np.ndarray  # float32 [U, k], mean log-probability per level; NaN for most popular items
+    by_popularity: np.ndarray  # bool [U], whose history was empty, so that the most popular items are recommended
 
 
 class RecommendationModel:

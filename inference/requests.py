@@ -29,17 +29,11 @@ ROWS = """
 
 @dataclass
 class Request:
-    """One recommendation that is wanted.
+    """One recommendation that is wanted."""
 
-    Attributes:
-        user: Name, "" for a history without a user.
-        user_id: Id in id_mapping.json, 0 for a user that is not there.
-        history: int [items], item ids of the catalogue, newest last.
-    """
-
-    user: str
-    user_id: int
-    history: np.ndarray
+    user: str  # "" for a history without a user
+    user_id: int  # in id_mapping.json, 0 for a user that is not there
+    history: np.ndarray  # int [items], item ids of the catalogue, newest last
 
 
 def names_in(text: str) -> list[str]:

@@ -24,8 +24,7 @@ def marks_of(run: Run) -> Marks:
 
 def phase_seconds(run: Run) -> dict[str, float]:
     """Return the wall-clock seconds of each phase, as far as they were recorded."""
-    events = {phase: run.events.get(event, []) for phase, event in PHASES.items()}
-    totals = {phase: sum(line.get("seconds", 0) for line in lines) for phase, lines in events.items()}
+    totals = {name: sum(line.get("seconds", 0) for line in run.events.get(PHASES[name], [])) for name in PHASES}
     return {phase: seconds for phase, seconds in totals.items() if seconds}
 
 
@@ -47,17 +46,15 @@ def training_section(data: ReportData) -> Section:
     if not run.events.get("epoch"):
         return Section("Training", lead, ["This run's folder has no metrics.jsonl with epochs in it."])
     marks = marks_of(run)
-    found = [loss_picture(run, marks), *validation_pictures(run, marks)]
-    found.append(
-        line_picture(
-            "learning_rate",
-            "Learning rate",
-            "Rises during the warm-up, then falls along half a cosine to 0.",
-            {"learning rate": step_curve(run, "learning_rate")},
-            **{"marks": marks, "ylim": (0, None), "legend": 0},
-        )
-    )
-    found += [gradient_picture(run, marks), time_picture(phase_seconds(run))]
+    rates, caption = step_curve(run, "learning_rate"), "Rises during the warm-up, then falls along half a cosine to 0."
+    style = {"marks": marks, "ylim": (0, None), "legend": 0}
+    found = [
+        loss_picture(run, marks),
+        *validation_pictures(run, marks),
+        line_picture("learning_rate", "Learning rate", caption, {"learning rate": rates}, **style),
+        gradient_picture(run, marks),
+        time_picture(phase_seconds(run)),
+    ]
     return Section("Training", lead, [found])
 
 

@@ -15,17 +15,11 @@ PIECES = TEMPLATE.make_module({"sections": ()})  # heading, table, ...: blocks o
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Its heading.
-        lead: One or two sentences on how to read it; plain text.
-        blocks: In order: text, which is a paragraph, one of PIECES, or pictures that share a grid.
-    """
+    """A part of the page."""
 
     title: str
-    lead: str
-    blocks: Sequence[str | Sequence[Picture]]
+    lead: str  # one or two sentences on how to read it
+    blocks: Sequence[str | Sequence[Picture]]  # texts, which are paragraphs, PIECES, and pictures that share a grid
 
     @property
     def anchor(self) -> str:

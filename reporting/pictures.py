@@ -41,23 +41,14 @@ class Tooltip:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a report.
+    """A picture of a report."""
 
-    Attributes:
-        name: File name without .png.
-        title: What it shows.
-        caption: One sentence on how to read it.
-        png: The file.
-        tooltips: Texts on places in it.
-        wide: Whether it takes a row of its own.
-    """
-
-    name: str
+    name: str  # of its file, without .png
     title: str
-    caption: str
+    caption: str  # how to read it
     png: bytes
     tooltips: Sequence[Tooltip] = ()
-    wide: bool = False
+    wide: bool = False  # takes a row of its own
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,17 +62,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Marks:
-    """What is marked along the epochs of a training run.
+    """What is marked along the epochs, from 1, of a training run."""
 
-    Attributes:
-        stages: 1-based last epochs of the curriculum's stages, the last epoch of all left out.
-        checkpoints: 1-based epochs whose weights were kept.
-        chosen: 1-based epoch of the weights that were tested.
-    """
-
-    stages: Sequence[int] = ()
-    checkpoints: Sequence[int] = ()
-    chosen: int | None = None
+    stages: Sequence[int]  # the last epochs of the curriculum's stages, without the last of all
+    checkpoints: Sequence[int]  # whose weights were kept
+    chosen: int  # whose weights were tested
 
 
 def picture(
@@ -156,8 +141,7 @@ def draw_marks(axes: Axes, marks: Marks) -> None:
             **{"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5, "label": "checkpoint"},
             **{"linestyle": "", "marker": "^", "markersize": 5, "color": GREY},
         )
-    if marks.chosen:
-        axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
+    axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
 
 
 def draw_lines(axes: Axes, lines: dict[str, Line], xlabel: str, points: bool = False) -> None:
@@ -191,10 +175,7 @@ def short(text: str, length: int = 60) -> str:
 
 
 def without_middle(names: Sequence[str], length: int) -> list[str]:
-    """Return names without their middle, of at most `length` characters; whole where they would not differ any more.
-
-    Run names begin alike, and differ at the end.
-    """
+    """Return names without their middle, of at most `length` characters; whole where they would not differ any more."""
     end = length // 2
     cut = [name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}" for name in names]
     return cut if len(set(cut)) == len(set(names)) else list(names)
