@@ -17,23 +17,14 @@ OLD_NO_ITEM = "None"  # in files of the reference code, and in ours before null 
 
 @dataclass
 class Predictions:
-    """What one tokenizer group recommends to the U users of a split, by item id.
+    """What one tokenizer group recommends to the U users of a split, by item id."""
 
-    Attributes:
-        group: 0-based tokenizer group.
-        positions: int [U], target positions.
-        sequences: int64 [U, k, L], generated tokens, best first.
-        scores: float32 [U, k], mean log-probability per level.
-        items: int64 [U, k], item ids; 0 where the sequence is no item's.
-        targets: int64 [U], item ids.
-    """
-
-    group: int
-    positions: np.ndarray
-    sequences: np.ndarray
-    scores: np.ndarray
-    items: np.ndarray
-    targets: np.ndarray
+    group: int  # 0-based
+    positions: np.ndarray  # int [U], of the targets
+    sequences: np.ndarray  # int64 [U, k, L], generated tokens, best first
+    scores: np.ndarray  # float32 [U, k], mean log-probability per level
+    items: np.ndarray  # int64 [U, k], item ids; 0 where the sequence is no item's
+    targets: np.ndarray  # int64 [U], item ids
 
     def metrics(self, names: list[str]) -> dict[str, float]:
         """Return {metric name: mean over users}; a sequence that is no item is never a hit but keeps its rank."""
@@ -42,17 +33,10 @@ class Predictions:
 
 @dataclass
 class Results:
-    """What was recommended to each of U users, by name: what a result file holds.
+    """What was recommended to each of U users, by name: what a result file holds."""
 
-    Attributes:
-        users: Names; empty in files of the reference code.
-        items: U lists of k item names, best first; None where a sequence is no item's.
-        scores: U lists of k scores.
-        targets: U item names.
-    """
-
-    users: list[str]
-    items: list[list[str | None]]
+    users: list[str]  # empty in files of the reference code
+    items: list[list[str | None]]  # U lists of k names, best first; None where a sequence is no item's
     scores: list[list[float]]
     targets: list[str]
 

@@ -24,19 +24,12 @@ FIELDS = ("item", "semantic_id", "popularity", "text")  # of a line of ITEMS_FIL
 
 @dataclass
 class Catalogue:
-    """The items that a model can recommend, by item id from 1; index 0 is padding.
-
-    Attributes:
-        names: N + 1 names.
-        texts: N + 1 texts.
-        popularity: int64 [N + 1], how often each item occurs in x_1..x_{m-2} of all users.
-        table: Their semantic IDs as tokens, one group.
-    """
+    """The items that a model can recommend, by item id from 1; index 0 is padding."""
 
     names: list[str]
     texts: list[str]
-    popularity: np.ndarray
-    table: TokenTable
+    popularity: np.ndarray  # int64 [N + 1], how often each item occurs in x_1..x_{m-2} of all users
+    table: TokenTable  # one group
 
     def __post_init__(self):
         self.ids = {name: number for number, name in enumerate(self.names) if number}
