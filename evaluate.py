@@ -11,20 +11,219 @@ sequences that are no item (invalid), and the metrics by the target's popularity
 files per user and evaluation.json go to --output.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from evaluation.compare import bootstrap_over_users, paired_differences
-from evaluation.config import EvaluateConfig, as_list
-from evaluation.models import check_names, evaluate_model
-from evaluation.results import ensemble, read_comparable
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from data.batching import Tokenization
+from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from data.token_table import Vocabulary, check_identifiers, load_token_table, resolve_groups
+from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
+from evaluation.metrics import METRICS, mean_metrics
+from evaluation.predict import predict
+from evaluation.results import Results, ensemble, groups_of, read_comparable, read_results, write_results
 from evaluation.run import resolve_winner
 from inference.model_folder import read_settings
-from utils.config import parse_config
+from model.recommender import Recommender, find_model_folder, load_recommender
+from utils.config import Epochs, expand_epochs, parse_config
+from utils.errors import InputError
 from utils.files import write_json
 from utils.runtime import join_processes, run_command
 from utils.text_table import text_table
+
+
+def as_list(value: object) -> list:
+    """Return a flag that takes one value or several as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class EvaluateConfig:
+    """Settings of an evaluation; exactly one of model, ensemble and compare says what is done."""
+
+    model: str | list[str] | None = None
+    """Run folder, checkpoint in one, exported model folder, or <name>.winner.json; or a list of them."""
+    ensemble: list[str] = field(default_factory=list)
+    """Result files per user of the same users, to be joined into one ranking."""
+    compare: list[str] = field(default_factory=list)
+    """Two result files per user: is the second better than the first?"""
+    output: str = "evaluation"
+    """Folder for result files per user and evaluation.json."""
+
+    data_dir: str | None = None
+    """Folder that holds the dataset's folder; by default where the run had it."""
+    token_prefix: str | list[str] | None = None
+    """Prefix of the .sem_ids files, or a list; by default the run's."""
+    sem_id_epochs: Epochs | None = None
+    """RQ-VAE epochs of the tokenizers: 9986, [9986,9990], 9976:10000 (inclusive). By default the run's."""
+    split: str = "test"
+    """test or valid."""
+    num_beams: int | list[int] = 50
+    """Beams, or a list of numbers of beams."""
+    constrained: bool | list[bool] = False
+    """Generate real items only, by a prefix trie; [false,true] does both."""
+    topk: list[int] = field(default_factory=lambda: [5, 10])
+    """Cut-offs of the metrics."""
+    batch_size: int = 128
+    """Users per batch and process."""
+    popularity_edges: list[int] = field(default_factory=lambda: [20, 40, 60, 80, 100])
+    """Where the groups of the target's training interactions begin, after the group from 0 (as in the paper's Figure 5,
+    whose text names the group below 20)."""
+    length_edges: list[int] = field(default_factory=lambda: [5, 10, 20])
+    """Where the groups of the history's length begin, after the group from 0."""
+    resamples: int = RESAMPLES
+    """Bootstrap samples of compare."""
+    rand_seed: int = 2024
+    """Seed of the bootstrap."""
+    device: str = "auto"
+    """auto (a GPU where there is one) or cpu."""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = []
+        if sum(map(bool, (self.model, self.ensemble, self.compare))) != 1:
+            found.append("say what to do with one of --model, --ensemble, --compare")
+        if self.compare and len(self.compare) != 2:
+            found.append(f"--compare takes two files, {len(self.compare)} are given")
+        if self.ensemble and len(self.ensemble) < 2:
+            found.append("--ensemble takes two files or more")
+        if self.split not in ("test", "valid"):
+            found.append(f"split={self.split} must be test or valid")
+        if self.device not in ("auto", "cpu"):
+            found.append(f"device={self.device} must be auto or cpu (CUDA_VISIBLE_DEVICES chooses among GPUs)")
+        if not self.topk or min(self.topk) < 1:
+            found.append(f"topk={self.topk} must be cut-offs from 1")
+        elif self.model and max(self.topk) > min(as_list(self.num_beams), default=0):
+            found.append(f"topk={self.topk} asks for more items than there are beams (num_beams={self.num_beams})")
+        for name in ("popularity_edges", "length_edges"):
+            edges = getattr(self, name)
+            if edges != sorted(set(edges)) or min(edges, default=1) < 1:
+                found.append(f"{name}={edges} must rise from 1")
+        for name in ("batch_size", "resamples"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        return found
+
+    @property
+    def cutoff(self) -> int:
+        """The largest cut-off."""
+        return max(self.topk)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric at every cut-off, such as ndcg@5."""
+        return [f"{metric}@{k}" for metric in METRICS for k in self.topk]
+
+
+def short_name(path: Path) -> str:
+    """Return what a model's result files are called after: its folder and the one around it."""
+    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "/")][-2:])
+
+
+def check_names(paths: list[Path]) -> None:
+    """Raise InputError where two models' result files would have the same name."""
+    names = {short_name(path): path for path in paths}
+    for path in paths:
+        other = names[short_name(path)]
+        if other != path:
+            raise InputError(
+                f"{path} and {other} end alike, and so would their result files; "
+                "evaluate them apart, each with its own --output"
+            )
+
+
+def open_model(
+    path: Path, settings: dict[str, Any], config: EvaluateConfig, device: torch.device
+) -> tuple[Recommender, Tokenization]:
+    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names.
+
+    Raises:
+        InputError: The dataset's semantic IDs are others than those of the training.
+    """
+    recommender = load_recommender(find_model_folder(path)).eval().to(device)
+    vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
+    folder = dataset_folder(settings["data_dir"], settings["dataset"])
+    interactions = load_interactions(folder)
+    groups = resolve_groups(
+        folder,
+        config.token_prefix or settings["token_prefix"],
+        expand_epochs(config.sem_id_epochs) or settings["sem_id_epochs"],
+        settings["token_suffix"],
+    )
+    table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
+    if not config.token_prefix and not config.sem_id_epochs:
+        remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
+        check_identifiers(recommender.semantic_ids_sha256, table, path, remedy)
+    return recommender, Tokenization(interactions, table, settings["max_item_seq_len"])
+
+
+def evaluate_model(
+    path: Path, config: EvaluateConfig, processes: Accelerator, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Evaluate a model with every combination of tokenizer, beams and constraint; write a result file for each.
+
+    Yields:
+        A row of settings and outcomes for each, on the main process.
+    """
+    settings = read_settings(path, config.data_dir)
+    recommender, tokenization = open_model(path, settings, config, device)
+    interactions, table = tokenization.interactions, tokenization.table
+    positions = split_positions(interactions.offsets, config.split)
+    if len(positions) == 0:
+        folder = dataset_folder(settings["data_dir"], settings["dataset"])
+        raise InputError(f"{folder}: no user has enough items for a {config.split} example")
+    combinations = product(enumerate(table.groups), as_list(config.num_beams), as_list(config.constrained))
+    for (number, group), beams, constrained in combinations:
+        started = time.perf_counter()
+        predictions = predict(
+            *(recommender, tokenization, positions, number, config.cutoff, beams, config.batch_size, processes),
+            constrained,
+        )
+        seconds = time.perf_counter() - started
+        if not processes.is_main_process:
+            continue
+        name = f"{short_name(path)}_{table.labels[number]}_beams{beams}{'_constrained' if constrained else ''}"
+        file = Path(config.output) / f"{config.split}_results_{name}.json"
+        write_results(file, predictions, tokenization)
+        yield {
+            **{"model": str(path), "prefix": group.prefix, "epoch": group.epoch},
+            **{"split": config.split, "num_beams": beams, "constrained": constrained, "file": str(file)},
+            **{"users": len(positions), "users_per_second": len(positions) / seconds},
+            **summary(read_results(file), interactions, positions, config),
+        }
+
+
+def summary(
+    results: Results, interactions: Interactions, positions: np.ndarray, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Return metrics, coverage, share of invalid sequences, and the metrics of groups of users.
+
+    `positions` are the target positions of the results' users, int [U].
+    """
+    ranks = results.ranks()
+    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    lengths = positions - interactions.offsets[interactions.users_of(positions)]
+
+    def by(values: np.ndarray, edges: list[int]) -> dict[str, dict]:
+        return {
+            name: {"users": int(members.sum()), **mean_metrics(ranks[members], config.metrics)}
+            for name, members in groups_of(values, edges).items()
+        }
+
+    return {
+        "metrics": mean_metrics(ranks, config.metrics),
+        f"coverage@{config.cutoff}": results.coverage(config.cutoff, interactions.num_items),
+        f"invalid@{config.cutoff}": results.invalid_share(config.cutoff),
+        "by_popularity": by(counts[interactions.items[positions]], config.popularity_edges),
+        "by_history_length": by(lengths, config.length_edges),
+    }
 
 
 def metrics_table(rows: Sequence[tuple[str, dict]], title: str, names: list[str]) -> list[str]:
@@ -39,8 +238,7 @@ def metrics_table(rows: Sequence[tuple[str, dict]], title: str, names: list[str]
 
 def as_text(row: dict, config: EvaluateConfig) -> str:
     """Return one evaluation for the terminal."""
-    k = config.cutoff
-    everybody = [("everybody", {"users": row["users"], **row["metrics"]})]
+    k, everybody = config.cutoff, [("everybody", {"users": row["users"], **row["metrics"]})]
     lines = [
         f"{row['model']}  tokenizer {row['epoch'] or 'best'} of {row['prefix']}  {row['num_beams']} beams"
         f"{', real items only' if row['constrained'] else ''}",
@@ -106,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         paths = [resolve_winner(path) for path in as_list(config.model)]
         check_names(paths)
         for path in paths:
-            for row in evaluate_model(path, read_settings(path, config.data_dir), config, processes, device):
+            for row in evaluate_model(path, config, processes, device):
                 print(as_text(row, config))
                 outcome.append(row)
     elif processes.is_main_process:

@@ -23,10 +23,18 @@ from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
 from evaluation.run import resolve_winner
-from inference.histories import Request, known_items, names_in, read_users_file, requests_of_users, unknown_items_notes
 from inference.model_folder import load_trained_model
-from inference.output import FORMATS, combine_shards, write_shard
 from inference.recommend import RecommendationModel, Recommendations
+from inference.requests import (
+    FORMATS,
+    Request,
+    combine_shards,
+    names_in,
+    read_users_file,
+    requests_of_users,
+    unknown_items_notes,
+    write_shard,
+)
 from model.recommender import find_model_folder
 from utils.claims import claim
 from utils.config import parse_config
@@ -94,7 +102,7 @@ def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: 
     catalogue = model.catalogue
 
     def of_history(user: str, history: list[str]) -> Request:
-        known, unknown = known_items(history, catalogue)
+        known, unknown = catalogue.known(history)
         if unknown:
             skipped[user] = unknown
         return Request(user, 0, known)
@@ -120,7 +128,7 @@ def check_enough_items(config: RecommendConfig, model: RecommendationModel, requ
         InputError: Names the first user with too few.
     """
     for request in requests:
-        left = model.unseen(request.history) if config.exclude_seen else model.catalogue.num_items
+        left = model.available(request.history, config.exclude_seen)
         if left < config.k:
             raise InputError(
                 f"{request.user or 'the history'} leaves {left} of {model.catalogue.num_items} items to recommend, "

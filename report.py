@@ -6,20 +6,28 @@ python report.py --compare ckpt/Sample/pretrain_tau1 'ckpt/Sample/finetune_*'
 """
 
 import json
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
 from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
-from reporting.headline import popularity_row
-from reporting.report import write_report
-from reporting.report_data import read_report_data
-from reporting.terminal import metrics_table, recommendations
+from reporting.curves import curriculum_section, training_section
+from reporting.headline import headline_section, popularity_row
+from reporting.page import write_page
+from reporting.report_data import ReportData, metric_titles
+from reporting.settings import settings_section
+from reporting.tokenizers import tokenizer_section
+from reporting.users import users_section
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
+from utils.text_table import text_table
+
+SECTIONS = (headline_section, training_section, curriculum_section, tokenizer_section, users_section, settings_section)
 
 
 @dataclass
@@ -60,6 +68,50 @@ def with_lists(argv: list[str]) -> list[str]:
     return argv
 
 
+def metrics_table(rows: list[tuple[str, dict[str, float]]]) -> str:
+    """Return named rows of metrics as an aligned table."""
+    titles = metric_titles(list(rows[-1][1]))
+    cells = [
+        [label, *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in titles)] for label, metrics in rows
+    ]
+    return text_table(["test", *(f"{title:>9}" for title in titles.values())], cells)
+
+
+def recommendations(data: ReportData, count: int) -> str:
+    """Return `count` users, spread over all of them: history, the item that came next, and what was recommended."""
+    results = data.run.user_results
+    ranks, step = results.ranks(), max(1, len(results.users) // max(1, count))
+    columns = min(120, shutil.get_terminal_size((100, 20)).columns)
+
+    def line(item: str, mark: str = "-") -> str:
+        return "    " + textwrap.shorten(f"{mark} {data.text(item)}", columns - 4, placeholder=" ...")
+
+    blocks = []
+    for row in list(range(step // 2, len(results.users), step))[:count]:
+        user, target, rank = results.users[row], results.targets[row], ranks[row]
+        history, length = data.history(user, 5)
+        items = list(dict.fromkeys(item for item in results.items[row] if item is not None))[:5]
+        hit = f"recommended at rank {rank + 1}" if rank < results.k else "not among the recommended"
+        lines = [
+            f"User {user}: {length} items, the last {len(history)}, newest last",
+            *map(line, history),
+            f"  came next ({hit})",
+            line(target),
+            f"  recommended, best first, the first {len(items)} real items",
+            *(line(item, "*" if item == target else "-") for item in items),
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def write_report(data: ReportData, file: Path) -> None:
+    """Write the HTML report on a run, and its pictures beside it."""
+    run = data.run
+    stage = "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
+    subtitle = f"{run.settings['dataset']}, {stage} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
+    write_page(file, run.folder.name, subtitle, [section(data) for section in SECTIONS])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print and write the report; `argv` are the arguments, by default the command line's."""
     argv = with_lists(list(sys.argv[1:] if argv is None else argv))
@@ -69,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     run = load_run(Path(config.run))
     baseline = load_run(Path(config.baseline)) if config.baseline else single_tokenizer_run(run)
-    data = read_report_data(run, baseline)
+    data = ReportData(run, baseline)
     popular = popularity_row(data.interactions, list(run.tokenizer["test"]))
     rows = [(popular.name, popular.metrics)]
     if baseline:

@@ -36,8 +36,7 @@ def bootstrap_over_users(
     Args:
         differences: float64 [U, M], M metrics of two methods paired by user, second minus first, or one method's
             metrics; or [U] for a single one.
-        resamples: How many times U users are drawn with replacement.
-        seed: Of the draws, which are the same for every metric.
+        resamples: How many times U users are drawn with replacement, the same for every metric.
 
     Returns:
         One for each metric; for [U] the interval itself.
@@ -54,11 +53,7 @@ def bootstrap_over_users(
 
 
 def t_interval_over_seeds(differences: np.ndarray) -> Interval:
-    """Return the interval that other seeds of training would give (paired t-test).
-
-    Args:
-        differences: float64 [S], a metric of two methods paired by seed, second minus first.
-    """
+    """Return the interval that other seeds of training would give (paired t-test) to differences, float64 [S]."""
     mean, half = differences.mean(), np.nan
     if len(differences) > 1:
         half = t.ppf(0.975, len(differences) - 1) * sem(differences)
@@ -68,9 +63,7 @@ def t_interval_over_seeds(differences: np.ndarray) -> Interval:
 def paired_differences(first: Results, second: Results, metrics: list[str]) -> np.ndarray:
     """Return how much better the second result is for each user that both have, in the first's order: float64 [U, M].
 
-    Args:
-        first, second: Of the same users in the same order, where one names none.
-        metrics: M metrics, such as ndcg@10.
+    Where one names no users, they must be the same in the same order.
     """
     before, after = first.per_user(metrics), second.per_user(metrics)
     if first.users and second.users:

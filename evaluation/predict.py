@@ -31,11 +31,9 @@ def search(
 
     Args:
         recommender: The model, not wrapped for several processes.
-        tokenization: Makes the batches.
         positions: int [U], target positions, each once; the same on every process.
         group: 0-based tokenizer group that tokenizes the histories.
         k, num_beams: Sequences per user, and beams of the search.
-        batch_size: Users per batch.
         trie: Find sequences of the trie only.
         banned: Makes of a batch's positions the rows of the trie that must not be found, as `generate` takes them.
         processes: Those that share the users; each takes its part, all get the whole result. None: this one has all.

@@ -17,23 +17,14 @@ OLD_NO_ITEM = "None"  # in files of the reference code, and in ours before null 
 
 @dataclass
 class Predictions:
-    """What one tokenizer group recommends to the U users of a split, by item id.
+    """What one tokenizer group recommends to the U users of a split, by item id."""
 
-    Attributes:
-        group: 0-based tokenizer group.
-        positions: int [U], target positions.
-        sequences: int64 [U, k, L], generated tokens, best first.
-        scores: float32 [U, k], mean log-probability per level.
-        items: int64 [U, k], item ids; 0 where the sequence is no item's.
-        targets: int64 [U], item ids.
-    """
-
-    group: int
-    positions: np.ndarray
-    sequences: np.ndarray
-    scores: np.ndarray
-    items: np.ndarray
-    targets: np.ndarray
+    group: int  # 0-based
+    positions: np.ndarray  # int [U], of the targets
+    sequences: np.ndarray  # int64 [U, k, L], generated tokens, best first
+    scores: np.ndarray  # float32 [U, k], mean log-probability per level
+    items: np.ndarray  # int64 [U, k], item ids; 0 where the sequence is no item's
+    targets: np.ndarray  # int64 [U], item ids
 
     def metrics(self, names: list[str]) -> dict[str, float]:
         """Return {metric name: mean over users}; a sequence that is no item is never a hit but keeps its rank."""
@@ -42,17 +33,10 @@ class Predictions:
 
 @dataclass
 class Results:
-    """What was recommended to each of U users, by name: what a result file holds.
+    """What was recommended to each of U users, by name: what a result file holds."""
 
-    Attributes:
-        users: Names; empty in files of the reference code.
-        items: U lists of k item names, best first; None where a sequence is no item's.
-        scores: U lists of k scores.
-        targets: U item names.
-    """
-
-    users: list[str]
-    items: list[list[str | None]]
+    users: list[str]  # empty in files of the reference code
+    items: list[list[str | None]]  # U lists of k names, best first; None where a sequence is no item's
     scores: list[list[float]]
     targets: list[str]
 
@@ -137,16 +121,12 @@ def read_results(file: Path) -> Results:
 
 
 def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
-    """Read result files of the same users that all list enough items.
-
-    Args:
-        files: Result files per user.
-        cutoff: The largest cut-off that metrics are wanted for.
+    """Read result files per user, of the same users, for metrics with cut-offs up to `cutoff`.
 
     Raises:
         InputError: Two differ in users or targets, or one lists fewer items, so that its misses would look like hits.
     """
-    results = [read_results(file) for file in files]
+    results = list(map(read_results, files))
     for file, result in zip(files, results, strict=True):
         if result.k < cutoff:
             raise InputError(f"{file} lists {result.k} items for each user: lower the cut-offs, --topk, from {cutoff}")
@@ -181,15 +161,13 @@ def ensemble(results: list[Results]) -> Results:
 
 
 def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
-    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value; groups without users are left out.
+    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value, int [U]; empty groups are left out.
 
-    Args:
-        values: int [U].
-        edges: Rising; each is the lowest value of a group, the first group begins at 0.
+    Each of the rising `edges` is the lowest value of a group; the first group begins at 0.
     """
-    bounds = [0, *edges, None]
     groups = {}
-    for low, high in pairwise(bounds):
-        name = f"{low}+" if high is None else f"{low}-{high - 1}"
-        groups[name] = (values >= low) & (values < np.inf if high is None else values < high)
-    return {name: members for name, members in groups.items() if members.any()}
+    for low, high in pairwise([0, *edges, np.inf]):
+        members = (values >= low) & (values < high)
+        if members.any():
+            groups[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
+    return groups

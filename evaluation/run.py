@@ -37,10 +37,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def trained_identifiers(folder: Path) -> list[str]:
-    """Return the hashes of the semantic IDs that a run's best weights were trained with (TokenTable.sha256).
-
-    Empty where they were not recorded.
-    """
+    """Return the hashes of the semantic IDs that a run's best weights were trained with; none if not recorded."""
     weights = folder / "model" / "config.json"
     return read_json(weights).get("semantic_ids_sha256", []) if weights.is_file() else []
 
@@ -52,13 +49,9 @@ def results_folder_of(run: Path, results_dir: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, and of its tokenizers the chosen one: the best on validation. Its files are read when they are wanted.
+    """A run, and of its tokenizers the chosen one: the best on validation. Its files are read when they are wanted."""
 
-    Attributes:
-        folder: <ckpt_dir>/<dataset>/<run_name>.
-    """
-
-    folder: Path
+    folder: Path  # <ckpt_dir>/<dataset>/<run_name>
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -1,31 +1,122 @@
-"""Model folders: what a recommender needs on another machine, read and written."""
+"""Model folders: what a recommender needs on another machine, its weights and its items, read and written."""
 
+import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.token_table import Group, Vocabulary, check_identifiers
+import numpy as np
+import torch
+
+from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
+from data.token_table import Group, TokenTable, Vocabulary, check_identifiers, load_token_table, resolve_groups
 from evaluation.run import Run, run_around
-from inference.catalogue import Catalogue
 from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json
+from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json, write_text
 from utils.locks import LOCK_FILE, FileLock
 
 ABOUT_FILE = "mtgrec.json"
 ITEMS_FILE = "items.jsonl"
+FIELDS = ("item", "semantic_id", "popularity", "text")  # of a line of ITEMS_FILE
+
+
+@dataclass
+class Catalogue:
+    """The items that a model can recommend, by item id from 1; index 0 is padding."""
+
+    names: list[str]
+    texts: list[str]
+    popularity: np.ndarray  # int64 [N + 1], how often each item occurs in x_1..x_{m-2} of all users
+    table: TokenTable  # one group
+
+    def __post_init__(self):
+        self.ids = {name: number for number, name in enumerate(self.names) if number}
+
+    @property
+    def num_items(self) -> int:
+        return len(self.names) - 1
+
+    def known(self, history: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """Return the ids of a history's items and the names that the catalogue lacks."""
+        known = [self.ids[name] for name in history if name in self.ids]
+        return np.asarray(known, dtype=np.int64), [name for name in history if name not in self.ids]
+
+    def most_popular(self) -> np.ndarray:
+        """Return all item ids, the most popular first, equally popular ones by id."""
+        return np.argsort(-self.popularity[1:], kind="stable") + 1
+
+    def codes(self) -> np.ndarray:
+        """Return the items' semantic IDs, int64 [N, L], 0-based codes."""
+        return self.table.codes(0)
+
+    def rows(self) -> list[dict]:
+        """Return {"item", "semantic_id", "popularity", "text"} of each item, in item id order."""
+        columns = zip(self.names[1:], self.codes().tolist(), self.popularity[1:].tolist(), self.texts[1:], strict=True)
+        return [dict(zip(FIELDS, values, strict=True)) for values in columns]
+
+    def save(self, file: Path) -> None:
+        """Write a line of JSON for each item."""
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows()))
+
+    @classmethod
+    def load(cls, file: Path, group: Group, vocabulary: Vocabulary) -> "Catalogue":
+        """Read what `save` wrote."""
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut texts at U+2028
+        return cls.of_rows(map(json.loads, lines), group, vocabulary)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[dict], group: Group, vocabulary: Vocabulary) -> "Catalogue":
+        """Make a catalogue of what `rows` returns."""
+        names, codes, counts, texts = zip(*([row[name] for name in FIELDS] for row in rows), strict=True)
+        tokens = np.zeros((1, len(names) + 1, vocabulary.num_levels), dtype=np.int32)
+        tokens[0, 1:] = np.asarray(codes) + np.asarray(vocabulary.level_offsets)
+        table = TokenTable(torch.from_numpy(tokens), [group], vocabulary)
+        return cls([PADDING, *names], ["", *texts], np.asarray([0, *counts], dtype=np.int64), table)
+
+    @classmethod
+    def of_dataset(cls, settings: dict, prefix: str, epoch: int | None, vocabulary: Vocabulary) -> "Catalogue":
+        """Read the items of a run's dataset, by the run's settings, as one of its tokenizers names them."""
+        folder = dataset_folder(settings["data_dir"], settings["dataset"])
+        interactions = load_interactions(folder)
+        groups = resolve_groups(folder, prefix, None if epoch is None else [epoch], settings["token_suffix"])
+        names = interactions.item_names
+        counts = np.bincount(training_interactions(interactions), minlength=len(names))
+        table = load_token_table(groups[:1], names[1:], vocabulary)
+        return cls(names, ["", *item_texts(folder, names)], counts, table)
+
+    def with_new_items(self, file: Path) -> "Catalogue":
+        """Return the catalogue with the items behind its own that tokenizer/export.py --assign named.
+
+        Raises:
+            InputError: The file was made with another tokenizer, or the items' IDs are taken.
+        """
+        assigned, group = read_json(file), self.table.groups[0]
+        epoch = str(group.epoch or "best")
+        found = (assigned.get("prefix"), assigned.get("semantic_ids_sha256", {}).get(epoch))
+        if found != (group.prefix, self.table.sha256[0]):
+            raise InputError(
+                f"{file} has no semantic IDs of the model's tokenizer {group.prefix}, epoch {epoch}; "
+                "make it with tokenizer/export.py --assign from the tokenizer that the model was trained with"
+            )
+        rows, texts = self.rows(), assigned["texts"]
+        rows += [
+            {"item": name, "semantic_id": codes, "popularity": 0, "text": texts[name]}
+            for name, codes in assigned["semantic_ids"][epoch].items()
+            if name not in self.ids
+        ]
+        if len({tuple(row["semantic_id"]) for row in rows}) < len(rows):
+            raise InputError(f"{file}: a new item has another item's semantic ID; assign them anew from this dataset")
+        return self.of_rows(rows, group, self.table.vocabulary)
 
 
 @dataclass
 class TrainedModel:
-    """A recommender with its items.
+    """A recommender in eval mode, its items, and what it was trained with, as the run's config.yaml has it.
 
-    Attributes:
-        recommender: The network in eval mode.
-        catalogue: What it can recommend.
-        settings: What it was trained with, as the run's config.yaml has it.
-        metrics: Of the tokenizer in the catalogue: {"valid": {metric: mean}, "test": {...}}, if these are a finished
-            run's best weights.
+    The metrics are of the tokenizer in the catalogue, if these are a finished run's best weights: {"valid": {metric:
+    mean}, "test": {...}}.
     """
 
     recommender: Recommender
@@ -38,11 +129,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     """Read a model from a run folder, one of its checkpoints, or an exported model folder.
 
     A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
-    dataset.
-
-    Args:
-        path: The folder.
-        data_dir: Folder of dataset folders; by default where the run had it.
+    dataset; `data_dir` is the folder of dataset folders, by default where the run had it.
 
     Raises:
         InputError: It is none of these, or a file is absent or broken.
@@ -105,6 +192,7 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
     metrics) and sha256.json (checksums).
     """
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
+    layout = ("level_offsets", "base_user_token", "eos_token")
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
     with atomic_folder(output) as temporary:
         for name in ("config.json", "generation_config.json", "model.safetensors"):
@@ -113,12 +201,7 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
         model.catalogue.save(temporary / ITEMS_FILE)
         about = {
             "tokenizer": {"prefix": group.prefix, "epoch": group.epoch},
-            "vocabulary": asdict(vocabulary)
-            | {
-                "level_offsets": vocabulary.level_offsets,
-                "base_user_token": vocabulary.base_user_token,
-                "eos_token": vocabulary.eos_token,
-            },
+            "vocabulary": asdict(vocabulary) | {name: getattr(vocabulary, name) for name in layout},
             "settings": model.settings,
             "metrics": model.metrics,
         }

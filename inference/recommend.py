@@ -10,32 +10,20 @@ import torch
 from data.batching import Tokenization
 from data.interactions import Interactions
 from evaluation.predict import search
-from inference.histories import known_items
 from inference.model_folder import TrainedModel, load_trained_model
 
 
 @dataclass
 class Recommendations:
-    """k items for each of U histories, best first.
+    """k items for each of U histories, best first."""
 
-    Attributes:
-        items: int64 [U, k], item ids, all different in a row.
-        scores: float32 [U, k], mean log-probability per level; NaN for most popular items.
-        by_popularity: bool [U], whose history was empty, so that the most popular items are recommended.
-    """
-
-    items: np.ndarray
-    scores: np.ndarray
-    by_popularity: np.ndarray
+    items: np.ndarray  # int64 [U, k], item ids, all different in a row
+    scores: np.ndarray  # float32 [U, k], mean log-probability per level; NaN for most popular items
+    by_popularity: np.ndarray  # bool [U], whose history was empty, so that the most popular items are recommended
 
 
 class RecommendationModel:
-    """A trained model that recommends.
-
-    Args:
-        model: Weights and items.
-        device: Where to compute.
-    """
+    """A trained model that recommends."""
 
     def __init__(self, model: TrainedModel, device: torch.device | str = "cpu"):
         self.catalogue, self.settings = model.catalogue, model.settings
@@ -45,25 +33,19 @@ class RecommendationModel:
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, num_beams: int = 50, exclude_seen: bool = True
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """Recommend k items for each history.
-
-        Args:
-            histories: Item names, newest last; names that the catalogue lacks are skipped.
-            k: Items.
-            num_beams: Beams of the search, at least k are used.
-            exclude_seen: Leave out the items of the history.
+        """Recommend k items for each history of item names, newest last; names that the catalogue lacks are skipped.
 
         Returns:
             Item names and scores, best first; a score is the mean log-probability per level, NaN where the history is
             empty and the most popular items are recommended.
         """
-        ids = [known_items(history, self.catalogue)[0] for history in histories]
+        ids = [self.catalogue.known(history)[0] for history in histories]
         found = self.recommend_ids(ids, None, k, num_beams, exclude_seen)
         return [[self.catalogue.names[item] for item in row] for row in found.items], found.scores.tolist()
 
-    def unseen(self, history: np.ndarray) -> int:
+    def available(self, history: np.ndarray, exclude_seen: bool) -> int:
         """Return how many items a history leaves to recommend."""
-        return self.catalogue.num_items - len(np.unique(history))
+        return self.catalogue.num_items - exclude_seen * len(np.unique(history))
 
     def recommend_ids(
         self,
@@ -79,18 +61,16 @@ class RecommendationModel:
         Args:
             histories: int [items] each, newest last.
             user_ids: int [U], ids in id_mapping.json, for models with several user tokens; by default 0.
-            k: Items.
             num_beams: Beams of the search, at least k are used.
             exclude_seen: Leave out the items of the history.
-            batch_size: Histories per batch.
 
         Raises:
             ValueError: A history leaves fewer than k items.
         """
-        short = [row for row, history in enumerate(histories) if self._available(history, exclude_seen) < k]
-        if short:
-            left = self._available(histories[short[0]], exclude_seen)
-            raise ValueError(f"history {short[0]} leaves {left} items to recommend, {k} are wanted")
+        for row, history in enumerate(histories):
+            left = self.available(history, exclude_seen)
+            if left < k:
+                raise ValueError(f"history {row} leaves {left} items to recommend, {k} are wanted")
         items = np.zeros((len(histories), k), dtype=np.int64)
         scores = np.full((len(histories), k), np.nan, dtype=np.float32)
         empty = np.asarray([len(history) == 0 for history in histories], dtype=bool)
@@ -111,9 +91,6 @@ class RecommendationModel:
         )
         items[~empty], scores[~empty] = self.table.items_of(0, found).cpu().numpy(), score.cpu().numpy()
         return Recommendations(items, scores, empty)
-
-    def _available(self, history: np.ndarray, exclude_seen: bool) -> int:
-        return self.unseen(history) if exclude_seen else self.catalogue.num_items
 
     def _tokenization(self, histories: Sequence[np.ndarray], user_ids: np.ndarray | None) -> Tokenization:
         """Lay the histories out as item sequences whose last item, padding, stands where a target would."""

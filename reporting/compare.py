@@ -1,7 +1,6 @@
 """Several runs side by side: what differs in their settings, their curves, and paired differences."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from matplotlib.axes import Axes
 from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired_differences
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.page import Section, paragraph, table, write_page
-from reporting.pictures import COLOURS, Picture, draw_legend, draw_lines, draw_rows, picture, short, without_middle
-from reporting.terminal import metric_titles
+from reporting.page import PIECES, Section, write_page
+from reporting.pictures import COLOURS, Picture, by_epoch, draw_rows, line_picture, picture, short, without_middle
+from reporting.report_data import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
 
@@ -21,11 +20,7 @@ PLACES = ("run_name", "ckpt_dir", "data_dir", "log_dir", "tensorboard_log_dir", 
 
 
 def compare_runs(runs: Sequence[Run], file: Path) -> str:
-    """Write the comparison as HTML, and return its table as text.
-
-    Args:
-        runs: Finished runs on one dataset.
-        file: Target.
+    """Write the comparison of finished runs on one dataset as HTML, and return its table as text.
 
     Raises:
         InputError: The runs have different datasets or validation metrics.
@@ -41,16 +36,17 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     titles = metric_titles([name for name in tests[0] if all(name in test for test in tests)])
     valid = f"valid. {metric_titles([metric])[metric]}"
     head = ["run", valid, *(f"test {title}" for title in titles.values()), "hours"]
-    rows = [
-        [name, f"{run.tokenizer['valid'][metric]:.4f}", *(f"{test[key]:.4f}" for key in titles), _hours(run)]
-        for name, run, test in zip(names, runs, tests, strict=True)
-    ]
+    rows = []
+    for name, run, test in zip(names, runs, tests, strict=True):
+        scores = (run.tokenizer["valid"][metric], *(test[key] for key in titles))
+        hours = sum(phase_seconds(run).values()) / 3600
+        rows.append([name, *(f"{score:.4f}" for score in scores), f"{hours:.2f}"])
     sections = [
         Section(
             "Runs",
             f"Sorted by validation {metric}, by which a run is to be chosen; test is that of the tokenizer that is "
             "best on validation. Hours are of the recorded phases, without the pre-training that a run started from.",
-            [table(head, [[escape(cell) for cell in row] for row in rows], 0)],
+            [PIECES.table(head, rows, 0)],
         ),
         differences_section(runs, names),
         paired_section(runs, names, metric),
@@ -58,10 +54,6 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     ]
     write_page(file, f"{len(runs)} runs compared", runs[0].settings["dataset"], sections)
     return text_table(head, rows)
-
-
-def _hours(run: Run) -> str:
-    return f"{sum(phase_seconds(run).values()) / 3600:.2f}"
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
@@ -82,9 +74,9 @@ def differences_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
     found = differing_settings(runs)
     lead = "Only the settings that are not the same in all runs."
     if not found:
-        return Section("Settings", lead, [paragraph("The runs have the same settings.")])
-    rows = [[escape(name), *(escape(_tail(str(value))) for value in row)] for name, row in found.items()]
-    return Section("Settings", lead, [table(["setting", *names], rows)])
+        return Section("Settings", lead, ["The runs have the same settings."])
+    rows = [[name, *(_tail(str(value)) for value in row)] for name, row in found.items()]
+    return Section("Settings", lead, [PIECES.table(["setting", *names], rows)])
 
 
 def _tail(value: str) -> str:
@@ -100,13 +92,12 @@ def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Se
     )
     with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.user_results_file.is_file()]
     if len(with_users) < 2 or with_users[0][1] is not runs[0]:
-        return Section("Differences", lead, [paragraph("There are no result files per user to compare.")])
+        return Section("Differences", lead, ["There are no result files per user to compare."])
     found = {name: paired_interval(runs[0], run, metric) for name, run in with_users[1:]}
     rows = [
-        [escape(name), f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)]
-        for name, one in found.items()
+        [name, f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)] for name, one in found.items()
     ]
-    body = table(["run", "difference", "95% interval", ""], rows)
+    body = PIECES.table(["run", "difference", "95% interval", ""], rows)
     return Section("Differences", lead, [body, [differences_picture(found, metric, names[0])]])
 
 
@@ -125,39 +116,27 @@ def _verdict(difference: Interval) -> str:
 def differences_picture(found: dict[str, Interval], metric: str, first: str) -> Picture:
     """Return the paired differences with their intervals."""
 
-    @picture(
-        "differences",
-        f"Test {metric} minus {short(first, 30)}",
-        "Left of 0 is worse than the run that is best on validation.",
-        height=1.6 + 0.35 * len(found),
-    )
     def draw(axes: Axes) -> None:
         draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
         axes.axvline(0, color="black", linewidth=1)
 
-    return draw()
+    title = f"Test {metric} minus {short(first, 30)}"
+    caption = "Left of 0 is worse than the run that is best on validation."
+    return picture("differences", title, caption, draw, height=1.6 + 0.35 * len(found))
 
 
 def curves_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
     """Return the runs' losses and validation scores over the epochs."""
     lead = "The same curves as in each run's own report, one line per run, in the order of the table."
-
-    def lines(event: str, value) -> dict[str, tuple[list, list]]:
-        return {
-            name: ([line["epoch"] for line in run.events[event]], list(map(value, run.events[event])))
-            for name, run in zip(without_middle(names, 30), runs, strict=True)
-            if run.events.get(event)
-        }
-
-    @picture("losses", "Training loss", "Mean loss of each epoch; lower is better on the training examples only.")
-    def losses(axes: Axes) -> None:
-        draw_lines(axes, lines("epoch", lambda line: line["loss"]))
-        draw_legend(axes)
-
-    @picture("validations", f"Validation {metric}", "Mean over a run's tokenizers; higher is better.")
-    def validations(axes: Axes) -> None:
-        draw_lines(axes, lines("valid", lambda line: line["mean"][metric]))
-        axes.set_ylim(bottom=0)
-        draw_legend(axes)
-
-    return Section("Curves", lead, [[losses(), validations()]])
+    named = list(zip(without_middle(names, 30), runs, strict=True))
+    losses, scores = (
+        {name: by_epoch(run.events[event], *keys) for name, run in named if run.events.get(event)}
+        for event, *keys in (("epoch", "loss"), ("valid", "mean", metric))
+    )
+    loss_caption = "Mean loss of each epoch; lower is better on the training examples only."
+    score_caption = "Mean over a run's tokenizers; higher is better."
+    found = [
+        line_picture("losses", "Training loss", loss_caption, losses),
+        line_picture("validations", f"Validation {metric}", score_caption, scores, ylim=(0, None)),
+    ]
+    return Section("Curves", lead, [found])

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from data.interactions import Interactions
@@ -13,23 +13,15 @@ from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.popularity import popularity_recommendations
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
-from reporting.page import Section, table
-from reporting.paper import TABLE_2, TABLE_2_METRICS
+from reporting.page import PIECES, Section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
-from reporting.report_data import ReportData
-from reporting.terminal import metric_titles
+from reporting.report_data import PAPER, ReportData, metric_titles
 from utils.files import read_json
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's test metrics.
-
-    Attributes:
-        name: Shown.
-        metrics: {metric: mean over users}.
-        values: float64 [U, metrics], of each user; None where there are no results per user.
-    """
+    """A method's test metrics: means, and those of each user, float64 [U, metrics], where they are known."""
 
     name: str
     metrics: dict[str, float]
@@ -61,8 +53,8 @@ def run_row(name: str, run: Run) -> Row:
 def paper_rows(dataset: str, names: list[str]) -> list[Row]:
     """Return the paper's Table 2 for one of its datasets."""
     return [
-        Row(f"{method} (paper)", {k: v for k, v in zip(TABLE_2_METRICS, values, strict=True) if k in names})
-        for method, values in TABLE_2.get(dataset, {}).items()
+        Row(f"{method} (paper)", {name: value for name, value in metrics.items() if name in names})
+        for method, metrics in PAPER["table_2"].get(dataset, {}).items()
     ]
 
 
@@ -84,23 +76,19 @@ def headline_section(data: ReportData) -> Section:
         f"weighted by rank (NDCG); higher is better. Marked: this run with {best}. ± is the 95% confidence interval "
         "over users: what another draw of users would change; another seed of training is not in it."
     )
-    body = table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
-    pictures = [metric_picture(rows, name, title, marked) for name, title in titles.items() if name in _shown(run)]
+    body = PIECES.table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
+    cutoff = parse_metric(run.settings["val_metric"])[1]
+    shown = [name for name in titles if parse_metric(name)[1] == cutoff]
+    pictures = [metric_picture(rows, name, titles[name], marked) for name in shown]
     return Section("Results", lead, [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)])
 
 
-def _shown(run: Run) -> list[str]:
-    """Return the two metrics that get a picture: those of the validation metric's cut-off."""
-    cutoff = parse_metric(run.settings["val_metric"])[1]
-    return [name for name in run.tokenizer["test"] if parse_metric(name)[1] == cutoff]
-
-
 def _cells(row: Row, names: list[str]) -> list[str]:
-    cells = [escape(row.name)]
+    cells = [row.name]
     for name in names:
         half = row.intervals[name].half_width if name in row.metrics else np.nan
-        interval = "" if np.isnan(half) else f" <small>± {half:.4f}</small>"
-        cells.append(f"{row.metrics[name]:.4f}{interval}" if name in row.metrics else "–")
+        interval = "" if np.isnan(half) else Markup(" <small>± {:.4f}</small>").format(half)
+        cells.append(f"{row.metrics[name]:.4f}" + interval if name in row.metrics else "–")
     return cells
 
 
@@ -112,21 +100,13 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
         before = other.metrics[name]
         gain = f"{(row.metrics[name] - before) / before:+.1%}" if before else "above 0"
         label = "most popular" if other is others[0] else "one tokenizer, no pre-training"
-        tiles.append(
-            f"<div class='tile'><span>{title}</span><b>{row.metrics[name]:.4f}</b>"
-            f"<span>{gain} against {label}</span></div>"
-        )
-    return f"<div class='tiles'>{''.join(tiles)}</div>"
+        tiles.append((title, f"{row.metrics[name]:.4f}", f"{gain} against {label}"))
+    return PIECES.tiles(tiles)
 
 
 def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Picture:
     """Return a metric of all methods as points with their intervals."""
 
-    @picture(
-        f"test_{name.replace('@', '_')}",
-        f"Test {title}",
-        "Further right is better; bars are 95% confidence intervals over users (the paper gives none).",
-    )
     def draw(axes: Axes) -> None:
         styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
         styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
@@ -137,7 +117,8 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
 
-    return draw()
+    caption = "Further right is better; bars are 95% confidence intervals over users (the paper gives none)."
+    return picture(f"test_{name.replace('@', '_')}", f"Test {title}", caption, draw)
 
 
 def _candidates(run: Run) -> list[str]:
@@ -149,18 +130,18 @@ def _candidates(run: Run) -> list[str]:
             continue
         titles = metric_titles(list(selection["winner"]["valid"]))
         rows = [
-            [escape(f"{Path(row['run']).name}, tokenizer {row['epoch'] or 'best'}")]
+            [f"{Path(row['run']).name}, tokenizer {row['epoch'] or 'best'}"]
             + [f"{row['valid'][name]:.4f}" for name in titles]
             for row in selection["candidates"]
         ]
-        blocks.append("<h3>Chosen among these on validation</h3>")
-        blocks.append(table(["validation", *titles.values()], rows, winning_row(selection)))
+        blocks.append(PIECES.heading("Chosen among these on validation"))
+        blocks.append(PIECES.table(["validation", *titles.values()], rows, winning_row(selection)))
     if len(run.labels) > 1:
         titles, metric = metric_titles(list(run.tokenizer["test"])), run.settings["val_metric"]
         rows = [
-            [escape(label), f"{row['valid'][metric]:.4f}", *(f"{row['test'][name]:.4f}" for name in titles)]
+            [label, f"{row['valid'][metric]:.4f}", *(f"{row['test'][name]:.4f}" for name in titles)]
             for label, row in zip(run.labels, run.results["per_tokenizer"], strict=True)
         ]
         head = ["tokenizer", f"valid. {titles[metric]}", *(f"test {title}" for title in titles.values())]
-        blocks += ["<h3>Each tokenizer</h3>", table(head, rows, run.chosen)]
+        blocks += [PIECES.heading("Each tokenizer"), PIECES.table(head, rows, run.chosen)]
     return blocks

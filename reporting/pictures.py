@@ -1,9 +1,11 @@
 """Pictures of one panel each, as PNG: readable at a phone's width, in grey, and without telling red from green."""
 
+import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import reduce
+from operator import getitem
 
 import matplotlib
 import numpy as np
@@ -25,6 +27,8 @@ STYLE = {
     **{"axes.axisbelow": True, "figure.constrained_layout.use": True},
 }
 
+Line = tuple[Sequence[float], Sequence[float]]  # x and y
+
 
 @dataclass(frozen=True)
 class Tooltip:
@@ -37,70 +41,93 @@ class Tooltip:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a report.
+    """A picture of a report."""
 
-    Attributes:
-        name: File name without .png.
-        title: What it shows.
-        caption: One sentence on how to read it.
-        png: The file.
-        tooltips: Texts on places in it.
-        wide: Whether it takes a row of its own.
-    """
-
-    name: str
+    name: str  # of its file, without .png
     title: str
-    caption: str
+    caption: str  # how to read it
     png: bytes
-    tooltips: tuple[Tooltip, ...] = ()
-    wide: bool = False
+    tooltips: Sequence[Tooltip] = ()
+    wide: bool = False  # takes a row of its own
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the file's header."""
+        return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is marked along the epochs of a training run.
+    """What is marked along the epochs, from 1, of a training run."""
 
-    Attributes:
-        stages: 1-based last epochs of the curriculum's stages, the last epoch of all left out.
-        checkpoints: 1-based epochs whose weights were kept.
-        chosen: 1-based epoch of the weights that were tested.
-    """
-
-    stages: Sequence[int] = ()
-    checkpoints: Sequence[int] = ()
-    chosen: int | None = None
+    stages: Sequence[int]  # the last epochs of the curriculum's stages, without the last of all
+    checkpoints: Sequence[int]  # whose weights were kept
+    chosen: int  # whose weights were tested
 
 
-def picture(name: str, title: str, caption: str, wide: bool = False, height: float = HEIGHT) -> Callable:
-    """Make a function that draws on axes into one that returns a Picture; it may return tooltips in data coordinates.
+def picture(
+    name: str,
+    title: str,
+    caption: str,
+    draw: Callable[[Axes], list[tuple[float, float, str]] | None],
+    wide: bool = False,
+    height: float = HEIGHT,
+    legend: int = 3,
+) -> Picture:
+    """Return what `draw` draws on axes; it may return tooltips (x, y, text) in data coordinates.
 
     Args:
-        name, title, caption, wide: As in Picture.
         height: In inches.
+        legend: Columns of the legend, which is below the axes, where it covers nothing; 0 for no legend.
     """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        places = draw(axes) or []
+        handles, labels = axes.get_legend_handles_labels()
+        if labels and legend:
+            figure.legend(handles, labels, loc="outside lower center", ncols=legend)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=150)
+        across, down = figure.get_size_inches() * figure.dpi
+        at = axes.transData.transform([place[:2] for place in places]) if places else ()
+        pairs = zip(at, places, strict=True)
+        tooltips = [Tooltip(float(x / across), float(1 - y / down), text) for (x, y), (_, _, text) in pairs]
+    return Picture(name, title, caption, file.getvalue(), tooltips, wide)
 
-    def decorate(draw: Callable[..., list[tuple[float, float, str]] | None]) -> Callable[..., Picture]:
-        @wraps(draw)
-        def make(*args, **kwargs) -> Picture:
-            with matplotlib.rc_context(STYLE):
-                figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
-                axes = figure.add_subplot()
-                axes.set_title(title)
-                places = draw(axes, *args, **kwargs) or []
-                file = io.BytesIO()
-                figure.savefig(file, format="png", dpi=150)
-                across, down = figure.get_size_inches() * figure.dpi
-                at = axes.transData.transform([place[:2] for place in places]) if places else ()
-                texts = [text for _, _, text in places]
-                tooltips = [
-                    Tooltip(float(x / across), float(1 - y / down), text)
-                    for (x, y), text in zip(at, texts, strict=True)
-                ]
-            return Picture(name, title, caption, file.getvalue(), tuple(tooltips), wide)
 
-        return make
+def line_picture(
+    name: str,
+    title: str,
+    caption: str,
+    lines: dict[str, Line],
+    xlabel: str = "epoch",
+    marks: Marks | None = None,
+    ylim: tuple[float | None, float | None] = (None, None),
+    percent: bool = False,
+    legend: int = 3,
+) -> Picture:
+    """Return a picture of named lines {name: (x, y)}, the y axis from and to `ylim`, in percent if wanted."""
 
-    return decorate
+    def draw(axes: Axes) -> None:
+        draw_lines(axes, lines, xlabel)
+        axes.set_ylim(ylim)
+        if percent:
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        if marks:
+            draw_marks(axes, marks)
+
+    return picture(name, title, caption, draw, legend=legend)
+
+
+def by_epoch(events: Sequence[dict], *keys: str) -> Line:
+    """Return the epochs of recorded events, and a value of each, which lies under one key or several nested ones."""
+    return [event["epoch"] for event in events], [reduce(getitem, keys, event) for event in events]
 
 
 def draw_marks(axes: Axes, marks: Marks) -> None:
@@ -114,13 +141,10 @@ def draw_marks(axes: Axes, marks: Marks) -> None:
             **{"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5, "label": "checkpoint"},
             **{"linestyle": "", "marker": "^", "markersize": 5, "color": GREY},
         )
-    if marks.chosen:
-        axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
+    axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
 
 
-def draw_lines(
-    axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str = "epoch", points: bool = False
-) -> None:
+def draw_lines(axes: Axes, lines: dict[str, Line], xlabel: str, points: bool = False) -> None:
     """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last."""
     many = len(lines) > len(COLOURS)
     for index, (name, (x, y)) in enumerate(lines.items()):
@@ -145,28 +169,13 @@ def draw_rows(axes: Axes, names: Sequence[str], intervals: Sequence[Interval], s
     axes.set_ylim(-0.6, len(names) - 0.4)
 
 
-def draw_legend(axes: Axes) -> None:
-    """Add a legend below the axes, where it covers nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=3)
-
-
 def short(text: str, length: int = 60) -> str:
     """Return a text of at most `length` characters."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def without_middle(names: Sequence[str], length: int) -> list[str]:
-    """Return names without their middle, of at most `length` characters; whole where they would not differ any more.
-
-    Run names begin alike, and differ at the end.
-    """
+    """Return names without their middle, of at most `length` characters; whole where they would not differ any more."""
     end = length // 2
     cut = [name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}" for name in names]
     return cut if len(set(cut)) == len(set(names)) else list(names)
-
-
-def png_size(png: bytes) -> tuple[int, int]:
-    """Return width and height in pixels, from the file's header."""
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")

@@ -1,15 +1,14 @@
 """Settings and surroundings of a run: dataset, settings, versions, hardware, duration, memory, command."""
 
-from dataclasses import MISSING, fields
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from data.interactions import Interactions
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.page import Section, definitions
+from reporting.page import PIECES, Section
 from reporting.report_data import ReportData
 from training.config import FinetuneConfig, PretrainConfig
 
@@ -18,24 +17,21 @@ def settings_section(data: ReportData) -> Section:
     """Return everything that is needed to judge and to repeat the run."""
     run = data.run
     lead = "What the run was made with. Settings that differ from the defaults are bold."
-    blocks = ["<h3>Dataset</h3>", definitions(describe_dataset(data.interactions))]
-    blocks += ["<h3>Run</h3>", definitions(describe_run(run))]
+    blocks = [PIECES.heading("Dataset"), PIECES.definitions(describe_dataset(data.interactions))]
+    blocks += [PIECES.heading("Run"), PIECES.definitions(describe_run(run))]
     if run.environment:
-        blocks.append(f"<h3>Command</h3><pre>{escape(run.environment['command'])}</pre>")
+        blocks += [PIECES.heading("Command"), Markup("<pre>{}</pre>").format(run.environment["command"])]
     defaults = default_settings(run)
     rows = [
-        (name, f"<b>{escape(str(value))}</b>" if value != defaults.get(name) else escape(str(value)))
+        (name, str(value) if value == defaults.get(name) else Markup("<b>{}</b>").format(str(value)))
         for name, value in run.settings.items()
     ]
-    return Section("Facts", lead, [*blocks, "<h3>Settings</h3>", definitions(rows)])
+    return Section("Facts", lead, [*blocks, PIECES.heading("Settings"), PIECES.definitions(rows)])
 
 
 def default_settings(run: Run) -> dict[str, Any]:
     """Return the defaults of a run's stage."""
-    found = {}
-    for field in fields(PretrainConfig if run.is_pretraining else FinetuneConfig):
-        found[field.name] = field.default if field.default_factory is MISSING else field.default_factory()
-    return found
+    return vars(PretrainConfig() if run.is_pretraining else FinetuneConfig())
 
 
 def describe_dataset(interactions: Interactions) -> list[tuple[str, str]]:
@@ -55,16 +51,11 @@ def describe_dataset(interactions: Interactions) -> list[tuple[str, str]]:
 
 def describe_run(run: Run) -> list[tuple[str, str]]:
     """Return duration, memory, versions and hardware, as far as they were recorded."""
-    environment, found = run.environment, [("folder", escape(str(run.folder)))]
+    environment, found = run.environment, [("folder", str(run.folder))]
     if environment:
         versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
-        found += [
-            ("started", escape(environment["started"])),
-            ("commit", escape(environment["commit"] or "not in a Git repository")),
-            ("versions", escape(versions)),
-            ("hardware", escape(environment["hardware"])),
-            ("system", escape(environment["system"])),
-        ]
+        known = environment | {"commit": environment["commit"] or "not in a Git repository", "versions": versions}
+        found += [(name, known[name]) for name in ("started", "commit", "versions", "hardware", "system")]
     else:
         found.append(("versions, hardware, command", "not recorded by this run"))
     seconds = sum(phase_seconds(run).values())

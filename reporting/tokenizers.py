@@ -11,14 +11,14 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data.token_table import read_sem_ids, resolve_groups
-from reporting.page import Section, paragraph, table
-from reporting.paper import TABLE_5
-from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, draw_legend, draw_lines, picture, short
-from reporting.report_data import ReportData, level_sizes_of
+from reporting.page import PIECES, Section
+from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, line_picture, picture, short
+from reporting.report_data import PAPER, ReportData
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
 
 MAP_ITEMS = 1200  # as many as stay apart in a picture
+RQVAE_EPOCH = "epoch of the RQ-VAE"
 
 
 def tokenizer_section(data: ReportData) -> Section:
@@ -29,14 +29,13 @@ def tokenizer_section(data: ReportData) -> Section:
         "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
     )
     if codes is None:
-        return Section("Tokenizer", lead, [paragraph("The semantic IDs that it was trained with are no longer there.")])
-    sizes = data.codebook_sizes
+        return Section("Tokenizer", lead, ["The semantic IDs that it was trained with are no longer there."])
+    sizes = data.level_sizes[:-1]
     folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
-    report = quality_report(data, folder, sizes)
-    found = []
-    history = [line for line in _lines(folder / "metrics.jsonl") if "codes_used" in line]
-    if history:
-        found += [collision_picture(history), codes_picture(history, sizes)]
+    report, record = quality_report(data, folder, sizes), folder / "metrics.jsonl"
+    lines = map(json.loads, record.read_text().splitlines() if record.is_file() else [])
+    history = [line for line in lines if "codes_used" in line]
+    found = training_pictures(history, sizes) if history else []
     found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
     if report["drift"]:
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
@@ -44,7 +43,7 @@ def tokenizer_section(data: ReportData) -> Section:
     embeddings = _embeddings(data)
     if embeddings is not None:
         found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))
-    return Section("Tokenizer", lead, [_level_table(codes[:, :-1], sizes), found])
+    return Section("Tokenizer", lead, [*_level_table(codes[:, :-1], sizes), found])
 
 
 def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
@@ -53,14 +52,11 @@ def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict
         return read_json(folder / "quality.json")
     run, names = data.run, data.interactions.item_names[1:]
     groups = resolve_groups(run.dataset_folder, run.tokenizer["prefix"], suffix=run.settings["token_suffix"])
-    levels = level_sizes_of(run)
-    found = {group.epoch: read_sem_ids(group.file, names, levels) for group in groups if group.epoch is not None}
+    found = {
+        group.epoch: read_sem_ids(group.file, names, data.level_sizes) for group in groups if group.epoch is not None
+    }
     qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
     return {"tokenizers": qualities, "drift": drift(found)}
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def _embeddings(data: ReportData) -> np.ndarray | None:
@@ -72,7 +68,7 @@ def _embeddings(data: ReportData) -> np.ndarray | None:
     return np.fromfile(file, dtype="<f4").reshape(items, -1)
 
 
-def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
+def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> list[str]:
     quality = tokenizer_quality(codes, sizes)
     columns = zip(quality["codes_used"], sizes, quality["perplexity"], codes.T, strict=True)
     rows = [
@@ -84,93 +80,74 @@ def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> str:
         f"{quality['collision_rate']:.1%} of the items collide with another; the largest group has "
         f"{quality['largest_group']} items."
     )
-    return table(head, rows) + paragraph(sentence)
+    return [PIECES.table(head, rows), sentence]
 
 
-@picture("collisions", "Collision rate", "Share of training items that share all codebook codes with another item.")
-def collision_picture(axes: Axes, history: list[dict]) -> None:
-    draw_lines(axes, {"": ([line["epoch"] for line in history], [line["collision_rate"] for line in history])})
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("epoch of the RQ-VAE")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+def training_pictures(history: list[dict], sizes: Sequence[int]) -> list[Picture]:
+    """Return collisions and used codes over the tokenizer's training."""
+    rates, (epochs, used) = {"": by_epoch(history, "collision_rate")}, by_epoch(history, "codes_used")
+    shares = {f"level {i}": (epochs, [codes[i] / size for codes in used]) for i, size in enumerate(sizes)}
+    rate_caption = "Share of training items that share all codebook codes with another item."
+    code_caption = "Share of each level's codes that some item has; a level far below the top is wasted."
+    return [
+        line_picture("collisions", "Collision rate", rate_caption, rates, RQVAE_EPOCH, ylim=(0, 1), percent=True),
+        line_picture("codes", "Codes in use", code_caption, shares, RQVAE_EPOCH, ylim=(0, 1.03), percent=True),
+    ]
 
 
-@picture(
-    "codes", "Codes in use", "Share of each level's codes that some item has; a level far below the top is wasted."
-)
-def codes_picture(axes: Axes, history: list[dict], sizes: Sequence[int]) -> None:
-    epochs = [line["epoch"] for line in history]
-    lines = {f"level {i}": (epochs, [line["codes_used"][i] / size for line in history]) for i, size in enumerate(sizes)}
-    draw_lines(axes, lines, "epoch of the RQ-VAE")
-    axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    draw_legend(axes)
+def usage_picture(codes: np.ndarray, sizes: Sequence[int]) -> Picture:
+    """Return how many items have each code: int [N, L] without disambiguation."""
+
+    def draw(axes: Axes) -> None:
+        for level, size in enumerate(sizes):
+            counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
+            used = counts[counts > 0]
+            style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
+            axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.set_xlabel("code, by frequency")
+        axes.set_ylabel("items")
+
+    caption = "Each level's codes from the most to the least frequent; flat and long is good."
+    return picture("usage", "Items per code", caption, draw)
 
 
-@picture("usage", "Items per code", "Each level's codes from the most to the least frequent; flat and long is good.")
-def usage_picture(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
-    for level, size in enumerate(sizes):
-        counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
-        used = counts[counts > 0]
-        style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
-        axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set_xlabel("code, by frequency")
-    axes.set_ylabel("items")
-    draw_legend(axes)
-
-
-@picture(
-    "perplexity",
-    "Perplexity of the kept epochs",
-    "How many codes would, used equally often, be as varied as those in use: the number of codes at best.",
-)
-def perplexity_picture(axes: Axes, tokenizers: dict[str, dict], sizes: Sequence[int]) -> None:
-    kept = [(int(name), quality["perplexity"]) for name, quality in tokenizers.items() if name.isdigit()]
-    epochs = [epoch for epoch, _ in kept]
-    lines = {f"level {i}": (epochs, [values[i] for _, values in kept]) for i in range(len(sizes))}
-    draw_lines(axes, lines, "epoch of the RQ-VAE")
-    axes.set_ylim(0, max(sizes) * 1.03)
-    draw_legend(axes)
+def perplexity_picture(tokenizers: dict[str, dict], sizes: Sequence[int]) -> Picture:
+    """Return the perplexity of each level's codes over the kept epochs."""
+    kept = {int(name): quality["perplexity"] for name, quality in tokenizers.items() if name.isdigit()}
+    lines = {f"level {i}": (list(kept), [values[i] for values in kept.values()]) for i in range(len(sizes))}
+    caption = "How many codes would, used equally often, be as varied as those in use: the number of codes at best."
+    ylim = (0, max(sizes) * 1.03)
+    return line_picture("perplexity", "Perplexity of the kept epochs", caption, lines, RQVAE_EPOCH, ylim=ylim)
 
 
 def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
     """Return how many items change their tokens between two epochs, beside the paper's Table 5."""
-    beside = {name: values for name, values in TABLE_5.items() if name == dataset} or TABLE_5
+    published = PAPER["table_5"]
+    beside = [published[dataset]] if dataset in published else published.values()
 
-    @picture(
-        "drift",
-        "Semantic IDs that differ between epochs",
-        "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5.",
-    )
     def draw(axes: Axes) -> None:
-        for index, (values, style) in enumerate((v, s) for v in beside.values() for s in (("-", 1), ("--", 0))):
-            axes.plot(
-                list(values),
-                [pair[style[1]] for pair in values.values()],
-                **{"color": "#AAAAAA", "linestyle": style[0], "linewidth": 1},
-                label=("any token (paper)", "first token (paper)")[index] if index < 2 else None,
-            )
+        for number, shares in enumerate(beside):
+            for kind, dashes in (("any", "-"), ("first", "--")):
+                label = f"{kind} token (paper)" if number == 0 else None
+                values = [of_gap[kind] for of_gap in shares.values()]
+                axes.plot(list(shares), values, color="#AAAAAA", linestyle=dashes, linewidth=1, label=label)
         gaps = list(found)
         lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
         draw_lines(axes, lines, "epochs between two tokenizers")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:.0%}")
-        draw_legend(axes)
 
-    return draw()
+    caption = "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5."
+    return picture("drift", "Semantic IDs that differ between epochs", caption, draw)
 
 
 def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:
-    """Return items in two dimensions, with their texts as tooltips.
+    """Return items in two dimensions, with their texts as tooltips; `seed` decides which, at most MAP_ITEMS.
 
-    Args:
-        embeddings: float32 [N, E].
-        first_codes: int [N], codes of level 0.
-        texts: N texts.
-        seed: Decides which items are shown, at most MAP_ITEMS.
+    Embeddings are float32 [N, E], the codes those of level 0, int [N].
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(texts))[:MAP_ITEMS])
@@ -181,15 +158,6 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
     codes = first_codes[rows]
     frequent = np.argsort(-np.bincount(codes), kind="stable")[: min(len(COLOURS), len(np.unique(codes)))]
 
-    @picture(
-        "items",
-        "Items, coloured by their first code",
-        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
-        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
-        "at an item to read its text.",
-        wide=True,
-        height=6,
-    )
     def draw(axes: Axes) -> list[tuple[float, float, str]]:
         rest = ~np.isin(codes, frequent)
         axes.scatter(*points[rest, :2].T, s=7, color="#CCCCCC", linewidths=0, label="other codes")
@@ -203,11 +171,13 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-        handles, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.5)
-        return [
-            (x, y, f"code {code}: {short(texts[row], 110)}")
-            for (x, y), code, row in zip(points[:, :2], codes, rows, strict=True)
-        ]
+        axes.figure.legend(loc="outside lower center", ncols=2, markerscale=1.5)
+        described = zip(points, codes, rows, strict=True)
+        return [(x, y, f"code {code}: {short(texts[row], 110)}") for (x, y, *_), code, row in described]
 
-    return draw()
+    caption = (
+        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
+        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
+        "at an item to read its text."
+    )
+    return picture("items", "Items, coloured by their first code", caption, draw, wide=True, height=6, legend=0)

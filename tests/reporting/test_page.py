@@ -1,15 +1,18 @@
 from pathlib import Path
 
-from reporting.page import Section, table, write_page
-from reporting.pictures import draw_lines, picture, png_size, short
+from reporting.page import PIECES, Section, write_page
+from reporting.pictures import draw_lines, picture, short
 
 
-@picture("dots", "Dots & lines", "How to read <it>.")
-def dots(axes):
-    draw_lines(axes, {"a": ([0, 1], [0, 1])})
+def draw(axes):
+    draw_lines(axes, {"a": ([0, 1], [0, 1])}, "epoch")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     return [(0, 0, "lower left"), (1, 1, "<upper right>")]
+
+
+def dots():
+    return picture("dots", "Dots & lines", "How to read <it>.", draw, legend=0)
 
 
 def test_page_holds_everything_and_its_pictures_lie_beside_it(tmp_path: Path):
@@ -20,7 +23,9 @@ def test_page_holds_everything_and_its_pictures_lie_beside_it(tmp_path: Path):
     run.mkdir()
     (run / "results.json").write_text("{}")
     drawn = dots()
-    sections = [Section("First part", "Read & see.", [table(["", "x"], [["a", "1"], ["b", "2"]], marked=1), [drawn]])]
+    sections = [
+        Section("First part", "Read & see.", [PIECES.table(["", "x"], [["a", "1"], ["b", "2"]], marked=1), [drawn]])
+    ]
     write_page(file, "A < B", "of a test", sections)
     text = file.read_text()
     assert [path.name for path in pictures.iterdir()] == ["dots.png"]
@@ -34,7 +39,7 @@ def test_page_holds_everything_and_its_pictures_lie_beside_it(tmp_path: Path):
 
 def test_tooltips_lie_where_the_points_are():
     drawn = dots()
-    assert png_size(drawn.png) == (810, 495)
+    assert drawn.size == (810, 495)
     left, right = drawn.tooltips
     assert (left.text, right.text) == ("lower left", "<upper right>")
     assert 0 < left.x < 0.2 < 0.9 < right.x <= 1  # x from the left

@@ -10,13 +10,12 @@ from tiny_runs import read_results
 
 from evaluation.compare import bootstrap_over_users
 from evaluation.run import load_run, single_tokenizer_run
+from report import metrics_table, write_report
 from reporting.curves import marks_of, phase_seconds
 from reporting.headline import Row, headline_section, metric_picture, paper_rows
 from reporting.pictures import Marks
-from reporting.report import write_report
-from reporting.report_data import read_report_data
+from reporting.report_data import ReportData
 from reporting.settings import default_settings
-from reporting.terminal import metrics_table
 from training.config import PretrainConfig
 
 PICTURES = {
@@ -32,7 +31,7 @@ def reports(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("reports")
     for name in ("pretrained", "tuned"):
         run = load_run(finished / name)
-        write_report(read_report_data(run, single_tokenizer_run(run)), folder / f"{name}.html")
+        write_report(ReportData(run, single_tokenizer_run(run)), folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in ("pretrained", "tuned")}
 
 
@@ -62,7 +61,7 @@ def test_headline_has_all_methods_with_intervals(finished, reports):
 
 
 def test_a_baseline_may_have_fewer_cut_offs(finished):
-    data = read_report_data(load_run(finished / "tuned"), load_run(finished / "single"))
+    data = ReportData(load_run(finished / "tuned"), load_run(finished / "single"))
     data.run.tokenizer["test"]["recall@20"] = data.run.tokenizer["test"]["recall@10"]
     tiles = headline_section(data).blocks[0]
     assert "<span>Recall@20</span>" in tiles
@@ -121,11 +120,11 @@ def test_semantic_ids_made_again_are_not_shown_as_the_runs(finished, tmp_path):
     shutil.copytree(finished.parents[1] / "datasets", tmp_path / "datasets")
     run = load_run(finished / "tuned")
     run.settings["data_dir"] = str(tmp_path / "datasets")
-    assert read_report_data(run, None).codes.shape == (70, 4)
+    assert ReportData(run, None).codes.shape == (70, 4)
     file = tmp_path / "datasets" / "Tiny" / "rqvae" / "toy_8,8,8,8_2.sem_ids"
     codes = json.loads(file.read_text())
     file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
-    assert read_report_data(run, None).codes is None
+    assert ReportData(run, None).codes is None
 
 
 def test_run_without_records_still_has_a_report(finished, tmp_path):
@@ -135,7 +134,7 @@ def test_run_without_records_still_has_a_report(finished, tmp_path):
         shutil.copy(finished / "tuned" / name, folder)
     run = load_run(folder)
     run.settings["pretrained_model"], run.tokenizer["prefix"] = "", "rqvae/gone_8,8,8,8"
-    write_report(read_report_data(run, None), tmp_path / "report.html")
+    write_report(ReportData(run, None), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for sentence in (
         "no metrics.jsonl with epochs",

@@ -1,33 +1,39 @@
-"""Whom to recommend to: histories from the command line, from files, or from the dataset."""
+"""Whom to recommend to, from the command line, files or the dataset, and the file of what they get.
+
+It is JSON lines, CSV or Parquet, and written in shards, so that an interruption costs little.
+"""
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
 from data.interactions import Interactions
-from inference.catalogue import Catalogue
+from data.readers import literal
+from inference.model_folder import Catalogue
+from inference.recommend import Recommendations
 from utils.errors import InputError
+from utils.files import atomic_path
 
 NAMED = 5  # unknown names that a message spells out
+FORMATS = {".jsonl": "", ".csv": "csv, header", ".parquet": "parquet"}  # of the output, with DuckDB's words
+ROWS = """
+    SELECT "user", unnest(range(1, len(items) + 1)) AS rank, unnest(items) AS item, unnest(scores) AS score, source
+    FROM read_json(?, format = 'newline_delimited', columns = {
+        user: 'VARCHAR', items: 'VARCHAR[]', scores: 'DOUBLE[]', source: 'VARCHAR'})"""
 
 
 @dataclass
 class Request:
-    """One recommendation that is wanted.
+    """One recommendation that is wanted."""
 
-    Attributes:
-        user: Name, "" for a history without a user.
-        user_id: Id in id_mapping.json, 0 for a user that is not there.
-        history: int [items], item ids of the catalogue, newest last.
-    """
-
-    user: str
-    user_id: int
-    history: np.ndarray
+    user: str  # "" for a history without a user
+    user_id: int  # in id_mapping.json, 0 for a user that is not there
+    history: np.ndarray  # int [items], item ids of the catalogue, newest last
 
 
 def names_in(text: str) -> list[str]:
@@ -39,12 +45,6 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean A, B?)", or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(names), n=3)
     return f" (did you mean {', '.join(near)}?)" if near else ""
-
-
-def known_items(history: Sequence[str], catalogue: Catalogue) -> tuple[np.ndarray, list[str]]:
-    """Return the ids of a history's items and the names that the catalogue lacks."""
-    known = [catalogue.ids[name] for name in history if name in catalogue.ids]
-    return np.asarray(known, dtype=np.int64), [name for name in history if name not in catalogue.ids]
 
 
 def unknown_items_notes(skipped: dict[str, list[str]], catalogue: Catalogue) -> list[str]:
@@ -74,9 +74,9 @@ def requests_of_users(users: list[str], interactions: Interactions, catalogue: C
     to_catalogue = np.asarray([0, *(catalogue.ids.get(name, 0) for name in interactions.item_names[1:])])
     requests = []
     for user in users:
-        row = row_of[user]
-        history = to_catalogue[interactions.items[interactions.offsets[row] : interactions.offsets[row + 1]]]
-        requests.append(Request(user, int(interactions.user_ids[row]), history[history > 0]))
+        start, end = interactions.offsets[row_of[user] :][:2]
+        history = to_catalogue[interactions.items[start:end]]
+        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0]))
     return requests
 
 
@@ -110,3 +110,30 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     if not rows:
         raise InputError(f"{file} names no user")
     return list(rows.items())
+
+
+def write_shard(file: Path, requests: list[Request], found: Recommendations, names: list[str]) -> None:
+    """Write {"user", "items", "scores", "source"} per line; the scores of most popular items are null."""
+    with atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        columns = zip(requests, found.items, found.scores, found.by_popularity, strict=True)
+        for request, items, scores, popular in columns:
+            row = {
+                "user": request.user,
+                "items": [names[item] for item in items],
+                "scores": [None if np.isnan(score) else round(float(score), 6) for score in scores],
+                "source": "most_popular" if popular else "model",
+            }
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def combine_shards(shards: list[Path], output: Path) -> None:
+    """Make the output of its shards: JSON lines as they are, or a row (user, rank from 1, item, score, source)."""
+    with atomic_path(output) as temporary:
+        if output.suffix == ".jsonl":
+            with open(temporary, "wb") as handle:
+                for shard in shards:
+                    handle.write(shard.read_bytes())
+        else:
+            target, kind = literal(str(temporary)), FORMATS[output.suffix]
+            with duckdb.connect() as connection:
+                connection.execute(f"COPY ({ROWS}) TO {target} (FORMAT {kind})", [list(map(str, shards))])
