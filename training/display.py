@@ -10,7 +10,6 @@ from utils.progress import ProgressLine, duration
 
 # Time of one user and beam in evaluation, in training examples; until an evaluation has been timed.
 EVALUATION_COST = 0.08
-KINDS = ("training", "influence", "evaluation")
 
 
 class Display:
@@ -35,13 +34,11 @@ class Display:
         say: Callable[[str], None],
         shown: bool,
     ):
-        self.say, self.shown, self.sizes, self.num_groups, self.epochs = say, shown, sizes, num_groups, epochs
-        self.ends = [epochs]
-        influences = 0
+        self.say, self.shown, self.epoch_units, self.epochs = say, shown, sizes["train"], epochs
+        self.ends, influences, share = [epochs], 0, 1.0
         if isinstance(config, PretrainConfig):
-            self.ends = stage_ends(config.epoch_per_stage, epochs)[0]
+            self.ends, share = stage_ends(config.epoch_per_stage, epochs)[0], config.influence_sample_ratio
             influences = len(self.ends) - 1 if scores_tokenizers(config, num_groups) else 0
-        share = getattr(config, "influence_sample_ratio", 1.0)
         self.influence_units = num_groups * (sizes["train"] * share + sizes["valid"])
         self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
         self.evaluation_units = num_groups * sizes["valid_sample"] * config.num_beams
@@ -56,7 +53,7 @@ class Display:
 
     def skip(self, epochs: int, influences: int) -> None:
         """Take what an interrupted run has done out of what is left: its finished epochs and influence estimates."""
-        self.left["training"] -= self.sizes["train"] * epochs
+        self.left["training"] -= self.epoch_units * epochs
         self.left["influence"] -= self.influence_units * influences
         self.left["evaluation"] -= self.evaluation_units * sum(epoch <= epochs for epoch in self.evaluated)
 
@@ -68,8 +65,8 @@ class Display:
         training = self.seconds_per_unit.get("training")
         if training is None:
             return None
-        guess = {"training": training, "influence": training, "evaluation": EVALUATION_COST * training}
-        return sum(self.seconds_per_unit.get(kind, guess[kind]) * max(0.0, self.left[kind]) for kind in KINDS)
+        speed = {"influence": training, "evaluation": EVALUATION_COST * training} | self.seconds_per_unit
+        return sum(speed[kind] * max(0.0, left) for kind, left in self.left.items())
 
     def left_in_run(self) -> str:
         """Return the time left in words, empty before anything has been timed."""
@@ -78,15 +75,14 @@ class Display:
 
     def epoch_name(self, epoch: int) -> str:
         """Return stage and 1-based epoch, such as "stage 2/7  epoch 65/200"; the stage only where there are several."""
-        stage = next((number for number, end in enumerate(self.ends, start=1) if epoch <= end), len(self.ends))
+        stage = 1 + sum(end < epoch for end in self.ends)
         return (f"stage {stage}/{len(self.ends)}  " if len(self.ends) > 1 else "") + f"epoch {epoch}/{self.epochs}"
 
     def training(self, epoch: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
         """Show a 1-based epoch, `done` of its examples behind it already; the phase is the rest of its stage."""
         self.left["training"] -= done
-        end = next((end for end in self.ends if epoch <= end), self.epochs)
-        later = (end - epoch) * self.sizes["train"]
-        return self.phase("training", self.epoch_name(epoch), self.sizes["train"] - done, later)
+        later = (min(end for end in self.ends if end >= epoch) - epoch) * self.epoch_units
+        return self.phase("training", self.epoch_name(epoch), self.epoch_units - done, later)
 
     def influence(self, stage: int) -> AbstractContextManager[Callable[..., None]]:
         """Show the estimation of influence after a stage."""
