@@ -145,11 +145,9 @@ class Checkpointer:
         self._frozen = None  # left as it is on an exception, for `resumable`
 
     def pause(self, gradient_norm: float | Tensor = 0.0) -> None:
-        """Save the state where it is time; stop where a signal asked for it. Several processes agree on either.
+        """Save the state where it is time; raise Stopped where a signal asked for it. Processes agree on either.
 
-        Raises:
-            Stopped: SIGTERM or SIGINT came.
-            FloatingPointError: The latest step's gradient was not finite; what it made of the weights is not saved.
+        Raises FloatingPointError where the latest step's gradient was not finite: what it made is not saved.
         """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         due = time.monotonic() - self._saved_at >= 60 * trainer.config.checkpoint_minutes

@@ -37,10 +37,7 @@ def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_exam
     code: every example counts the same, not every batch, and the model is in eval mode, so that no dropout makes the
     scores random. Raises Stopped where SIGTERM or SIGINT comes.
 
-    Args:
-        recommender: The model, not wrapped for several processes.
-        batches: Batches that hold each example once; with several processes, this process's share.
-        num_examples: What the sum over `batches` is divided by: the examples of all processes.
+    With several processes `batches` are this process's share; `num_examples`, of all processes, divides their sum.
     """
     parameters = list(recommender.parameters())
     was_training = recommender.training
@@ -106,9 +103,9 @@ def estimate_influence(
         train_positions, valid_positions: int, target positions of the examples; the same on every process.
         batch_size: Examples per backward pass; changes time and memory only.
         accelerator: Sums over processes.
-        scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
+        scores: Those of the first groups, from an interrupted estimate; the others are appended.
         pause: Called after each group.
-        advance: Called with the number of examples that all processes have done since the last call.
+        advance: Called with the examples that all processes have done since the last call.
     """
     num_groups = tokenization.table.num_groups
     scores = [] if scores is None else scores

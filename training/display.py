@@ -18,8 +18,7 @@ class Display:
     Args:
         config: Settings of either stage.
         epochs: Epochs in all.
-        sizes: Examples of an epoch, of validation for influence, users in an evaluation and in the test:
-            {"train", "valid", "valid_sample", "test"}.
+        sizes: Examples of {"train": an epoch, "valid": influence, "valid_sample": an evaluation, "test": the test}.
         num_groups: Tokenizer groups.
         say: Prints and logs a line.
         shown: Whether this process shows anything.
@@ -90,16 +89,13 @@ class Display:
 
     @contextmanager
     def phase(self, kind: str, name: str, units: float, later: float = 0.0) -> Iterator[Callable[..., None]]:
-        """Show a phase.
+        """Show a phase; yield a function to call with the units that are done and a text on how things stand.
 
         Args:
             kind: training, influence or evaluation.
             name: What is going on.
             units: Examples of training or influence, users x beams of evaluation.
             later: Units of the same phase that come in another line.
-
-        Yields:
-            A function to call with the units that are done and a text on how things stand.
         """
         with ProgressLine(name, max(1.0, units), self.say, self.shown) as line:
 

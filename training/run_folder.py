@@ -45,29 +45,17 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        path: Path,
-        is_main: bool,
-        log_file: Path,
-        track: Callable[[dict[str, float], int], None] = lambda values, step: None,
+        self, path: Path, is_main: bool, log_file: Path, track: Callable[..., None] = lambda values, step: None
     ):
         self.path, self.is_main, self.log_file, self.track = path, is_main, log_file, track
         self.metrics_file = path / METRICS_FILE
         self._lock: FileLock | None = None
 
     def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> Claim:
-        """Decide whether the run may start here.
+        """Decide what is to be done here; reuse: the run is already finished with the same settings.
 
-        Args:
-            config: The run's settings.
-            may_change: Names of those that may be others when an unfinished run is resumed.
-            finished_change: Names of those that may be others in a finished run.
-
-        Returns:
-            What is to be done; reuse: the run is already finished with the same settings.
-
-        Raises:
-            InputError: Something else is there and `config.overwrite` is not set.
+        Settings named in `may_change` may be others when an unfinished run is resumed, those in `finished_change` in a
+        finished run. Raises InputError where something else is there and `config.overwrite` is not set.
         """
         found, reuse = self._found(), config.reuse or config.resume
         if found == "nothing" or config.overwrite:
@@ -97,9 +85,8 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Let others use the folder."""
-        if self._lock is not None:
+        if self._lock:
             self._lock.release()
-            self._lock = None
 
     def create(self, config: Any) -> None:
         """Make the folder, empty but for config.yaml, which --config_file takes back."""

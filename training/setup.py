@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.advice import judge_tokenizer
 from data.interactions import dataset_folder
-from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, resolve_groups
+from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
@@ -51,15 +51,8 @@ Answer = TypeVar("Answer")
 def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Source]:
     """Find what the settings name: the dataset, its tokenizers, and the architecture of the pre-trained model.
 
-    Args:
-        config: The command line's settings.
-        given: Names of the flags that were given rather than defaulted.
-
-    Returns:
-        The settings with tokenizers and architecture filled in, and what is to be trained on.
-
-    Raises:
-        InputError: The dataset, its semantic IDs or the pre-trained model is absent, or a flag contradicts the model.
+    Returns the settings with tokenizers and architecture filled in, and what is to be trained on. Raises InputError
+    where one of the three is absent, or where a flag that was `given`, rather than defaulted, contradicts the model.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     epochs = expand_epochs(config.sem_id_epochs)
@@ -124,15 +117,8 @@ def start_run(
 ) -> Trainer | None:
     """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
 
-    Args:
-        config, source: From `resolve_config`.
-        check: Raises InputError where the source lacks what the command needs later.
-
-    Returns:
-        None if the run is already finished with the same settings and --reuse is set.
-
-    Raises:
-        InputError: The folder holds another run, or the data or the model cannot be read.
+    `check` raises InputError where the source lacks what the command needs later, as is raised where the folder holds
+    another run, or the data or the model cannot be read. None is returned where the run is finished and --reuse is set.
     """
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
     accelerator = start_accelerator(config, path)
@@ -148,7 +134,10 @@ def start_run(
     data = load_data(config, source, accelerator)
     check(source)
     recommender = make_recommender(config)
-    set_identifiers(recommender, data.table, config)
+    if not config.allow_other_identifiers:
+        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
+        check_identifiers(recommender.semantic_ids_sha256, data.table, config.pretrained_model, remedy)
+    recommender.semantic_ids_sha256 = data.table.sha256
     state = on_main_process(lambda: claim_folder(run, config, data, accelerator), accelerator)
     snapshot = read_snapshot(state) if state else None
     start_tracker(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
@@ -194,19 +183,10 @@ def may_start(run: RunFolder, config: TrainingConfig, source: Source, num_proces
     return answer
 
 
-def set_identifiers(recommender: Recommender, table: TokenTable, config: TrainingConfig) -> None:
-    """Note the semantic IDs that the model is trained with; raise InputError where it was trained with others."""
-    if not config.allow_other_identifiers:
-        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.semantic_ids_sha256, table, config.pretrained_model, remedy)
-    recommender.semantic_ids_sha256 = table.sha256
-
-
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Path | None:
     """Lock the run's folder and make it ready; return the saved state to go on from, None where the run starts anew.
 
-    Raises:
-        InputError: Another process has the folder, or what is there may not be resumed.
+    Raises InputError where another process has the folder, or what is there may not be resumed.
     """
     run.lock()
     try:

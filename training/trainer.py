@@ -24,13 +24,7 @@ LOG_EVERY = 50  # optimizer steps between two readings of the loss
 class Trainer:
     """Trains a recommender on batches whose tokenizers are drawn by given probabilities.
 
-    Args:
-        config: Settings of either stage.
-        accelerator: Processes, precision, trackers.
-        run: Where log, checkpoints and results go.
-        data: The examples.
-        recommender: The model.
-        snapshot: Saved by an earlier run in the same folder, to go on from; it has been found to fit.
+    `snapshot` was saved by an earlier run in the same folder, to go on from; it has been found to fit.
     """
 
     def __init__(
@@ -86,11 +80,9 @@ class Trainer:
         return self.config.lr * cosine_factor(position, self.config.warmup_steps, self.total_positions)
 
     def fit(self, last_epoch: int, probabilities: np.ndarray) -> None:
-        """Train up to and including 1-based `last_epoch`, or until early stopping.
+        """Train up to and including 1-based `last_epoch`, or until early stopping; evaluate and save where it is due.
 
-        Args:
-            last_epoch: Evaluation and checkpoints happen on the way, where they are due.
-            probabilities: float64 [G], sampling probability of each tokenizer group.
+        `probabilities`, float64 [G], are the tokenizer groups' sampling probabilities.
         """
         config, state = self.config, self.state
         while state.closed < last_epoch and not state.stopped:
