@@ -18,14 +18,7 @@ from torch.optim import Optimizer
 from model.recommender import Recommender
 from utils.files import atomic_folder
 from utils.interrupts import Stopped, listening, stop_requested
-from utils.snapshots import (
-    Snapshot,
-    link_folder,
-    load_optimizer_,
-    optimizer_tensors,
-    under_prefix,
-    write_snapshot,
-)
+from utils.snapshots import Snapshot, link_folder, load_optimizer_, optimizer_tensors, under_prefix, write_snapshot
 
 if TYPE_CHECKING:
     from training.trainer import Trainer

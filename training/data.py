@@ -34,21 +34,13 @@ class Source:
 
 @dataclass
 class Data:
-    """A dataset ready for training.
+    """A dataset ready for training."""
 
-    Attributes:
-        tokenization: Makes batches of any examples.
-        order: The training examples, and which of them each step sees.
-        valid: int, target positions of all validation examples (influence looks at these).
-        valid_sample: Those that evaluation looks at.
-        test: Those of the test.
-    """
-
-    tokenization: Tokenization
-    order: TrainingOrder
-    valid: np.ndarray
-    valid_sample: np.ndarray
-    test: np.ndarray
+    tokenization: Tokenization  # makes batches of any examples
+    order: TrainingOrder  # the training examples, and which of them each step sees
+    valid: np.ndarray  # int, target positions of all validation examples (influence looks at these)
+    valid_sample: np.ndarray  # those that evaluation looks at
+    test: np.ndarray  # those of the test
 
     @property
     def table(self) -> TokenTable:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 from training.config import PretrainConfig, TrainingConfig
 from training.curriculum import scores_tokenizers
+from training.data import Data
+from training.run_folder import RunFolder
 from training.schedule import stage_ends
 from utils.progress import ProgressLine, duration
 
@@ -13,37 +15,21 @@ EVALUATION_COST = 0.08
 
 
 class Display:
-    """Shows one line for the phase that is going on, with the time left in it and in the whole run.
+    """Shows one line for the phase that is going on, with the time left in it and in the whole run of `epochs`."""
 
-    Args:
-        config: Settings of either stage.
-        epochs: Epochs in all.
-        sizes: Examples of {"train": an epoch, "valid": influence, "valid_sample": an evaluation, "test": the test}.
-        num_groups: Tokenizer groups.
-        say: Prints and logs a line.
-        shown: Whether this process shows anything.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        epochs: int,
-        sizes: dict[str, int],
-        num_groups: int,
-        say: Callable[[str], None],
-        shown: bool,
-    ):
-        self.say, self.shown, self.epoch_units, self.epochs = say, shown, sizes["train"], epochs
+    def __init__(self, config: TrainingConfig, epochs: int, data: Data, run: RunFolder):
+        self.run, self.epochs, self.epoch_units = run, epochs, len(data.order.positions)
+        num_groups = data.table.num_groups
         self.ends, influences, share = [epochs], 0, 1.0
         if isinstance(config, PretrainConfig):
             self.ends, share = stage_ends(config.epoch_per_stage, epochs)[0], config.influence_sample_ratio
             influences = len(self.ends) - 1 if scores_tokenizers(config, num_groups) else 0
-        self.influence_units = num_groups * (sizes["train"] * share + sizes["valid"])
+        self.influence_units = num_groups * (self.epoch_units * share + len(data.valid))
         self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
-        self.evaluation_units = num_groups * sizes["valid_sample"] * config.num_beams
-        test_units = num_groups * sizes["test"] * (config.test_num_beams or config.num_beams)
+        self.evaluation_units = num_groups * len(data.valid_sample) * config.num_beams
+        test_units = num_groups * len(data.test) * (config.test_num_beams or config.num_beams)
         self.left = {
-            "training": float(sizes["train"] * epochs),
+            "training": float(self.epoch_units * epochs),
             "influence": influences * self.influence_units,
             "evaluation": float(max(1, len(self.evaluated)) * self.evaluation_units + test_units),
         }
@@ -97,7 +83,7 @@ class Display:
             units: Examples of training or influence, users x beams of evaluation.
             later: Units of the same phase that come in another line.
         """
-        with ProgressLine(name, max(1.0, units), self.say, self.shown) as line:
+        with ProgressLine(name, max(1.0, units), self.run.say, self.run.is_main) as line:
 
             def advance(done: float, text: str = "") -> None:
                 self.left[kind] -= done
@@ -113,4 +99,4 @@ class Display:
         """Say a warning of some kind, once in a run; None is nothing to say."""
         if text and kind not in self.warned:
             self.warned.add(kind)
-            self.say(f"warning: {text}")
+            self.run.say(f"warning: {text}")

@@ -35,18 +35,9 @@ def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> 
 
 
 class RunFolder:
-    """A run's folder; only the main process writes.
+    """A run's folder, <ckpt_dir>/<dataset>/<run_name>; only the main process writes. `track` shows values at a step."""
 
-    Args:
-        path: <ckpt_dir>/<dataset>/<run_name>.
-        is_main: Whether this process writes.
-        log_file: The text log.
-        track: Shows values at an optimizer step.
-    """
-
-    def __init__(
-        self, path: Path, is_main: bool, log_file: Path, track: Callable[..., None] = lambda values, step: None
-    ):
+    def __init__(self, path: Path, is_main: bool, log_file: Path, track: Callable[..., None] = lambda *_: None):
         self.path, self.is_main, self.log_file, self.track = path, is_main, log_file, track
         self.metrics_file = path / METRICS_FILE
         self._lock: FileLock | None = None

@@ -244,19 +244,15 @@ def on_main_process(question: Callable[[], Answer], accelerator: Accelerator) ->
 
 def make_recommender(config: TrainingConfig) -> Recommender:
     """Make the network from scratch, or read the pre-trained one; `config` has been resolved."""
-    architecture = Architecture(
-        level_sizes=level_sizes(config.n_codebooks, config.codebook_size),
-        dropout_rate=config.dropout_rate,
-        **{name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__},
-    )
-    if not config.pretrained_model:
-        return build_recommender(architecture)
     path = Path(config.pretrained_model)
-    if path.is_file():
-        recommender = build_recommender(architecture)
+    if config.pretrained_model and path.is_dir():
+        return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
+    sizes = {name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__}
+    levels = level_sizes(config.n_codebooks, config.codebook_size)
+    recommender = build_recommender(Architecture(levels, dropout_rate=config.dropout_rate, **sizes))
+    if config.pretrained_model:
         recommender.load_weights(read_reference_checkpoint(path), str(path))
-        return recommender
-    return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
+    return recommender
 
 
 def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:

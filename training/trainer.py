@@ -47,9 +47,7 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
         self.state = TrainingState(**snapshot.values["progress"]) if snapshot else TrainingState()
         self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
-        sizes = {split: len(getattr(data, split)) for split in ("valid", "valid_sample", "test")}
-        sizes["train"] = len(data.order.positions)
-        self.display = Display(config, self.epochs, sizes, data.table.num_groups, run.say, accelerator.is_main_process)
+        self.display = Display(config, self.epochs, data, run)
         self.checkpointer, self.evaluator = Checkpointer(self), Evaluator(self)
         if snapshot:
             self.checkpointer.restore_(snapshot)
