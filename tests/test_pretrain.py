@@ -13,7 +13,6 @@ import pretrain
 from evaluation.run import read_config
 from training.checkpointer import Checkpointer
 from training.curriculum import accumulate_scores, sampling_probabilities
-from training.evaluator import Evaluator
 from training.trainer import Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
@@ -260,12 +259,12 @@ def test_best_weights_start_the_next_stage(world, monkeypatch, tmp_path):
         for parameter in trainer.recommender.parameters():
             parameter.data.fill_(epoch)
 
-    def validate(*_: object) -> SimpleNamespace:
+    def predict(*_: object, **__: object) -> SimpleNamespace:
         score = next(scores, 0.0)
         return SimpleNamespace(metrics=lambda names: dict.fromkeys(names, score))
 
     monkeypatch.setattr(Trainer, "_train_epoch", train)
-    monkeypatch.setattr(Evaluator, "_predict", validate)
+    monkeypatch.setattr("training.evaluator.predict", predict)
     monkeypatch.setattr("training.evaluator.write_results", lambda *_: None)
     settings = {"epochs": 3, "epoch_per_stage": [2], "sem_id_epochs": 1, "load_best_for_next_stage": "true"}
     run_scripted(world, tmp_path, **settings)

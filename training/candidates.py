@@ -25,26 +25,17 @@ from utils.text_table import text_table
 
 @dataclass(frozen=True)
 class Candidate:
-    """One fine-tuning run.
+    """One fine-tuning run."""
 
-    Attributes:
-        name: What distinguishes it in run names: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint.
-        model: Folder of the checkpoint, "" to train from scratch.
-        prefixes: Prefixes of its tokenizers' files; one, but for joint fine-tuning.
-        epochs: 1-based RQ-VAE epochs of its tokenizers; one, but for joint fine-tuning. In a dry run a word where they
-            are not known yet.
-    """
-
-    name: str
-    model: str
-    prefixes: tuple[str, ...]
-    epochs: tuple[int | str, ...]
+    name: str  # what distinguishes it: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint
+    model: str  # folder of the checkpoint, "" to train from scratch
+    prefixes: tuple[str, ...]  # of its tokenizers' files; one, but for joint fine-tuning
+    epochs: tuple[int | str, ...]  # 1-based, of its tokenizers, likewise; in a dry run a word where not known yet
 
     def line(self) -> str:
         """Return name, prefixes, epochs and model, tab-separated, as finetune.sh reads them."""
         prefixes = self.prefixes[0] if len(self.prefixes) == 1 else json.dumps(self.prefixes, separators=(",", ":"))
-        epochs = "[" + ",".join(map(str, self.epochs)) + "]"
-        return "\t".join([self.name, prefixes, epochs, self.model])
+        return "\t".join([self.name, prefixes, f"[{','.join(map(str, self.epochs))}]", self.model])
 
 
 def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joint: bool) -> list[Candidate]:
@@ -61,11 +52,7 @@ def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joi
 
 
 def newest_pretraining(folder: Path) -> Path:
-    """Return the run folder of the newest finished pre-training under <ckpt_dir>/<dataset>.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the run folder of the newest finished pre-training under <ckpt_dir>/<dataset>; InputError without one."""
     runs = [run.folder for run in finished_runs(folder) if run.is_pretraining]
     if not runs:
         raise InputError(
@@ -80,22 +67,19 @@ def checkpoints_of(run: Run, wanted: list[int]) -> dict[str, Path]:
 
     With no epochs wanted it is the best one alone.
     """
-    best_epoch, kept = run.results["best_epoch"], run.checkpoints
-    if not wanted:
-        note(f"the best epoch of pre-training ({best_epoch}) is fine-tuned")
-        return {"best": run.model}
+    best_epoch, kept, wanted_text = run.results["best_epoch"], run.checkpoints, ", ".join(map(str, wanted))
     chosen = {str(epoch): kept[epoch] for epoch in wanted if epoch in kept}
     if chosen:
         if len(chosen) < len(wanted):
-            note(f"{run.folder} kept only {', '.join(chosen)} of the epochs {', '.join(map(str, wanted))}")
+            note(f"{run.folder} kept only {', '.join(chosen)} of the epochs {wanted_text}")
         return chosen
-    chosen = {"best": run.model}
-    if kept and max(kept) != best_epoch:
-        chosen["last"] = kept[max(kept)]
-    wanted_text = ", ".join(map(str, wanted))
-    last = f" and its last ({max(kept)}) are" if "last" in chosen else " is"
-    note(f"{run.folder} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}){last} fine-tuned")
-    return chosen
+    if not wanted:
+        note(f"the best epoch of pre-training ({best_epoch}) is fine-tuned")
+        return {"best": run.model}
+    last = max(kept, default=best_epoch)
+    are = " is" if last == best_epoch else f" and its last ({last}) are"
+    note(f"{run.folder} kept none of the epochs {wanted_text}: its best epoch ({best_epoch}){are} fine-tuned")
+    return {"best": run.model} | ({} if last == best_epoch else {"last": kept[last]})
 
 
 def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
@@ -105,10 +89,8 @@ def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
     """
     fitting = [place for place in back if place < len(present)]
     if len(fitting) < len(back):
-        note(
-            f"only {len(present)} tokenizers are there: places {back} back from the last are cut to "
-            f"{fitting or 'the first'}"
-        )
+        cut = fitting or "the first"
+        note(f"only {len(present)} tokenizers are there: places {back} back from the last are cut to {cut}")
     return sorted(present[-1 - place] for place in fitting) or present[:1]
 
 
@@ -124,61 +106,55 @@ def plan(
         pretrained: Run or model folder, "none" for from scratch, "" for the newest finished pre-training.
         joint: One run with all tokenizers for each checkpoint instead of one for each tokenizer.
     """
-    pretrained = config.pretrained_model or pretrained
     dataset = dataset_folder(config.data_dir, config.dataset)
-    settings: dict = {}
-    if pretrained == "none":
-        models = {"scratch": ""}
-        note("no pre-trained model: training from scratch")
-    else:
-        path = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
-        if not path.exists():
-            raise InputError(f"the pre-trained model {path} does not exist; PRETRAINED=none trains from scratch")
-        run = run_around(path)
-        if run and run.folder == path and not run.is_finished:
-            raise InputError(f"{path} is an unfinished run; name one of its checkpoints, or finish it first")
-        if run and run.folder == path:
-            models = checkpoints_of(run, checkpoints)
-        else:
-            models = {path.stem if path.is_file() else path.name: path}
-        settings = run.settings if run else {}
-        note(f"pre-trained: {path}")
-    groups = resolve_groups(
-        dataset, config.token_prefix or settings.get("token_prefix"), None, config.token_suffix, config.num_tokenizers
-    )
-    prefixes = list(dict.fromkeys(group.prefix for group in groups))
+    models, settings = starting_points(checkpoints, config, config.pretrained_model or pretrained)
+    prefix = config.token_prefix or settings.get("token_prefix")
+    groups = resolve_groups(dataset, prefix, None, config.token_suffix, config.num_tokenizers)
     epochs = expand_epochs(config.sem_id_epochs)
     if epochs is None:
         present = settings.get("sem_id_epochs") or sorted({group.epoch for group in groups if group.epoch is not None})
         if not present:
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         epochs = tokenizers_back(present, back)
-    tokenizers = [(prefix, epoch) for prefix in prefixes for epoch in epochs]
-    return combine({name: str(model) for name, model in models.items()}, tokenizers, joint)
+    prefixes = dict.fromkeys(group.prefix for group in groups)
+    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], joint)
+
+
+def starting_points(checkpoints: list[int], config: FinetuneConfig, pretrained: str) -> tuple[dict[str, str], dict]:
+    """Return {name: model folder} of what is fine-tuned, and the settings of the run that it lies in, if any."""
+    if pretrained == "none":
+        note("no pre-trained model: training from scratch")
+        return {"scratch": ""}, {}
+    path = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
+    if not path.exists():
+        raise InputError(f"the pre-trained model {path} does not exist; PRETRAINED=none trains from scratch")
+    run = run_around(path)
+    if run and run.folder == path:
+        if not run.is_finished:
+            raise InputError(f"{path} is an unfinished run; name one of its checkpoints, or finish it first")
+        models = checkpoints_of(run, checkpoints)
+    else:
+        models = {path.stem if path.is_file() else path.name: path}
+    note(f"pre-trained: {path}")
+    return {name: str(model) for name, model in models.items()}, run.settings if run else {}
 
 
 def outline(checkpoints: list[int], config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
     """Return a plan for a dry run without the files to plan by, with words in capitals for what is not known yet."""
-    pretrained = config.pretrained_model or pretrained
+    pretrained = config.pretrained_model or pretrained or "PRETRAINING"
+    models = {"best": f"{pretrained}/model"}
     if pretrained == "none":
         models = {"scratch": ""}
     elif checkpoints:
-        models = {"CHECKPOINT": f"{pretrained or 'PRETRAINING'}/checkpoints/epoch_CHECKPOINT"}
-    else:
-        models = {"best": f"{pretrained or 'PRETRAINING'}/model"}
+        models = {"CHECKPOINT": f"{pretrained}/checkpoints/epoch_CHECKPOINT"}
     prefixes = config.token_prefix or "PREFIX"
     epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if joint else "TOKENIZER"]
-    tokenizers = [
-        (prefix, epoch) for prefix in ([prefixes] if isinstance(prefixes, str) else prefixes) for epoch in epochs
-    ]
-    return combine(models, tokenizers, joint)
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], joint)
 
 
 def select(runs: list[Path]) -> dict:
-    """Compare finished runs by validation.
-
-    Args:
-        runs: Run folders; a run with several tokenizers counts as one candidate for each of them.
+    """Compare finished runs by validation; one with several tokenizers counts as a candidate for each of them.
 
     Returns:
         {"winner": candidate, "candidates": [...]}, each {"run", "epoch", "prefix", "best_epoch", "valid", "test"}; only
@@ -200,20 +176,17 @@ def select(runs: list[Path]) -> dict:
 
 def selection_table(selection: dict) -> str:
     """Return the candidates' validation metrics and the winner's test metrics as text."""
-    winner, names = selection["winner"], list(selection["winner"]["valid"])
-
-    def values(metrics: dict[str, float]) -> list[str]:
-        return [f"{metrics[name]:9.4f}" for name in names]
-
+    winner, title = selection["winner"], "test of the winner:"
+    names = list(winner["valid"])
     rows = []
     for number, row in enumerate(selection["candidates"]):
-        tokenizer, mark = str(row["epoch"] or "best"), "<- winner" if number == winning_row(selection) else ""
-        rows.append([Path(row["run"]).name, tokenizer, str(row["best_epoch"]), *values(row["valid"]), mark])
-    rows.append(["", "", "", *values(winner["test"]), ""])
-    lines = text_table(["run", "tokenizer", "epoch", *names, ""], rows).splitlines()
-    title = "test of the winner:"
-    lines[-1] = title + lines[-1][len(title) :]
-    return "\n".join([f"validation (the winner has the best {selection['val_metric']}):", *lines])
+        values = [f"{row['valid'][name]:9.4f}" for name in names]
+        mark = "<- winner" if number == winning_row(selection) else ""
+        rows.append([Path(row["run"]).name, str(row["epoch"] or "best"), str(row["best_epoch"]), *values, mark])
+    rows.append(["", "", "", *(f"{winner['test'][name]:9.4f}" for name in names), ""])
+    table = text_table(["run", "tokenizer", "epoch", *names, ""], rows).splitlines()
+    table[-1] = title + table[-1][len(title) :]
+    return "\n".join([f"validation (the winner has the best {selection['val_metric']}):", *table])
 
 
 def note(text: str) -> None:

@@ -18,15 +18,7 @@ from torch.optim import Optimizer
 from model.recommender import Recommender
 from utils.files import atomic_folder
 from utils.interrupts import Stopped, listening, stop_requested
-from utils.snapshots import (
-    Snapshot,
-    link_folder,
-    load_optimizer_,
-    optimizer_tensors,
-    under_prefix,
-    with_prefix,
-    write_snapshot,
-)
+from utils.snapshots import Snapshot, link_folder, load_optimizer_, optimizer_tensors, under_prefix, write_snapshot
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -65,15 +57,11 @@ def process_state(loss_sums: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def state_tensors(
-    recommender: Recommender, optimizer: Optimizer, processes: list[dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def state_tensors(recommender: Recommender, optimizer: Optimizer, processes: list[dict]) -> dict[str, Tensor]:
     """Return the whole state; `processes` holds each one's `process_state`."""
-    tensors = with_prefix("model", dict(recommender.named_parameters()))
-    tensors |= with_prefix("optimizer", optimizer_tensors(optimizer))
-    for index, state in enumerate(processes):
-        tensors |= with_prefix(f"process{index}", state)
-    return tensors
+    parts = {"model": dict(recommender.named_parameters()), "optimizer": optimizer_tensors(optimizer)}
+    parts |= {f"process{index}": state for index, state in enumerate(processes)}
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -111,33 +99,28 @@ class Checkpointer:
 
     def __init__(self, trainer: "Trainer"):
         self.trainer = trainer
+        self.folder = trainer.run.path / STATE_FOLDER  # of the run's states
+        self.best_folder = trainer.run.path / "model"  # the model folder with the best weights so far
         self._saved_at = time.monotonic()
         self._frozen: list[dict[str, Tensor]] | None = None  # every process's state while none of them trains
-
-    @property
-    def folder(self) -> Path:
-        """Where the run's states lie."""
-        return self.trainer.run.path / STATE_FOLDER
-
-    @property
-    def best_folder(self) -> Path:
-        """The model folder with the best weights so far."""
-        return self.trainer.run.path / "model"
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
         """Save the state before SIGTERM or SIGINT ends what happens inside, and give the folder back at the end.
 
-        Raises:
-            Stopped: One of the two came.
-            MemoryError: A batch is too large for the device.
+        Raises Stopped where one of the two came, and MemoryError where a batch is too large for the device.
         """
         with listening():
             try:
                 yield
             except (Stopped, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                    raise MemoryError(self._out_of_memory(str(error))) from None
+                    config = self.trainer.config
+                    raise MemoryError(
+                        f"out of memory: {str(error).splitlines()[0]}; in training and influence estimation lower "
+                        f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as "
+                        f"much, in evaluation lower --eval_batch_size={config.eval_batch_size}"
+                    ) from None
                 # A process that waits for one that has stopped already gets a RuntimeError.
                 if not isinstance(error, Stopped) and not (stop_requested() and self._frozen):
                     raise
@@ -155,11 +138,9 @@ class Checkpointer:
         self._frozen = None  # left as it is on an exception, for `resumable`
 
     def pause(self, gradient_norm: float | Tensor = 0.0) -> None:
-        """Save the state where it is time; stop where a signal asked for it. Several processes agree on either.
+        """Save the state where it is time; raise Stopped where a signal asked for it. Processes agree on either.
 
-        Raises:
-            Stopped: SIGTERM or SIGINT came.
-            FloatingPointError: The latest step's gradient was not finite; what it made of the weights is not saved.
+        Raises FloatingPointError where the latest step's gradient was not finite: what it made is not saved.
         """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         due = time.monotonic() - self._saved_at >= 60 * trainer.config.checkpoint_minutes
@@ -223,11 +204,3 @@ class Checkpointer:
         self.trainer.accelerator.free_memory()
         gc.collect()
         self.trainer.accelerator.end_training()
-
-    def _out_of_memory(self, reason: str) -> str:
-        config = self.trainer.config
-        return (
-            f"out of memory: {reason.splitlines()[0]}; in training and influence estimation lower "
-            f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as much, "
-            f"in evaluation lower --eval_batch_size={config.eval_batch_size}"
-        )

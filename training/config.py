@@ -163,10 +163,9 @@ class TrainingConfig:
                 found.append(f"{name}={value} must be the name of a folder, not a path")
         if self.overwrite and self.resume:
             found.append("overwrite starts anew and resume goes on; give one of them")
-        if not 0 <= self.rand_seed < 2**32:
-            found.append(f"rand_seed={self.rand_seed} must be at least 0 and below 2**32")
-        if not 0 <= self.dropout_rate < 1:
-            found.append(f"dropout_rate={self.dropout_rate} must be at least 0 and below 1")
+        for name, end, text in (("rand_seed", 2**32, "2**32"), ("dropout_rate", 1, "1")):
+            if not 0 <= getattr(self, name) < end:
+                found.append(f"{name}={getattr(self, name)} must be at least 0 and below {text}")
         if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):
             found.append(
                 f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
@@ -176,17 +175,15 @@ class TrainingConfig:
                 found.append(f"{name}={getattr(self, name)} must be {' or '.join(choices)}")
         if self.val_users == "new" and self.train_user_ratio == 1:
             found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
-        found += self._problems_of_metrics() + self._problems_of_tokens()
-        return found
+        return found + self._problems_of_metrics() + self._problems_of_tokens()
 
     def _problems_of_metrics(self) -> list[str]:
-        found = [
-            f"metrics has {name!r}; there are {' and '.join(METRICS)}" for name in self.metrics if name not in METRICS
-        ]
-        if not self.metrics or not self.topk or min(self.topk, default=1) < 1:
+        wrong = [name for name in self.metrics if name not in METRICS]
+        found = [f"metrics has {name!r}; there are {' and '.join(METRICS)}" for name in wrong]
+        if not self.metrics or not self.topk or min(self.topk) < 1:
             found.append(f"metrics={self.metrics} and topk={self.topk} must not be empty, cut-offs from 1")
         for name in ("num_beams", "test_num_beams"):
-            beams = getattr(self, name, None)
+            beams = getattr(self, name)
             if beams and self.topk and max(self.topk) > beams:
                 found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
         try:
@@ -199,8 +196,10 @@ class TrainingConfig:
 
     def _problems_of_tokens(self) -> list[str]:
         found = ["token_prefix is an empty list"] if self.token_prefix == [] else []
-        checks = ((level_sizes, self.n_codebooks, self.codebook_size), (expand_epochs, self.sem_id_epochs))
-        for check, *values in checks:
+        for check, *values in (
+            (level_sizes, self.n_codebooks, self.codebook_size),
+            (expand_epochs, self.sem_id_epochs),
+        ):
             try:
                 check(*values)
             except InputError as error:

@@ -33,16 +33,11 @@ Gradient = list[Tensor]  # one tensor per parameter, in the order of model.param
 def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_examples: int) -> Gradient:
     """Return the gradient of the mean loss over all examples (equations 10 and 12).
 
-    Gradients are accumulated in place, batch by batch. Differs from the reference code: every example counts the same,
-    not every batch, and the model is in eval mode, so that no dropout makes the scores random.
+    Gradients are accumulated in place, batch by batch; the parameters' own are cleared. Differs from the reference
+    code: every example counts the same, not every batch, and the model is in eval mode, so that no dropout makes the
+    scores random. Raises Stopped where SIGTERM or SIGINT comes.
 
-    Args:
-        recommender: The model; its parameters' own gradients are cleared.
-        batches: Batches that hold each example once; with several processes, this process's share.
-        num_examples: What the sum over `batches` is divided by: the examples of all processes.
-
-    Raises:
-        Stopped: SIGTERM or SIGINT came.
+    With several processes `batches` are this process's share; `num_examples`, of all processes, divides their sum.
     """
     parameters = list(recommender.parameters())
     was_training = recommender.training
@@ -59,9 +54,10 @@ def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_exam
 
 def adam_moments(recommender: "Recommender", optimizer: Optimizer) -> tuple[Gradient, Gradient]:
     """Return the optimizer's present first and second moments per parameter; zeros before its first step."""
-    states = [(p, optimizer.state.get(p, {})) for p in recommender.parameters()]
-    first = [state.get("exp_avg", torch.zeros_like(p)) for p, state in states]
-    second = [state.get("exp_avg_sq", torch.zeros_like(p)) for p, state in states]
+    first, second = (
+        [optimizer.state.get(p, {}).get(name, torch.zeros_like(p)) for p in recommender.parameters()]
+        for name in ("exp_avg", "exp_avg_sq")
+    )
     return first, second
 
 
@@ -107,9 +103,9 @@ def estimate_influence(
         train_positions, valid_positions: int, target positions of the examples; the same on every process.
         batch_size: Examples per backward pass; changes time and memory only.
         accelerator: Sums over processes.
-        scores: Those of the first groups, from an interrupted estimate; the others are appended to the list.
+        scores: Those of the first groups, from an interrupted estimate; the others are appended.
         pause: Called after each group.
-        advance: Called with the number of examples that all processes have done since the last call.
+        advance: Called with the examples that all processes have done since the last call.
     """
     num_groups = tokenization.table.num_groups
     scores = [] if scores is None else scores
@@ -135,16 +131,9 @@ def estimate_influence(
 
 
 def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.ndarray:
-    """Return the tokenizers' scores after the stages so far (equation 17).
+    """Return the tokenizers' scores [G] after the stages so far (equation 17), from influences [S, G] and rates [S].
 
     As the reference code: a stage's weight is the learning rate at its end, normalised to sum 1 over the stages so far.
-
-    Args:
-        influences: float64 [S, G], of every finished stage.
-        learning_rates: float64 [S].
-
-    Returns:
-        float64 [G].
     """
     total = learning_rates.sum()
     weights = learning_rates / total if total > 0 else np.full(len(learning_rates), 1 / len(learning_rates))
@@ -154,8 +143,7 @@ def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.
 def sampling_probabilities(scores: np.ndarray, tau: float) -> np.ndarray:
     """Return softmax(scores / tau) (equation 18), float64 [G], stable for scores of any size.
 
-    Raises:
-        FloatingPointError: A score is not finite.
+    Raises FloatingPointError where a score is not finite.
     """
     if not np.isfinite(scores).all():
         raise FloatingPointError(f"the influence scores are not finite: {scores}; lower --lr or raise --warmup_steps")
@@ -214,33 +202,32 @@ def current_probabilities(state: "TrainingState", num_groups: int, tau: float) -
 
 def score_tokenizers(trainer: "Trainer", stage: int) -> None:
     """Score the tokenizers at the end of a 1-based stage, and tell what follows for the next one."""
-    started, state, tau = time.perf_counter(), trainer.state, trainer.config.tau
+    started, state, config = time.perf_counter(), trainer.state, trainer.config
     with trainer.checkpointer.frozen_state(), trainer.display.influence(stage) as advance:
-        scores = RULES[trainer.config.curriculum](trainer, advance)
+        scores = RULES[config.curriculum](trainer, advance)
     state.influences.append(scores.tolist())
     state.learning_rates.append(trainer.learning_rate)
     state.influence_parts = []
-    probabilities, names = current_probabilities(state, len(scores), tau), trainer.data.table.labels
+    probabilities, names = current_probabilities(state, len(scores), config.tau), trainer.data.table.labels
     seconds = time.perf_counter() - started
-    of_names = {
-        "influence": dict(zip(names, scores.tolist(), strict=True)),
-        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
-    }
+    influence = dict(zip(names, scores.tolist(), strict=True))
+    shares = dict(zip(names, probabilities.tolist(), strict=True))
+    tracked = {f"influence/{name}": score for name, score in influence.items()}
+    tracked |= {f"sampling_probability/{name}": share for name, share in shares.items()}
     values = {"stage": stage, "epoch": state.epoch, "step": state.step, "learning_rate": trainer.learning_rate}
-    tracked = {f"influence/{name}": score for name, score in of_names["influence"].items()}
-    tracked |= {f"sampling_probability/{name}": share for name, share in of_names["probabilities"].items()}
-    low, high = probabilities.argmin(), probabilities.argmax()
+    values |= {"seconds": seconds, "influence": influence, "probabilities": shares}
+    low, high = min(shares, key=shares.get), max(shares, key=shares.get)
     trainer.run.emit(
         "influence",
-        {**values, "seconds": seconds, **of_names},
+        values,
         tracked,
         state.step,
         f"stage {stage} is over after epoch {state.epoch}; influence estimated in {duration(seconds)}",
-        f"  the next stage's sampling probabilities: lowest {probabilities[low]:.4f} (tokenizer {names[low]}), "
-        f"highest {probabilities[high]:.4f} (tokenizer {names[high]}), uniform {1 / len(names):.4f}",
+        f"  the next stage's sampling probabilities: lowest {shares[low]:.4f} (tokenizer {low}), "
+        f"highest {shares[high]:.4f} (tokenizer {high}), uniform {1 / len(names):.4f}",
         f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
     )
-    trainer.display.warn("curriculum", curriculum_advice(probabilities, tau))
+    trainer.display.warn("curriculum", curriculum_advice(probabilities, config.tau))
 
 
 def curriculum_advice(probabilities: np.ndarray, tau: float) -> str | None:

@@ -16,13 +16,7 @@ from utils.errors import InputError
 
 @dataclass(frozen=True)
 class Source:
-    """The dataset and the tokenizers that a run was told to train on; each is read when it is first asked for.
-
-    Attributes:
-        folder: The dataset's.
-        groups: The tokenizer groups.
-        vocabulary: Layout of the tokens.
-    """
+    """The dataset's folder and the tokenizers to train on; each is read when it is first asked for."""
 
     folder: Path
     groups: list[Group]
@@ -40,65 +34,52 @@ class Source:
 
 @dataclass
 class Data:
-    """A dataset ready for training.
+    """A dataset ready for training."""
 
-    Attributes:
-        tokenization: Makes batches of any examples.
-        order: The training examples, and which of them each step sees.
-        valid: int, target positions of all validation examples (influence looks at these).
-        valid_sample: Those that evaluation looks at.
-        test: Those of the test.
-    """
-
-    tokenization: Tokenization
-    order: TrainingOrder
-    valid: np.ndarray
-    valid_sample: np.ndarray
-    test: np.ndarray
+    tokenization: Tokenization  # makes batches of any examples
+    order: TrainingOrder  # the training examples, and which of them each step sees
+    valid: np.ndarray  # int, target positions of all validation examples (influence looks at these)
+    valid_sample: np.ndarray  # those that evaluation looks at
+    test: np.ndarray  # those of the test
 
     @property
     def table(self) -> TokenTable:
         return self.tokenization.table
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How many examples there are of train, valid, valid_sample and test."""
-        evaluated = {"valid": self.valid, "valid_sample": self.valid_sample, "test": self.test}
-        return {split: len(positions) for split, positions in ({"train": self.order.positions} | evaluated).items()}
-
     @cached_property
     def fingerprint(self) -> dict[str, str]:
         """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ...}."""
-        return {"interactions": self.tokenization.interactions.sha256} | {
-            f"semantic IDs of tokenizer {label}": digest
-            for label, digest in zip(self.table.labels, self.table.sha256, strict=True)
+        table = zip(self.table.labels, self.table.sha256, strict=True)
+        return {
+            "interactions": self.tokenization.interactions.sha256,
+            **{f"semantic IDs of tokenizer {label}": digest for label, digest in table},
         }
 
 
 def load_data(config: TrainingConfig, source: Source, accelerator: Accelerator) -> Data:
     """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
-    interactions = source.interactions
+    interactions, seed = source.interactions, config.rand_seed
     table = source.table.to(accelerator.device)
-    positions = {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")}
+    train, valid, test = (split_positions(interactions.offsets, split) for split in ("train", "valid", "test"))
     if config.train_user_ratio < 1:
-        trained_on = training_users(interactions.num_users, config.train_user_ratio, config.rand_seed)
-        positions["train"] = positions["train"][trained_on[interactions.users_of(positions["train"])]]
+        trained_on = training_users(interactions.num_users, config.train_user_ratio, seed)
+        train = train[trained_on[interactions.users_of(train)]]
         if config.val_users == "new":
-            positions["valid"] = positions["valid"][~trained_on[interactions.users_of(positions["valid"])]]
-    empty = [split for split, targets in positions.items() if len(targets) == 0]
+            valid = valid[~trained_on[interactions.users_of(valid)]]
+    empty = [name for name, split in (("train", train), ("valid", valid), ("test", test)) if len(split) == 0]
     if empty:
         raise InputError(f"{source.folder}: no user has enough items for {' and '.join(empty)} examples")
-    order = TrainingOrder(
-        positions["train"],
-        config.train_batch_size,
-        accelerator.num_processes,
-        accelerator.process_index,
-        config.gradient_accumulation_steps,
-        config.rand_seed,
+    return Data(
+        Tokenization(interactions, table, config.max_item_seq_len),
+        TrainingOrder(
+            train,
+            config.train_batch_size,
+            accelerator.num_processes,
+            accelerator.process_index,
+            config.gradient_accumulation_steps,
+            seed,
+        ),
+        valid,
+        valid_sample=random_share(valid, config.val_ratio, random_stream(seed, Stream.VALIDATION_SAMPLE)),
+        test=random_share(test, config.test_ratio, random_stream(seed, Stream.TEST_SAMPLE)),
     )
-    sampled = random_share(
-        positions["valid"], config.val_ratio, random_stream(config.rand_seed, Stream.VALIDATION_SAMPLE)
-    )
-    tested = random_share(positions["test"], config.test_ratio, random_stream(config.rand_seed, Stream.TEST_SAMPLE))
-    tokenization = Tokenization(interactions, table, config.max_item_seq_len)
-    return Data(tokenization, order, positions["valid"], sampled, tested)

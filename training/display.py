@@ -5,49 +5,31 @@ from contextlib import AbstractContextManager, contextmanager
 
 from training.config import PretrainConfig, TrainingConfig
 from training.curriculum import scores_tokenizers
+from training.data import Data
+from training.run_folder import RunFolder
 from training.schedule import stage_ends
 from utils.progress import ProgressLine, duration
 
 # Time of one user and beam in evaluation, in training examples; until an evaluation has been timed.
 EVALUATION_COST = 0.08
-KINDS = ("training", "influence", "evaluation")
 
 
 class Display:
-    """Shows one line for the phase that is going on, with the time left in it and in the whole run.
+    """Shows one line for the phase that is going on, with the time left in it and in the whole run of `epochs`."""
 
-    Args:
-        config: Settings of either stage.
-        epochs: Epochs in all.
-        sizes: Examples of an epoch, of validation for influence, users in an evaluation and in the test:
-            {"train", "valid", "valid_sample", "test"}.
-        num_groups: Tokenizer groups.
-        say: Prints and logs a line.
-        shown: Whether this process shows anything.
-    """
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        epochs: int,
-        sizes: dict[str, int],
-        num_groups: int,
-        say: Callable[[str], None],
-        shown: bool,
-    ):
-        self.say, self.shown, self.sizes, self.num_groups, self.epochs = say, shown, sizes, num_groups, epochs
-        self.ends = [epochs]
-        influences = 0
+    def __init__(self, config: TrainingConfig, epochs: int, data: Data, run: RunFolder):
+        self.run, self.epochs, self.epoch_units = run, epochs, len(data.order.positions)
+        num_groups = data.table.num_groups
+        self.ends, influences, share = [epochs], 0, 1.0
         if isinstance(config, PretrainConfig):
-            self.ends = stage_ends(config.epoch_per_stage, epochs)[0]
+            self.ends, share = stage_ends(config.epoch_per_stage, epochs)[0], config.influence_sample_ratio
             influences = len(self.ends) - 1 if scores_tokenizers(config, num_groups) else 0
-        share = getattr(config, "influence_sample_ratio", 1.0)
-        self.influence_units = num_groups * (sizes["train"] * share + sizes["valid"])
+        self.influence_units = num_groups * (self.epoch_units * share + len(data.valid))
         self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
-        self.evaluation_units = num_groups * sizes["valid_sample"] * config.num_beams
-        test_units = num_groups * sizes["test"] * (config.test_num_beams or config.num_beams)
+        self.evaluation_units = num_groups * len(data.valid_sample) * config.num_beams
+        test_units = num_groups * len(data.test) * (config.test_num_beams or config.num_beams)
         self.left = {
-            "training": float(sizes["train"] * epochs),
+            "training": float(self.epoch_units * epochs),
             "influence": influences * self.influence_units,
             "evaluation": float(max(1, len(self.evaluated)) * self.evaluation_units + test_units),
         }
@@ -56,7 +38,7 @@ class Display:
 
     def skip(self, epochs: int, influences: int) -> None:
         """Take what an interrupted run has done out of what is left: its finished epochs and influence estimates."""
-        self.left["training"] -= self.sizes["train"] * epochs
+        self.left["training"] -= self.epoch_units * epochs
         self.left["influence"] -= self.influence_units * influences
         self.left["evaluation"] -= self.evaluation_units * sum(epoch <= epochs for epoch in self.evaluated)
 
@@ -68,8 +50,8 @@ class Display:
         training = self.seconds_per_unit.get("training")
         if training is None:
             return None
-        guess = {"training": training, "influence": training, "evaluation": EVALUATION_COST * training}
-        return sum(self.seconds_per_unit.get(kind, guess[kind]) * max(0.0, self.left[kind]) for kind in KINDS)
+        speed = {"influence": training, "evaluation": EVALUATION_COST * training} | self.seconds_per_unit
+        return sum(speed[kind] * max(0.0, left) for kind, left in self.left.items())
 
     def left_in_run(self) -> str:
         """Return the time left in words, empty before anything has been timed."""
@@ -78,15 +60,14 @@ class Display:
 
     def epoch_name(self, epoch: int) -> str:
         """Return stage and 1-based epoch, such as "stage 2/7  epoch 65/200"; the stage only where there are several."""
-        stage = next((number for number, end in enumerate(self.ends, start=1) if epoch <= end), len(self.ends))
+        stage = 1 + sum(end < epoch for end in self.ends)
         return (f"stage {stage}/{len(self.ends)}  " if len(self.ends) > 1 else "") + f"epoch {epoch}/{self.epochs}"
 
     def training(self, epoch: int, done: int = 0) -> AbstractContextManager[Callable[..., None]]:
         """Show a 1-based epoch, `done` of its examples behind it already; the phase is the rest of its stage."""
         self.left["training"] -= done
-        end = next((end for end in self.ends if epoch <= end), self.epochs)
-        later = (end - epoch) * self.sizes["train"]
-        return self.phase("training", self.epoch_name(epoch), self.sizes["train"] - done, later)
+        later = (min(end for end in self.ends if end >= epoch) - epoch) * self.epoch_units
+        return self.phase("training", self.epoch_name(epoch), self.epoch_units - done, later)
 
     def influence(self, stage: int) -> AbstractContextManager[Callable[..., None]]:
         """Show the estimation of influence after a stage."""
@@ -94,18 +75,15 @@ class Display:
 
     @contextmanager
     def phase(self, kind: str, name: str, units: float, later: float = 0.0) -> Iterator[Callable[..., None]]:
-        """Show a phase.
+        """Show a phase; yield a function to call with the units that are done and a text on how things stand.
 
         Args:
             kind: training, influence or evaluation.
             name: What is going on.
             units: Examples of training or influence, users x beams of evaluation.
             later: Units of the same phase that come in another line.
-
-        Yields:
-            A function to call with the units that are done and a text on how things stand.
         """
-        with ProgressLine(name, max(1.0, units), self.say, self.shown) as line:
+        with ProgressLine(name, max(1.0, units), self.run.say, self.run.is_main) as line:
 
             def advance(done: float, text: str = "") -> None:
                 self.left[kind] -= done
@@ -121,4 +99,4 @@ class Display:
         """Say a warning of some kind, once in a run; None is nothing to say."""
         if text and kind not in self.warned:
             self.warned.add(kind)
-            self.say(f"warning: {text}")
+            self.run.say(f"warning: {text}")

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 from evaluation.predict import Predictions, predict
 from evaluation.results import write_results
 from evaluation.run import RESULTS_FILE, results_folder_of
-from training.trackers import log_hyperparameters
+from training.run_folder import log_hyperparameters
 from utils.environment import peak_memory_mb
 from utils.files import write_json
 
@@ -58,8 +59,7 @@ class Evaluator:
     def test(self) -> dict:
         """Test the best weights with every tokenizer; write a result file for each, and results.json.
 
-        Returns:
-            What results.json holds: means over the tokenizers of validation and test metrics, and each one's.
+        Returns what results.json holds: means over the tokenizers of validation and test metrics, and each one's.
         """
         trainer, config, state, data = self.trainer, self.trainer.config, self.trainer.state, self.trainer.data
         run, is_main = trainer.run, trainer.accelerator.is_main_process
@@ -98,7 +98,19 @@ class Evaluator:
         keep: Callable[[int, Predictions], None] = lambda group, predictions: None,
     ) -> None:
         """Append the metrics of the tokenizer groups that are not yet among `parts`, each `keep`ing its predictions."""
-        trainer, first, count = self.trainer, len(parts), self.trainer.data.table.num_groups
+        trainer, config = self.trainer, self.trainer.config
+        first, count = len(parts), trainer.data.table.num_groups
+        predict_group = partial(
+            predict,
+            trainer.recommender,
+            trainer.data.tokenization,
+            positions,
+            k=max(config.topk),
+            num_beams=num_beams,
+            batch_size=config.eval_batch_size,
+            accelerator=trainer.accelerator,
+            constrained=config.constrained,
+        )
         units = (count - first) * len(positions) * num_beams
         with trainer.checkpointer.frozen_state(), trainer.display.phase("evaluation", name, units) as advance:
             for group in range(first, count):
@@ -106,27 +118,10 @@ class Evaluator:
                 def done(users: int, text: str = f"tokenizer {group + 1} of {count}") -> None:
                     advance(users * num_beams, text)
 
-                predictions = self._predict(positions, group, num_beams, done)
+                predictions = predict_group(group, advance=done)
                 keep(group, predictions)
-                parts.append(predictions.metrics(trainer.config.metric_names))
+                parts.append(predictions.metrics(config.metric_names))
                 trainer.checkpointer.pause()
-
-    def _predict(
-        self, positions: np.ndarray, group: int, num_beams: int, advance: Callable[[int], None]
-    ) -> Predictions:
-        trainer, config = self.trainer, self.trainer.config
-        return predict(
-            trainer.recommender,
-            trainer.data.tokenization,
-            positions,
-            group,
-            k=max(config.topk),
-            num_beams=num_beams,
-            batch_size=config.eval_batch_size,
-            accelerator=trainer.accelerator,
-            constrained=config.constrained,
-            advance=advance,
-        )
 
     def _results(self) -> dict:
         """Return what results.json holds, of a test that is done."""

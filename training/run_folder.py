@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 
 from evaluation.run import CONFIG_FILE, METRICS_FILE, is_finished, read_config
+from training.config import TrainingConfig
 from utils.claims import Claim, Found, claim
 from utils.config import HANDLING_FLAGS, dump_config
 from utils.files import remove_leftovers, write_text
@@ -33,42 +35,18 @@ def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> 
 
 
 class RunFolder:
-    """A run's folder; only the main process writes.
+    """A run's folder, <ckpt_dir>/<dataset>/<run_name>; only the main process writes. `track` shows values at a step."""
 
-    Args:
-        path: <ckpt_dir>/<dataset>/<run_name>.
-        is_main: Whether this process writes.
-        log_file: The text log.
-        track: Shows values at an optimizer step.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        is_main: bool,
-        log_file: Path,
-        track: Callable[[dict[str, float], int], None] = lambda values, step: None,
-    ):
+    def __init__(self, path: Path, is_main: bool, log_file: Path, track: Callable[..., None] = lambda *_: None):
         self.path, self.is_main, self.log_file, self.track = path, is_main, log_file, track
+        self.metrics_file = path / METRICS_FILE
         self._lock: FileLock | None = None
 
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / METRICS_FILE
-
     def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> Claim:
-        """Decide whether the run may start here.
+        """Decide what is to be done here; reuse: the run is already finished with the same settings.
 
-        Args:
-            config: The run's settings.
-            may_change: Names of those that may be others when an unfinished run is resumed.
-            finished_change: Names of those that may be others in a finished run.
-
-        Returns:
-            What is to be done; reuse: the run is already finished with the same settings.
-
-        Raises:
-            InputError: Something else is there and `config.overwrite` is not set.
+        Settings named in `may_change` may be others when an unfinished run is resumed, those in `finished_change` in a
+        finished run. Raises InputError where something else is there and `config.overwrite` is not set.
         """
         found, reuse = self._found(), config.reuse or config.resume
         if found == "nothing" or config.overwrite:
@@ -93,18 +71,13 @@ class RunFolder:
         return "finished" if is_finished(self.path) else "unfinished"
 
     def lock(self) -> None:
-        """Keep other processes out until `unlock`, or until this process ends, however it ends.
-
-        Raises:
-            InputError: Another process has the folder.
-        """
+        """Keep other processes out until `unlock`, or until this process ends; InputError if one has the folder."""
         self._lock = FileLock(self.path / LOCK_FILE)
 
     def unlock(self) -> None:
         """Let others use the folder."""
-        if self._lock is not None:
+        if self._lock:
             self._lock.release()
-            self._lock = None
 
     def create(self, config: Any) -> None:
         """Make the folder, empty but for config.yaml, which --config_file takes back."""
@@ -120,8 +93,6 @@ class RunFolder:
 
     def reopen(self, config: Any, metrics_size: int) -> None:
         """Take back an unfinished run: its metrics after the first `metrics_size` bytes are to be made again."""
-        if not self.is_main:
-            return
         remove_leftovers(self.path)
         with open(self.metrics_file, "ab") as file:
             file.truncate(min(metrics_size, file.tell()))
@@ -144,23 +115,43 @@ class RunFolder:
             with open(self.log_file, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def emit(self, event: str, values: dict[str, Any], tracked: dict[str, float], step: int, *lines: str) -> None:
-        """Tell everybody what happened: the people, metrics.jsonl, and the tracker.
+    def record(self, event: str, **values: Any) -> None:
+        """Append one line to metrics.jsonl: the event, Unix time in seconds, and the values."""
+        if self.is_main:
+            with open(self.metrics_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
 
-        Args:
-            event: What happened.
-            values: What metrics.jsonl records of it, after the event's name and Unix time in seconds.
-            tracked: What the tracker shows of it.
-            step: Optimizer steps so far, for the tracker.
-            lines: What is said about it.
+    def emit(self, event: str, values: dict[str, Any], tracked: dict[str, float], step: int, *lines: str) -> None:
+        """Tell everybody what happened: `lines` to people, `values` to metrics.jsonl, `tracked` to the tracker.
+
+        `step` is the optimizer steps so far.
         """
         for line in lines:
             self.say(line)
         self.record(event, **values)
         self.track(tracked, step)
 
-    def record(self, event: str, **values: Any) -> None:
-        """Append one line to metrics.jsonl: the event, Unix time in seconds, and the values."""
-        if self.is_main:
-            with open(self.metrics_file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+
+def start_tracker(accelerator: Accelerator, config: TrainingConfig, first_step: int) -> None:
+    """Start the tracker that `log_with` names, if any, at the 1-based optimizer step at which the run goes on."""
+    if config.log_with == "none":
+        return
+    if config.log_with != "tensorboard":
+        accelerator.init_trackers("mtgrec", plain_settings(config), {})
+        return
+    # TensorBoard takes the settings with the final metrics, and hides what an interrupted run logged from there on
+    resumed = {"tensorboard": {"purge_step": first_step}} if first_step > 1 else {}
+    accelerator.init_trackers("tensorboard", None, resumed)
+
+
+def plain_settings(config: TrainingConfig) -> dict[str, int | float | str]:
+    """Return the settings as trackers take them: numbers and strings."""
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in vars(config).items()}
+
+
+def log_hyperparameters(accelerator: Accelerator, config: TrainingConfig, results: dict[str, Any]) -> None:
+    """Write the settings and the final metrics for TensorBoard's table of runs (HPARAMS)."""
+    final = {f"final/{split}_{name}": value for split in ("valid", "test") for name, value in results[split].items()}
+    for tracker in accelerator.trackers if accelerator.is_main_process else ():
+        if tracker.name == "tensorboard":
+            tracker.writer.add_hparams(plain_settings(config), final, run_name=".")

@@ -1,16 +1,14 @@
 """Learning-rate schedule and curriculum stages as pure functions."""
 
 import math
+from itertools import accumulate
 
 
 def cosine_factor(position: int, warmup: int, total: int) -> float:
     """Return the learning rate's factor: linear warm-up, then half a cosine to zero, which it keeps.
 
     Differs from the reference code: there the factor rises again beyond `total`, which uneven global batches reach.
-
-    Args:
-        position: 0-based schedule position, counted in batches of one process.
-        warmup, total: In the same unit.
+    `position` is 0-based and counts batches of one process, as the other two.
     """
     if position < warmup:
         return position / max(1, warmup)
@@ -19,20 +17,10 @@ def cosine_factor(position: int, warmup: int, total: int) -> float:
 
 
 def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:
-    """Cut training into stages.
+    """Return the 1-based last epoch of each stage, and the trailing stages that do not fit into `epochs` in all.
 
-    Args:
-        epoch_per_stage: Epochs of each stage.
-        epochs: Epochs in all.
-
-    Returns:
-        The 1-based last epoch of each stage, and the trailing stages that were dropped because they do not fit.
-        Where the stages end early, the remaining epochs are one more segment, after which nothing is estimated.
+    Where the stages end early, the remaining epochs are one more segment, after which nothing is estimated.
     """
-    kept = list(epoch_per_stage)
-    while sum(kept) > epochs:
-        kept.pop()
-    ends = [sum(kept[: index + 1]) for index in range(len(kept))]
-    if not ends or ends[-1] < epochs:
-        ends.append(epochs)
-    return ends, list(epoch_per_stage[len(kept) :])
+    ends = [end for end in accumulate(epoch_per_stage) if end <= epochs]
+    dropped = epoch_per_stage[len(ends) :]
+    return ends if ends[-1:] == [epochs] else [*ends, epochs], dropped

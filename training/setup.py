@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.advice import judge_tokenizer
 from data.interactions import dataset_folder
-from data.token_table import TokenTable, Vocabulary, check_identifiers, level_sizes, resolve_groups
+from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
 from model.recommender import (
     Architecture,
@@ -24,8 +24,7 @@ from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weigh
 from training.checkpointer import STATE_FOLDER
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
 from training.data import Data, Source, load_data
-from training.run_folder import RunFolder
-from training.trackers import start_trackers
+from training.run_folder import RunFolder, start_tracker
 from training.trainer import Trainer
 from utils.claims import Claim
 from utils.config import expand_epochs
@@ -52,15 +51,8 @@ Answer = TypeVar("Answer")
 def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Source]:
     """Find what the settings name: the dataset, its tokenizers, and the architecture of the pre-trained model.
 
-    Args:
-        config: The command line's settings.
-        given: Names of the flags that were given rather than defaulted.
-
-    Returns:
-        The settings, with tokenizers, architecture and vocabulary filled in, and what is to be trained on.
-
-    Raises:
-        InputError: The dataset, its semantic IDs or the pre-trained model is absent, or a flag contradicts the model.
+    Returns the settings with tokenizers and architecture filled in, and what is to be trained on. Raises InputError
+    where one of the three is absent, or where a flag that was `given`, rather than defaulted, contradicts the model.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     epochs = expand_epochs(config.sem_id_epochs)
@@ -84,23 +76,19 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Sou
 def _take_architecture(config: ConfigType, given: set[str]) -> ConfigType:
     """Take over the pre-trained model's architecture; raise InputError where a `given` flag contradicts it."""
     fixed = _fixed_by_model(config)
-    contradicting = []
-    for name in ARCHITECTURE_FLAGS:
-        value = getattr(config, name)
-        if name in given and name in fixed and value != fixed[name] and not _same_levels(name, config, fixed):
-            contradicting.append(f"{name}={value} (the model has {fixed[name]})")
+    written = {name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in given and name in fixed}
+    meant = dict(written)
+    if "codebook_size" in written:  # 256 and a list may mean the same
+        meant["codebook_size"] = list(level_sizes(fixed["n_codebooks"], config.codebook_size))
+    contradicting = [
+        f"{name}={value} (the model has {fixed[name]})" for name, value in written.items() if meant[name] != fixed[name]
+    ]
     if contradicting:
         raise InputError(
             f"flags contradict the pre-trained model {config.pretrained_model}: {'; '.join(contradicting)}; "
             "leave them out"
         )
     return replace(config, **fixed)
-
-
-def _same_levels(name: str, config: TrainingConfig, fixed: dict) -> bool:
-    """Return whether a differently written codebook_size (256, or a list) means the model's levels."""
-    sizes = level_sizes(fixed["n_codebooks"], config.codebook_size) if name == "codebook_size" else ()
-    return list(sizes) == fixed.get("codebook_size")
 
 
 def _fixed_by_model(config: TrainingConfig) -> dict:
@@ -119,10 +107,9 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
             )
         return sizes
     architecture = read_architecture(find_model_folder(path))
-    fixed = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
-    fixed["n_codebooks"] = len(architecture.level_sizes) - 1
-    fixed["codebook_size"] = list(architecture.level_sizes)
-    return fixed
+    sizes = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
+    levels = list(architecture.level_sizes)
+    return {**sizes, "n_codebooks": len(levels) - 1, "codebook_size": levels}
 
 
 def start_run(
@@ -130,18 +117,15 @@ def start_run(
 ) -> Trainer | None:
     """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
 
-    Args:
-        config, source: From `resolve_config`.
-        check: Raises InputError where the source lacks what the command needs later.
-
-    Returns:
-        None if the run is already finished with the same settings and --reuse is set.
-
-    Raises:
-        InputError: The folder holds another run, or the data or the model cannot be read.
+    `check` raises InputError where the source lacks what the command needs later, as is raised where the folder holds
+    another run, or the data or the model cannot be read. None is returned where the run is finished and --reuse is set.
     """
-    accelerator = start_accelerator(config)
-    run = run_folder(config, accelerator)
+    path = Path(config.ckpt_dir) / config.dataset / config.run_name
+    accelerator = start_accelerator(config, path)
+    log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
+    run = RunFolder(
+        path, accelerator.is_main_process, log_file, lambda values, step: accelerator.log(values, step=step)
+    )
     answer = on_main_process(lambda: may_start(run, config, source, accelerator.num_processes), accelerator)
     if answer == "reuse":
         accelerator.print(f"{run.path} is already finished with these settings")
@@ -150,20 +134,21 @@ def start_run(
     data = load_data(config, source, accelerator)
     check(source)
     recommender = make_recommender(config)
-    set_identifiers(recommender, data.table, config)
+    if not config.allow_other_identifiers:
+        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
+        check_identifiers(recommender.semantic_ids_sha256, data.table, config.pretrained_model, remedy)
+    recommender.semantic_ids_sha256 = data.table.sha256
     state = on_main_process(lambda: claim_folder(run, config, data, accelerator), accelerator)
     snapshot = read_snapshot(state) if state else None
-    start_trackers(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
-    for line in describe(config, data, recommender, accelerator):
+    start_tracker(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
+    warnings = [f"warning: {line}" for line in judge_tokenizer(data.table)]
+    for line in describe(config, data, recommender, accelerator) + warnings:
         run.say(line)
-    for line in judge_tokenizer(data.table):
-        run.say(f"warning: {line}")
     return Trainer(config, accelerator, run, data, recommender, snapshot)
 
 
-def start_accelerator(config: TrainingConfig) -> Accelerator:
-    """Meet the other processes, with the precision and the tracker of the settings."""
-    path = Path(config.ckpt_dir) / config.dataset / config.run_name
+def start_accelerator(config: TrainingConfig, path: Path) -> Accelerator:
+    """Meet the other processes, with the precision and the tracker of the settings, for the run's folder `path`."""
     tracker = None if config.log_with == "none" else config.log_with
     tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
     try:
@@ -183,25 +168,12 @@ def start_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def run_folder(config: TrainingConfig, accelerator: Accelerator) -> RunFolder:
-    """Return the run's folder, which need not be there."""
-    path = Path(config.ckpt_dir) / config.dataset / config.run_name
-    log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
-    return RunFolder(
-        path, accelerator.is_main_process, log_file, lambda values, step: accelerator.log(values, step=step)
-    )
-
-
 def may_start(run: RunFolder, config: TrainingConfig, source: Source, num_processes: int) -> Claim:
-    """Return what is to be done in the folder; see RunFolder.check. It is reused on any number of processes.
-
-    Raises:
-        InputError: Another run is in the folder.
-    """
+    """Return what is to be done in the folder, as RunFolder.check; it is reused on any number of processes."""
     results = run.path / RESULTS_FILE
     batch = config.train_batch_size * num_processes * config.gradient_accumulation_steps
     same_batch = results.is_file() and read_json(results).get("global_batch_size") == batch
-    finished_change = (*FINISHED_CHANGES, *(["gradient_accumulation_steps"] if same_batch else []))
+    finished_change = (*FINISHED_CHANGES, "gradient_accumulation_steps") if same_batch else FINISHED_CHANGES
     answer = run.check(config, RESUMABLE_CHANGES, finished_change)
     if answer == "reuse" and (trained_with := trained_identifiers(run.path)) and trained_with != source.table.sha256:
         raise InputError(
@@ -211,22 +183,10 @@ def may_start(run: RunFolder, config: TrainingConfig, source: Source, num_proces
     return answer
 
 
-def set_identifiers(recommender: Recommender, table: TokenTable, config: TrainingConfig) -> None:
-    """Note the semantic IDs that the model is trained with; raise InputError where it was trained with others."""
-    if not config.allow_other_identifiers:
-        remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.semantic_ids_sha256, table, config.pretrained_model, remedy)
-    recommender.semantic_ids_sha256 = table.sha256
-
-
 def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Accelerator) -> Path | None:
-    """Lock the run's folder and make it ready.
+    """Lock the run's folder and make it ready; return the saved state to go on from, None where the run starts anew.
 
-    Returns:
-        The saved state to go on from; None where the run starts anew.
-
-    Raises:
-        InputError: Another process has the folder, or what is there may not be resumed.
+    Raises InputError where another process has the folder, or what is there may not be resumed.
     """
     run.lock()
     try:
@@ -246,8 +206,7 @@ def claim_folder(run: RunFolder, config: TrainingConfig, data: Data, accelerator
     for note in notes:
         run.say(note)
     if not state:
-        environment = describe_environment(accelerator.device, accelerator.num_processes)
-        write_json(run.path / ENVIRONMENT_FILE, environment)
+        write_json(run.path / ENVIRONMENT_FILE, describe_environment(accelerator.device, accelerator.num_processes))
     return state
 
 
@@ -271,48 +230,42 @@ def check_resumable(values: dict, config: TrainingConfig, data: Data) -> None:
 
 def on_main_process(question: Callable[[], Answer], accelerator: Accelerator) -> Answer:
     """Answer a question about files on the main process and share the answer, or its InputError, with all."""
-    answer: list = [None, None]
+    answer, problem = None, None
     if accelerator.is_main_process:
         try:
-            answer[0] = question()
+            answer = question()
         except InputError as error:
-            answer[1] = str(error)
-    answer = broadcast_object_list(answer)
-    if answer[1]:
-        raise InputError(answer[1])
-    return answer[0]
+            problem = str(error)
+    answer, problem = broadcast_object_list([answer, problem])
+    if problem:
+        raise InputError(problem)
+    return answer
 
 
 def make_recommender(config: TrainingConfig) -> Recommender:
     """Make the network from scratch, or read the pre-trained one; `config` has been resolved."""
-    architecture = Architecture(
-        level_sizes=level_sizes(config.n_codebooks, config.codebook_size),
-        dropout_rate=config.dropout_rate,
-        **{name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__},
-    )
     path = Path(config.pretrained_model)
-    if not config.pretrained_model:
-        return build_recommender(architecture)
-    if path.is_file():
-        recommender = build_recommender(architecture)
+    if config.pretrained_model and path.is_dir():
+        return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
+    sizes = {name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__}
+    levels = level_sizes(config.n_codebooks, config.codebook_size)
+    recommender = build_recommender(Architecture(levels, dropout_rate=config.dropout_rate, **sizes))
+    if config.pretrained_model:
         recommender.load_weights(read_reference_checkpoint(path), str(path))
-        return recommender
-    return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
+    return recommender
 
 
 def describe(config: TrainingConfig, data: Data, recommender: Recommender, accelerator: Accelerator) -> list[str]:
     """Return what a person wants to know before the run starts, a line each."""
     interactions, table, order = data.tokenization.interactions, data.table, data.order
-    parameters = sum(p.numel() for p in recommender.parameters())
-    names = ", ".join(table.labels)
     prefixes = ", ".join(dict.fromkeys(group.prefix for group in table.groups))
-    source = f"weights from {config.pretrained_model}" if config.pretrained_model else "weights from scratch"
     return [
         f"dataset {config.dataset}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
         f"{len(order.positions):,} training examples",
-        f"tokenizers ({table.num_groups}) of {prefixes}: {names}",
+        f"tokenizers ({table.num_groups}) of {prefixes}: {', '.join(table.labels)}",
         f"model: {config.num_layers} + {config.num_decoder_layers} layers, d_model {config.d_model}, "
-        f"{parameters:,} parameters, {source}",
+        f"{sum(p.numel() for p in recommender.parameters()):,} parameters, "
+        f"weights from {config.pretrained_model or 'scratch'}",
         f"global batch {order.global_batch_size:,} = {config.train_batch_size} x {accelerator.num_processes} processes "
         f"x {config.gradient_accumulation_steps} batches, {order.steps_per_epoch} steps an epoch, "
         f"on {accelerator.device}",

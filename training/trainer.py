@@ -24,13 +24,7 @@ LOG_EVERY = 50  # optimizer steps between two readings of the loss
 class Trainer:
     """Trains a recommender on batches whose tokenizers are drawn by given probabilities.
 
-    Args:
-        config: Settings of either stage.
-        accelerator: Processes, precision, trackers.
-        run: Where log, checkpoints and results go.
-        data: The examples.
-        recommender: The model.
-        snapshot: Saved by an earlier run in the same folder, to go on from; it has been found to fit.
+    `snapshot` was saved by an earlier run in the same folder, to go on from; it has been found to fit.
     """
 
     def __init__(
@@ -42,8 +36,8 @@ class Trainer:
         recommender: Recommender,
         snapshot: Snapshot | None = None,
     ):
-        self.config, self.accelerator, self.run, self.data = config, accelerator, run, data
-        self.recommender = recommender
+        self.config, self.accelerator, self.run = config, accelerator, run
+        self.data, self.recommender = data, recommender
         batches_per_epoch = data.order.batches_per_epoch
         self.total_positions = config.steps or batches_per_epoch * (config.schedule_epochs or config.epochs)
         self.epochs = math.ceil(config.steps / batches_per_epoch) if config.steps else config.epochs
@@ -53,11 +47,9 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
         self.state = TrainingState(**snapshot.values["progress"]) if snapshot else TrainingState()
         self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
-        self.display = Display(
-            config, self.epochs, data.sizes, data.table.num_groups, run.say, accelerator.is_main_process
-        )
+        self.display = Display(config, self.epochs, data, run)
         self.checkpointer, self.evaluator = Checkpointer(self), Evaluator(self)
-        if snapshot is not None:
+        if snapshot:
             self.checkpointer.restore_(snapshot)
             self.display.skip(self.state.epoch, len(self.state.influences))
             done = f"step {self.state.step:,}, {self.state.epoch} epochs done"
@@ -81,19 +73,14 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next optimizer step.
-
-        A step advances the schedule by the batches that all processes took for it.
-        """
+        """That of the next optimizer step; a step advances the schedule by the batches that all processes took."""
         position = self.state.step * self.data.order.accumulation * self.data.order.num_processes
         return self.config.lr * cosine_factor(position, self.config.warmup_steps, self.total_positions)
 
     def fit(self, last_epoch: int, probabilities: np.ndarray) -> None:
-        """Train up to and including 1-based `last_epoch`, or until early stopping.
+        """Train up to and including 1-based `last_epoch`, or until early stopping; evaluate and save where it is due.
 
-        Args:
-            last_epoch: Evaluation and checkpoints happen on the way, where they are due.
-            probabilities: float64 [G], sampling probability of each tokenizer group.
+        `probabilities`, float64 [G], are the tokenizer groups' sampling probabilities.
         """
         config, state = self.config, self.state
         while state.closed < last_epoch and not state.stopped:
@@ -146,9 +133,7 @@ class Trainer:
         """Take one optimizer step over a global batch.
 
         Every example weighs the same, however unevenly the batch is cut: sums of losses over the global batch's size.
-
-        Returns:
-            This process's sum of losses, the global batch's size, and the gradient's norm before clipping.
+        Returns this process's sum of losses, the global batch's size, and the gradient's norm before clipping.
         """
         slices, size = self.data.order.micro_batches(step)
         for parameter_group in self.optimizer.param_groups:
@@ -172,11 +157,7 @@ class Trainer:
         return total, size, gradient_norm
 
     def _report_steps(self, epoch: int, gradient_norm: float) -> float:
-        """Report, and return, the mean loss since the last report.
-
-        Raises:
-            FloatingPointError: The loss is not finite.
-        """
+        """Report, and return, the mean loss since the last report."""
         step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
         loss = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / self.state.window_size
         self.check_finite(loss, gradient_norm)
@@ -200,17 +181,15 @@ class Trainer:
 
     def _report_epoch(self, epoch: int, num_examples: int, seconds: float) -> None:
         """Report the mean loss of an epoch."""
-        state = self.state
+        step, speed = self.state.step, num_examples / seconds
         loss = float(self.accelerator.reduce(self.loss_sums[0], "sum")) / num_examples
         self.loss_sums.zero_()
-        state.epoch_seconds = 0.0
-        speed = num_examples / seconds
-        values = {"epoch": epoch, "step": state.step, "loss": loss, "seconds": seconds, "samples_per_second": speed}
+        self.state.epoch_seconds = 0.0
         self.run.emit(
             "epoch",
-            values,
+            {"epoch": epoch, "step": step, "loss": loss, "seconds": seconds, "samples_per_second": speed},
             {"train/epoch_loss": loss, "train/samples_per_second": speed},
-            state.step,
+            step,
             f"{self.display.epoch_name(epoch)}  loss {loss:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s, "
             f"{self.display.left_in_run()}",
         )

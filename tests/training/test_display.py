@@ -6,11 +6,11 @@ from training.config import FinetuneConfig, PretrainConfig
 from training.display import EVALUATION_COST, Display
 from utils import progress
 
-SIZES = {"train": 100, "valid": 30, "valid_sample": 20, "test": 40}
-
 
 def make_display(config, num_groups: int = 4, say=lambda text: None) -> Display:
-    return Display(config, config.epochs, SIZES, num_groups, say, shown=True)
+    table, order = SimpleNamespace(num_groups=num_groups), SimpleNamespace(positions=range(100))
+    data = SimpleNamespace(table=table, order=order, valid=range(30), valid_sample=range(20), test=range(40))
+    return Display(config, config.epochs, data, SimpleNamespace(say=say, is_main=True))
 
 
 def test_work_of_a_pre_training():

@@ -1,12 +1,13 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from evaluation.run import is_finished, read_config
 from training.config import FinetuneConfig
-from training.run_folder import RunFolder, differing_settings
+from training.run_folder import RunFolder, differing_settings, log_hyperparameters
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -144,3 +145,16 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     run.record("train", step=1)
     assert not run.path.exists()
     assert capsys.readouterr().out == ""
+
+
+def test_hyperparameters_come_with_the_final_metrics():
+    calls = []
+    writer = SimpleNamespace(add_hparams=lambda *arguments, **named: calls.append((arguments, named)))
+    trackers = [SimpleNamespace(name="tensorboard", writer=writer), SimpleNamespace(name="wandb")]
+    results = {"valid": {"ndcg@10": 0.2}, "test": {"ndcg@10": 0.1}}
+    config = FinetuneConfig(sem_id_epochs=[1, 2])
+    log_hyperparameters(SimpleNamespace(trackers=trackers, is_main_process=True), config, results)
+    (((settings, metrics), named),) = calls
+    assert (settings["lr"], settings["sem_id_epochs"]) == (0.001, "[1, 2]")
+    assert metrics == {"final/valid_ndcg@10": 0.2, "final/test_ndcg@10": 0.1}
+    assert named == {"run_name": "."}

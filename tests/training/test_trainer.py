@@ -47,13 +47,13 @@ def script_scores(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, scores: lis
         for parameter in trainer.recommender.parameters():
             parameter.data.fill_(epoch)
 
-    def predict(positions: np.ndarray, group: int, *_: object) -> SimpleNamespace:
+    def predict(_: object, __: object, positions: np.ndarray, group: int, **___: object) -> SimpleNamespace:
         is_test = positions is trainer.data.test
         score = trainer.recommender.t5.shared.weight[0, 0].item() if is_test else scores[trainer.state.epoch - 1]
         return SimpleNamespace(metrics=lambda names: {name: score + group for name in names})
 
     monkeypatch.setattr(trainer, "_train_epoch", train)
-    monkeypatch.setattr(trainer.evaluator, "_predict", predict)
+    monkeypatch.setattr(training.evaluator, "predict", predict)
     monkeypatch.setattr(training.evaluator, "write_results", lambda *_: None)
 
 
@@ -156,9 +156,8 @@ def test_val_metric_picks_the_best_epoch(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=2, val_metric="recall@5")
     script_scores(monkeypatch, trainer, [0.0, 0.0])
     tables = [{"ndcg@10": 0.1, "recall@5": 0.9}, {"ndcg@10": 0.9, "recall@5": 0.1}]
-    monkeypatch.setattr(
-        trainer.evaluator, "_predict", lambda *_: SimpleNamespace(metrics=lambda _: tables[trainer.state.epoch - 1])
-    )
+    scripted = SimpleNamespace(metrics=lambda _: tables[trainer.state.epoch - 1])
+    monkeypatch.setattr(training.evaluator, "predict", lambda *_, **__: scripted)
     trainer.fit(2, UNIFORM)
     assert (trainer.state.best_epoch, trainer.state.best_score) == (1, 0.9)
 
