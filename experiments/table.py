@@ -1,7 +1,6 @@
 """The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import groups_of
 from experiments.results import METRICS, read_outcomes, unpack_ranks
 from experiments.study import Cell, Job, Study
-from utils.files import write_text
+from utils.files import atomic_path, write_text
 
 VALID_METRIC = "ndcg@10"
 GAINS = ("recall@10", "ndcg@10")  # the metrics whose gain over the baseline is shown
@@ -26,23 +25,17 @@ Line = dict[str, str]  # column: text
 
 @dataclass
 class Row:
-    """A row of the table: one variant in one setting, over the seeds that are done.
-
-    Attributes:
-        name: The row's name.
-        cells: One for each seed.
-        outcomes: Of each seed, the outcome that counts: the candidate that is best on validation.
-    """
+    """A row of the table: one variant in one setting, over the seeds that are done."""
 
     name: str
-    cells: list[Cell]
-    outcomes: list[dict]
+    cells: list[Cell]  # one for each seed
+    outcomes: list[dict]  # of each seed, the one that counts: of the candidate that is best on validation
 
     def of(self, seeds: set[int]) -> "Row":
         """Return the row with some of its seeds only, in rising order."""
-        kept = [pair for pair in zip(self.cells, self.outcomes, strict=True) if pair[0].seed in seeds]
-        kept.sort(key=lambda pair: pair[0].seed)
-        return Row(self.name, [cell for cell, _ in kept], [outcome for _, outcome in kept])
+        by_seed = {cell.seed: (cell, outcome) for cell, outcome in zip(self.cells, self.outcomes, strict=True)}
+        cells, outcomes = zip(*(by_seed[seed] for seed in sorted(seeds)), strict=True)
+        return Row(self.name, list(cells), list(outcomes))
 
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
@@ -61,20 +54,17 @@ class Row:
 def finished_rows(study: Study, outcomes: Outcomes, fixed: bool = False) -> list[Row]:
     """Return the study's rows with the seeds whose jobs are all done.
 
-    Args:
-        study: The study.
-        outcomes: Of all finished jobs.
-        fixed: Take each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
+    `fixed` takes each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
     """
     rows: dict[str, Row] = {}
     for cell in study.cells:
         found = [outcomes.get(job.id) for job in (cell.candidates[:1] if fixed else cell.candidates)]
         if None in found:
             continue
-        best = max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if len(found) > 1 else found[0]
         row = rows.setdefault(cell.row, Row(cell.row, [], []))
         row.cells.append(cell)
-        row.outcomes.append(best)
+        several = len(found) > 1  # what stands alone may have no validation
+        row.outcomes.append(max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if several else found[0])
     return list(rows.values())
 
 
@@ -126,7 +116,6 @@ def _relative(interval: Interval, reference: float, digits: int) -> str:
 
 
 def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
-    """Return the table's lines."""
     lines = []
     for row in rows:
         line = {"variant": row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
@@ -177,19 +166,14 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[Line]:
     def trained_on(cell: Cell) -> np.ndarray:
         return training_users(interactions.num_users, _train_user_ratio(cell), cell.seed)[users]
 
-    groups = {
-        "trained on": [row.among([trained_on(cell) for cell in row.cells]) for row in rows],
-        "new": [row.among([~trained_on(cell) for cell in row.cells]) for row in rows],
-    }
-    lines = []
-    for index, row in enumerate(rows):
-        line = {"variant": row.name}
-        for group, members in groups.items():
-            pair = with_baseline(members[index], members, study)
+    lines = [{"variant": row.name} for row in rows]
+    for group, seen in (("trained on", True), ("new", False)):
+        members = [row.among([trained_on(cell) == seen for cell in row.cells]) for row in rows]
+        for line, row in zip(lines, members, strict=True):
+            pair = with_baseline(row, members, study)
             for metric in GAINS:
-                line[f"{metric}, {group}"] = f"{members[index].test(metric).mean():.4f}"
+                line[f"{metric}, {group}"] = f"{row.test(metric).mean():.4f}"
                 line[f"{metric}, {group}, gain"] = gains_by_seed(*pair, metric) if pair else ""
-        lines.append(line)
     return lines
 
 
@@ -198,25 +182,23 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
     outcomes = read_outcomes(study.jobs(), results_dir)
     rows = finished_rows(study, outcomes)
     lines = table(study, rows, outcomes)
-    parts = [f"## {study.title}", "", markdown(lines)]
+    parts = [f"## {study.title}", markdown(lines)]
     if any(len(cell.candidates) > 1 for cell in study.cells):
         fixed = table(study, finished_rows(study, outcomes, fixed=True), outcomes)
-        parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
+        parts.append("The same with the last tokenizer, fixed beforehand, instead of the best on validation:")
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
-    users = trained_users_table(study, rows)
-    if users:
-        parts += ["", "Test users that training saw, and those that are new to the model:", "", markdown(users)]
+    if users := trained_users_table(study, rows):
+        parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]
     if study.popularity_edges and rows:
-        parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
-    text = "\n".join(parts) + "\n"
+        parts += ["Recall@10 by the target's training interactions:", markdown(popularity_table(study, rows))]
+    text = "\n\n".join(parts) + "\n"
     file = Path(results_dir) / "tables" / f"{study.name}-{label}"
     write_text(file.with_suffix(".md"), text)
     if lines:
-        rows_of_text = io.StringIO()
-        writer = csv.DictWriter(rows_of_text, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-        write_text(file.with_suffix(".csv"), rows_of_text.getvalue())
+        with atomic_path(file.with_suffix(".csv")) as path, open(path, "w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
     return text
 
 
