@@ -146,16 +146,8 @@ def in_turn(count: int, size: int) -> dict[str, Iterator[slice]]:
     return defaultdict(lambda: cycle(slice(start, start + size) for start in range(0, max(count - size, 0) + 1, size)))
 
 
-def one_shape() -> AbstractContextManager:
-    """Compute all rows of a batch together, as compiling asks, instead of every length apart."""
-    return patch.object(length_groups, "GROUPING_DEVICES", ())
-
-
 def train_step(workload: Workload, compiled: bool) -> Stage:
-    """One optimizer step on a random batch, each example tokenized by its own tokenizer.
-
-    Compiled goes through torch.compile, on a GPU with CUDA graphs.
-    """
+    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
     size, tokenization, dataset = workload.sizes.train_batch, workload.tokenization, workload.loaded_reference
     positions, examples = workload.examples("train", NUM_BATCHES * size)
     groups = np.random.default_rng(0).integers(tokenization.table.num_groups, size=len(positions))
@@ -164,6 +156,7 @@ def train_step(workload: Workload, compiled: bool) -> Stage:
     recommender = workload.recommender().train()
     plain_network = reference.make_network(recommender).train()
     optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain_network))
+    one_shape = partial(patch.object, length_groups, "GROUPING_DEVICES", ())  # not each length apart, to compile it
     loss_of, layout = (torch.compile(recommender, **COMPILE), one_shape) if compiled else (recommender, nullcontext)
 
     def make_batch(part: slice) -> Batch:
@@ -189,8 +182,8 @@ def train_step(workload: Workload, compiled: bool) -> Stage:
     def equal(precision: str) -> bool:
         ours = workload.recommender().eval()
         plain = reference.make_network(ours).eval()
-        batch = make_batch(slice(0, size))
-        plain_loss, plain_logits = reference.forward(plain, make_plain_batch(slice(0, size)))
+        batch = make_batch(slice(size))
+        plain_loss, plain_logits = reference.forward(plain, make_plain_batch(slice(size)))
         with torch.no_grad(), layout(), workload.autocast(precision):
             loss = (torch.compile(ours, **COMPILE) if compiled else ours)(batch.input_ids, batch.labels, batch.lengths)
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
@@ -317,12 +310,11 @@ def rqvae_epoch(workload: Workload) -> Stage:
         same_codes = torch.equal(ours.model.encode(inputs), other.model.encode(inputs))
         return abs(loss - plain_loss) < 1e-5 * plain_loss and same_codes
 
-    flops = count * 6 * num_weights(plain.model)
-    flops += 3 * 4 * count * sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
-
     def project(precision: str) -> dict[str, float]:
         return train_epoch(states[precision], inputs, settings[precision])
 
+    flops = count * 6 * num_weights(plain.model)
+    flops += 3 * 4 * count * sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
     return Stage(plain_epoch, project, equal, PRECISIONS, flops=flops)
 
 

@@ -1,7 +1,6 @@
 """The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_s
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import groups_of
 from experiments.results import METRICS, read_outcomes, unpack_ranks
-from experiments.study import Cell, Job, Study
+from experiments.study import Cell, Study
 from utils.files import atomic_path, write_text
 
 VALID_METRIC = "ndcg@10"
@@ -82,12 +81,6 @@ def with_baseline(row: Row, rows: list[Row], study: Study) -> tuple[Row, Row] | 
     return (row.of(shared), base.of(shared)) if shared else None
 
 
-def seconds_of(jobs: Sequence[Job], outcomes: Outcomes) -> float:
-    """Return the wall-clock seconds of some jobs and of all that they need, each once."""
-    everything = dict.fromkeys(need.id for job in jobs for need in job.with_needs())
-    return sum(outcomes[name]["seconds"] for name in everything if name in outcomes)
-
-
 def gain_text(row: Row, base: Row, metric: str) -> str:
     """Return the gain over the baseline and its 95% interval, relative to the baseline's mean; "" where that is 0."""
     reference = base.test(metric).mean()
@@ -127,9 +120,10 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
         for metric in GAINS:
             line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
             line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair else ""
-        jobs = [job for cell in row.cells for job in cell.candidates]
+        jobs = [need for cell in row.cells for job in cell.candidates for need in job.with_needs()]
+        seconds = sum(outcomes[name]["seconds"] for name in dict.fromkeys(job.id for job in jobs) if name in outcomes)
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
-        line["minutes a seed"] = f"{seconds_of(jobs, outcomes) / 60 / len(row.cells):.0f}"
+        line["minutes a seed"] = f"{seconds / 60 / len(row.cells):.0f}"
         lines.append(line)
     return lines
 
