@@ -62,12 +62,9 @@ def grow_interactions(count: int, folder: Path) -> dict[str, float]:
     row: dict[str, float] = {}
     before = resident_mb()
     interactions = timed(row, "load", lambda: load_interactions(folder))
-    splits = timed(
-        row,
-        "split",
-        lambda: {split: split_positions(interactions.offsets, split) for split in ("train", "valid", "test")},
-    )
-    order = TrainingOrder(splits["train"], 256)
+    names = ("train", "valid", "test")
+    splits = timed(row, "split", lambda: [split_positions(interactions.offsets, split) for split in names])
+    order = TrainingOrder(splits[0], 256)
     epoch = timed(row, "epoch", lambda: order.epoch(1, np.full(25, 1 / 25)))
     row |= {"interactions": len(interactions.items), "examples": len(epoch[0])}
     if before is not None:
@@ -87,10 +84,8 @@ def grow_items(count: int, folder: Path) -> dict[str, float]:
     timed(row, "rqvae_epoch", lambda: train_epoch(state, inputs, config))
     names = [f"B{number:09d}" for number in range(count)]
 
-    def export() -> np.ndarray:
-        codes = semantic_ids(model.encode(inputs).numpy(), count, "1", names)
-        write_sem_ids(folder / "1.sem_ids", names, codes)
-        return codes
+    def export() -> None:
+        write_sem_ids(folder / "1.sem_ids", names, semantic_ids(model.encode(inputs).numpy(), count, "1", names))
 
     timed(row, "export", export)
     tokens = torch.from_numpy(make_semantic_ids(count, 1)[0]) + torch.tensor([1, 257, 513, 769])

@@ -19,14 +19,7 @@ from torch import Tensor
 
 from model.recommender import Recommender, load_recommender
 from training.config import PretrainConfig
-from training.curriculum import (
-    BETA_1,
-    BETA_2,
-    adam_direction,
-    adam_moments,
-    mean_gradient,
-    sampling_probabilities,
-)
+from training.curriculum import BETA_1, BETA_2, adam_direction, adam_moments, mean_gradient, sampling_probabilities
 from training.data import Data, load_data
 from training.setup import resolve_config
 from utils.config import Epochs, expand_epochs, parse_config
@@ -98,8 +91,8 @@ def scores_of_parts(
     valid = gradient(data.valid, range(num_groups)).double()
     parts = np.array_split(np.random.default_rng(settings.rand_seed).permutation(positions), PARTS)
     sizes = torch.tensor([len(part) for part in parts], dtype=torch.float32, device=first.device)
-    members = {1.0: [list(range(PARTS))]}
-    for ratio in settings.ratios:
+    members = {}
+    for ratio in (1.0, *settings.ratios):
         count = round(ratio * PARTS)
         members[ratio] = [list(range(start, start + count)) for start in range(0, PARTS - count + 1, count)]
     scores = {ratio: np.zeros((len(samples), num_groups)) for ratio, samples in members.items()}
@@ -119,9 +112,7 @@ def compare(scores: dict[float, np.ndarray], tau: float) -> list[dict[str, float
     exact = scores[1.0][0]
     expected = sampling_probabilities(exact, tau)
     rows = []
-    for ratio, samples in sorted(scores.items()):
-        if ratio == 1.0:
-            continue
+    for ratio, samples in sorted(scores.items())[:-1]:  # the last are the exact ones
         correlations = [spearmanr(sample, exact).statistic for sample in samples]
         differences = [np.abs(sampling_probabilities(sample, tau) - expected).max() for sample in samples]
         rows.append({

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,16 +20,12 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
     """Return how long a call takes, the device's work included."""
-    synchronize(device)
+    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    synchronize()
     started = time.perf_counter()
     function()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - started
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def with_peak_memory(function: Callable[[], Result], device: torch.device) -> tuple[Result, float | None]:
@@ -36,17 +33,16 @@ def with_peak_memory(function: Callable[[], Result], device: torch.device) -> tu
 
     None where the system does not tell (it is Linux's /proc).
     """
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         result = function()
         return result, (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not os.access(_CLEAR, os.W_OK):
         return function(), None
-    ctypes.CDLL(None).malloc_trim(0)
+    before = resident_mb()
     _CLEAR.write_text("5")  # the peak counts from here
-    before = _status_mb("VmRSS")
     result = function()
     return result, _status_mb("VmHWM") - before
 

@@ -32,17 +32,11 @@ class Example:
 
 @dataclass
 class LoadedDataset:
-    """Everything that training reads.
-
-    Attributes:
-        splits: Examples of train, valid and test.
-        tokens: Per tokenizer, every item's tokens.
-        eos_token: End of sequence; the one user token is the token before it.
-    """
+    """Everything that training reads."""
 
     splits: dict[str, list[Example]]
-    tokens: list[Tokens]
-    eos_token: int
+    tokens: list[Tokens]  # of each tokenizer
+    eos_token: int  # end of sequence; the one user token is the token before it
 
 
 def load(folder: Path, sem_ids_files: Sequence[Path], level_sizes: Sequence[int]) -> LoadedDataset:
@@ -74,10 +68,8 @@ def tokenize(example: Example, tokens: Tokens, eos_token: int, max_items: int = 
 
 def make_batch(examples: Sequence[Example], dataset: LoadedDataset, groups: Sequence[int]) -> Batch:
     """Tokenize each example with the tokenizer of its 0-based group."""
-    rows = [
-        tokenize(example, dataset.tokens[group], dataset.eos_token)
-        for example, group in zip(examples, groups, strict=True)
-    ]
+    pairs = zip(examples, groups, strict=True)
+    rows = [tokenize(example, dataset.tokens[group], dataset.eos_token) for example, group in pairs]
     columns = map(torch.tensor, zip(*rows, strict=True))
     return dict(zip(("input_ids", "attention_mask", "labels"), columns, strict=True))
 

@@ -13,7 +13,6 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,6 @@ from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.runtime import run_command
 
-FULL = Sizes()
 QUICK = Sizes(shrink=20, train_batch=64, eval_batch_20=16, eval_batch_50=8, rounds=3)
 SLOW = 30  # seconds of a reference round from which on 3 rounds are enough
 RESULTS = Path(__file__).parent / "results"
@@ -68,17 +66,12 @@ class SpeedConfig:
 def measure(
     name: str, stage: Stage, rounds: int, device: torch.device, rates: dict[str, float]
 ) -> list[dict[str, object]]:
-    """Compare, then time a stage: one row for each precision.
+    """Compare, then time a stage in rounds of every way in turn: one row for each precision.
 
-    Args:
-        name: The stage's.
-        stage: What to call.
-        rounds: Rounds of every way in turn; at most 3 where one of the reference way takes over 30 s.
-        device: Where it runs; a GPU compares in full float32 and is timed with TF32.
-        rates: Floating-point operations per second of a matrix product, by precision.
+    A GPU compares in full float32 and is timed with TF32. `rates` are the floating-point operations per second of a
+    matrix product, by precision.
     """
-    ways: dict[str, Callable[[], object]] = {"reference": stage.reference}
-    ways |= {precision: partial(stage.project, precision) for precision in stage.precisions}
+    ways = {"reference": stage.reference} | {each: partial(stage.project, each) for each in stage.precisions}
     equal = {precision: stage.equal(precision) for precision in stage.precisions}
     times: dict[str, list[float]] = {way: [] for way in ways}
     with fast_products(device):
@@ -94,45 +87,20 @@ def measure(
         figure = {way: statistics.median(times[way]) for way in ("reference", precision)}
         rate = {way: stage.samples / value if stage.samples else value for way, value in figure.items()}
         rows.append({
-            "stage": name,
-            "precision": precision,
-            "reference": rate["reference"],
-            "project": rate[precision],
-            "unit": "samples/s" if stage.samples else "s",
-            "ratio": figure["reference"] / figure[precision],
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
+            "stage": name, "precision": precision,
+            "reference": rate["reference"], "project": rate[precision], "unit": "samples/s" if stage.samples else "s",
+            "ratio": figure["reference"] / figure[precision], "ratio_min": min(ratios), "ratio_max": max(ratios),
             "fraction_of_matmul": stage.flops / figure[precision] / rates[precision] if stage.flops else None,
-            "peak_memory_mb": memory[precision],
-            "reference_peak_memory_mb": memory["reference"],
-            "equal": equal[precision],
-            "rounds": len(ratios),
+            "peak_memory_mb": memory[precision], "reference_peak_memory_mb": memory["reference"],
+            "equal": equal[precision], "rounds": len(ratios),
         })  # fmt: skip
     return rows
 
 
-def run(
-    sizes: Sizes, stages: list[str], dataset: Path | None, device: torch.device
-) -> Iterator[tuple[list[dict[str, object]], dict[str, object]]]:
-    """Measure stage by stage; yield each one's rows, and what is known of the machine."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = dataset or Path(scratch) / "generated"
-        if dataset is None:
-            write_dataset(folder, sizes.shrink, sizes.tokenizers)
-        workload = Workload(folder, Path(scratch), sizes, device)
-        for name in stages:
-            with fast_products(device):
-                rates = {"float32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
-            machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
-            yield measure(name, STAGES[name](workload), sizes.rounds, device, rates), machine
-
-
 def format_table(rows: list[dict[str, object]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [
-        "| stage | precision | reference | project | ratio (min to max) | of matmul | peak MB, reference | equal |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = "| stage | precision | reference | project | ratio (min to max) | of matmul | peak MB, reference | equal |"
+    lines = [head, "|---" * 8 + "|"]
     for row in rows:
         share, peaks = row["fraction_of_matmul"], (row["peak_memory_mb"], row["reference_peak_memory_mb"])
         figures = [
@@ -160,14 +128,23 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: this machine shows no GPU")
-    dataset = Path(config.dataset) if config.dataset else None
-    for rows, machine in run(QUICK if config.quick else FULL, config.wanted, dataset, device):
-        output = Path(config.output) if config.output else default_output(config.quick, machine)
-        others = read_json(output)["rows"] if output.exists() else []
-        rows_of_file = [*(row for row in others if row["stage"] != rows[0]["stage"]), *rows]
-        rows_of_file.sort(key=lambda row: list(STAGES).index(row["stage"]))
-        write_json(output, {"rows": rows_of_file, "machine": machine})
-        print(format_table(rows), flush=True)
+    sizes = QUICK if config.quick else Sizes()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(config.dataset or f"{scratch}/generated")
+        if not config.dataset:
+            write_dataset(folder, sizes.shrink, sizes.tokenizers)
+        workload = Workload(folder, Path(scratch), sizes, device)
+        for name in config.wanted:
+            with fast_products(device):
+                rates = {"float32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
+            machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
+            rows = measure(name, STAGES[name](workload), sizes.rounds, device, rates)
+            output = Path(config.output) if config.output else default_output(config.quick, machine)
+            others = read_json(output)["rows"] if output.exists() else []
+            rows_of_file = [*(row for row in others if row["stage"] != name), *rows]
+            rows_of_file.sort(key=lambda row: list(STAGES).index(row["stage"]))
+            write_json(output, {"rows": rows_of_file, "machine": machine})
+            print(format_table(rows), flush=True)
     print(f"\n{output}\n{format_table(rows_of_file)}")
     if not all(row["equal"] for row in rows_of_file):
         sys.exit("error: the two ways do not agree")

@@ -4,11 +4,12 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,15 +42,9 @@ CLOSE_BF16 = {"rtol": 2e-2, "atol": 2e-2}  # of losses; 8 bits of mantissa
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured; the defaults are the paper's model on Musical_Instruments.
+    """How much is measured; the defaults are the paper's model on Musical_Instruments."""
 
-    Attributes:
-        shrink: Of the generated dataset, one user and one item in so many.
-        rounds: At least 3.
-        kept_epochs: Epochs that are exported, besides the best.
-    """
-
-    shrink: int = 1
+    shrink: int = 1  # of the generated dataset, one user and one item in so many
     rounds: int = 5
     tokenizers: int = 25
     train_batch: int = 256
@@ -59,46 +54,29 @@ class Sizes:
     d_model: int = 128
     d_ff: int = 512
     hidden_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
-    kept_epochs: int = 51
+    kept_epochs: int = 51  # that are exported, besides the best
 
 
 @dataclass
 class Stage:
-    """One thing to measure.
+    """One thing to measure."""
 
-    Attributes:
-        reference: The reference way, float32.
-        project: This project's way in a precision.
-        equal: Whether a precision computes what the reference way computes.
-        precisions: Those that `project` has.
-        samples: Of one call; None where the call's seconds are the figure.
-        flops: Useful floating-point operations of one call, None where they do not matter.
-    """
-
-    reference: Callable[[], object]
-    project: Callable[[str], object]
-    equal: Callable[[str], bool]
-    precisions: tuple[str, ...] = ("float32",)
-    samples: int | None = None
-    flops: float | None = None
+    reference: Callable[[], object]  # the reference way, float32
+    project: Callable[[str], object]  # this project's way in a precision
+    equal: Callable[[str], bool]  # whether a precision computes what the reference way computes
+    precisions: tuple[str, ...] = ("float32",)  # those that `project` has
+    samples: int | None = None  # of one call; None where the call's seconds are the figure
+    flops: float | None = None  # useful floating-point operations of one call, None where they do not matter
 
 
 @dataclass
 class Workload:
-    """The data and the model that all stages work on.
-
-    Attributes:
-        folder: Dataset folder.
-        scratch: Empty folder for files of stages.
-        sizes: Of the model and of the batches.
-        device: Where this project's way and the reference way compute.
-    """
+    """The data (a dataset folder) and the model that all stages work on, and an empty folder for their files."""
 
     folder: Path
     scratch: Path
     sizes: Sizes
     device: torch.device
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @cached_property
     def level_sizes(self) -> tuple[int, ...]:
@@ -119,13 +97,7 @@ class Workload:
     def load_reference(self) -> reference.LoadedDataset:
         return reference.load(self.folder, [group.file for group in self.groups], self.level_sizes)
 
-    @cached_property
-    def loaded(self) -> tuple[Tokenization, dict[str, np.ndarray]]:
-        return self.load()
-
-    @cached_property
-    def loaded_reference(self) -> reference.LoadedDataset:
-        return self.load_reference()
+    loaded, loaded_reference = cached_property(load), cached_property(load_reference)
 
     @property
     def tokenization(self) -> Tokenization:
@@ -149,12 +121,9 @@ class Workload:
 
 
 def forward_flops(recommender: Recommender, lengths: Tensor, steps: list[int]) -> float:
-    """Count the floating-point operations of encoding histories and decoding, without padding.
+    """Count the floating-point operations of encoding histories of int64 [B] tokens and decoding, without padding.
 
-    Args:
-        recommender: The network.
-        lengths: int64 [B], tokens per history.
-        steps: Decoder tokens that each row feeds at each call of the decoder: [5] in training, [1, M, M, M] in search.
+    `steps` are the tokens that each row feeds at each call of the decoder: [5] in training, [1, M, M, M] in search.
     """
     config = recommender.architecture
     inner, d, d_ff, vocab = config.num_heads * config.d_kv, config.d_model, config.d_ff, config.vocab_size
@@ -177,26 +146,17 @@ def in_turn(count: int, size: int) -> dict[str, Iterator[slice]]:
     return defaultdict(lambda: cycle(slice(start, start + size) for start in range(0, max(count - size, 0) + 1, size)))
 
 
-@contextmanager
-def one_shape() -> Iterator[None]:
-    """Compute all rows of a batch together, as compiling asks, instead of every length apart."""
-    layout = length_groups.GROUPING_DEVICES
-    length_groups.GROUPING_DEVICES = ()
-    try:
-        yield
-    finally:
-        length_groups.GROUPING_DEVICES = layout
-
-
-def _training(workload: Workload, compiled: bool) -> Stage:
+def train_step(workload: Workload, compiled: bool) -> Stage:
+    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
     size, tokenization, dataset = workload.sizes.train_batch, workload.tokenization, workload.loaded_reference
     positions, examples = workload.examples("train", NUM_BATCHES * size)
-    groups = workload.rng.integers(tokenization.table.num_groups, size=len(positions))
+    groups = np.random.default_rng(0).integers(tokenization.table.num_groups, size=len(positions))
     lengths, count = tokenization.batch(positions, groups).lengths, min(size, len(positions))
     turns = in_turn(len(positions), size)
     recommender = workload.recommender().train()
     plain_network = reference.make_network(recommender).train()
     optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain_network))
+    one_shape = partial(patch.object, length_groups, "GROUPING_DEVICES", ())  # not each length apart, to compile it
     loss_of, layout = (torch.compile(recommender, **COMPILE), one_shape) if compiled else (recommender, nullcontext)
 
     def make_batch(part: slice) -> Batch:
@@ -222,8 +182,8 @@ def _training(workload: Workload, compiled: bool) -> Stage:
     def equal(precision: str) -> bool:
         ours = workload.recommender().eval()
         plain = reference.make_network(ours).eval()
-        batch = make_batch(slice(0, size))
-        plain_loss, plain_logits = reference.forward(plain, make_plain_batch(slice(0, size)))
+        batch = make_batch(slice(size))
+        plain_loss, plain_logits = reference.forward(plain, make_plain_batch(slice(size)))
         with torch.no_grad(), layout(), workload.autocast(precision):
             loss = (torch.compile(ours, **COMPILE) if compiled else ours)(batch.input_ids, batch.labels, batch.lengths)
             logits = ours.logits(batch.input_ids, batch.labels, batch.lengths).float()
@@ -238,17 +198,9 @@ def _training(workload: Workload, compiled: bool) -> Stage:
     return Stage(plain_step, step, equal, PRECISIONS, count, flops)
 
 
-def train_step(workload: Workload) -> Stage:
-    """One optimizer step on a random batch, each example tokenized by its own tokenizer."""
-    return _training(workload, compiled=False)
-
-
-def train_step_compiled(workload: Workload) -> Stage:
-    """The same through torch.compile, on a GPU with CUDA graphs."""
-    return _training(workload, compiled=True)
-
-
-def _evaluation(workload: Workload, batch_size: int, num_beams: int) -> Stage:
+def evaluation(workload: Workload, num_beams: int) -> Stage:
+    """Beam search as in validation (20 beams) and in the test (50)."""
+    batch_size = getattr(workload.sizes, f"eval_batch_{num_beams}")
     positions, examples = workload.examples("test", batch_size)
     tokenization, dataset = workload.tokenization, workload.loaded_reference
     recommender = workload.recommender().eval()
@@ -272,16 +224,6 @@ def _evaluation(workload: Workload, batch_size: int, num_beams: int) -> Stage:
     return Stage(plain_search, lambda precision: search(), equal, samples=len(positions), flops=flops)
 
 
-def eval_beam20(workload: Workload) -> Stage:
-    """Beam search as in validation."""
-    return _evaluation(workload, workload.sizes.eval_batch_20, 20)
-
-
-def eval_beam50(workload: Workload) -> Stage:
-    """Beam search as in the test."""
-    return _evaluation(workload, workload.sizes.eval_batch_50, 50)
-
-
 def influence(workload: Workload) -> Stage:
     """The mean gradient of one tokenizer's examples, so many that batches sorted by length have few lengths each."""
     size, tokenization, dataset = workload.sizes.train_batch, workload.tokenization, workload.loaded_reference
@@ -300,21 +242,16 @@ def influence(workload: Workload) -> Stage:
         return reference.influence_gradient(plain_network, examples[part], dataset, 0, size)
 
     def equal(precision: str) -> bool:
-        first = slice(0, at_once)
-        ways = gradient(precision, first), plain_gradient(first)
+        ways = gradient(precision, slice(at_once)), plain_gradient(slice(at_once))
         ours, plain = (torch.cat([part.flatten() for part in way]) for way in ways)
-        error = float((ours - plain).norm() / plain.norm())
-        return error < (0.05 if precision == "bf16" else 1e-4)
+        return float((ours - plain).norm() / plain.norm()) < (0.05 if precision == "bf16" else 1e-4)
+
+    def project(precision: str) -> list[Tensor]:
+        return gradient(precision, next(turns[precision]))
 
     lengths, count = tokenization.batch(positions, 0).lengths, min(at_once, len(positions))
-    return Stage(
-        lambda: plain_gradient(next(turns["reference"])),
-        lambda precision: gradient(precision, next(turns[precision])),
-        equal,
-        PRECISIONS,
-        count,
-        flops=3 * forward_flops(recommender, lengths, [5]) * count / len(positions),
-    )
+    flops = 3 * forward_flops(recommender, lengths, [5]) * count / len(positions)
+    return Stage(lambda: plain_gradient(next(turns["reference"])), project, equal, PRECISIONS, count, flops)
 
 
 def tokenizer_config(workload: Workload) -> TokenizerConfig:
@@ -373,21 +310,16 @@ def rqvae_epoch(workload: Workload) -> Stage:
         same_codes = torch.equal(ours.model.encode(inputs), other.model.encode(inputs))
         return abs(loss - plain_loss) < 1e-5 * plain_loss and same_codes
 
+    def project(precision: str) -> dict[str, float]:
+        return train_epoch(states[precision], inputs, settings[precision])
+
     flops = count * 6 * num_weights(plain.model)
     flops += 3 * 4 * count * sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
-    return Stage(
-        plain_epoch,
-        lambda precision: train_epoch(states[precision], inputs, settings[precision]),
-        equal,
-        PRECISIONS,
-        flops=flops,
-    )
+    return Stage(plain_epoch, project, equal, PRECISIONS, flops=flops)
 
 
 def trained_tokenizer(workload: Workload) -> tuple[TokenizerConfig, Tensor, list[Path]]:
-    """Write a tokenizer's folder as a finished training leaves it.
-
-    Three different checkpoints stand for all kept epochs; the others are links to them.
+    """Write a tokenizer's folder as a finished training leaves it; three checkpoints and links stand for all epochs.
 
     Returns:
         Its settings, its inputs float32 [N, input size], and the checkpoints of the reference way.
@@ -434,8 +366,8 @@ def export_tokenizers(workload: Workload) -> Stage:
     def equal(precision: str) -> bool:
         export(config)
         files = [next(config.tokenizer_folder.glob(f"*_{epoch}.sem_ids")) for epoch in (1, 2, 3)[: config.epochs]]
-        pairs = zip(files, plain_export(3), strict=True)
-        return all(json.loads(ours.read_text()) == json.loads(plain.read_text()) for ours, plain in pairs)
+        ours, plain = ([json.loads(file.read_text()) for file in way] for way in (files, plain_export(3)))
+        return ours == plain
 
     codebooks = sum(workload.level_sizes[:-1]) * config.hidden_sizes[-1]
     flops = 2.0 * len(names) * (config.epochs + 1) * (num_weights(model.encoder) + codebooks)
@@ -452,15 +384,11 @@ def load(workload: Workload) -> Stage:
             if len(positions) != len(plain.splits[split]):
                 return False
             for row in np.random.default_rng(2).integers(len(positions), size=1000):
-                example, position = plain.splits[split][row], int(positions[row])
-                history = [names[item] for item in interactions.history(position)]
-                if (example.history, example.target) != (history, names[interactions.items[position]]):
+                history = [names[item] for item in interactions.history(int(positions[row]))]
+                if plain.splits[split][row] != reference.Example(history, names[interactions.items[positions[row]]]):
                     return False
-        tokens = tokenization.table.tokens.cpu().numpy()
-        return all(
-            np.array_equal(tokens[group, 1:], [table[name] for name in names[1:]])
-            for group, table in enumerate(plain.tokens)
-        )
+        plain_tokens = [[table[name] for name in names[1:]] for table in plain.tokens]
+        return np.array_equal(tokenization.table.tokens[:, 1:].cpu(), plain_tokens)
 
     # Other stages' gigabyte of Python objects would slow whatever is loaded beside it.
     workload.__dict__.pop("loaded_reference", None)
@@ -468,12 +396,12 @@ def load(workload: Workload) -> Stage:
 
 
 STAGES: dict[str, Callable[[Workload], Stage]] = {
-    "train_step": train_step,
-    "eval_beam20": eval_beam20,
-    "eval_beam50": eval_beam50,
+    "train_step": partial(train_step, compiled=False),
+    "eval_beam20": partial(evaluation, num_beams=20),
+    "eval_beam50": partial(evaluation, num_beams=50),
     "influence": influence,
     "rqvae_epoch": rqvae_epoch,
     "export": export_tokenizers,
     "load": load,
-    "train_step_compiled": train_step_compiled,
+    "train_step_compiled": partial(train_step, compiled=True),
 }

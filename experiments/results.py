@@ -38,11 +38,7 @@ def results_folder(job: Job, results_dir: str | Path) -> Path:
 
 
 def read_outcomes(jobs: Iterable[Job], results_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """Return {job id: outcome} of all that is finished on the datasets of some jobs.
-
-    Raises:
-        InputError: A line is no outcome, or a job has two.
-    """
+    """Return {job id: outcome} of all that is finished on the datasets of some jobs; InputError if a job has two."""
     folders = {results_folder(job, results_dir) for job in jobs}
     return {name: outcome for folder in folders for name, outcome in _read(folder / OUTCOMES_FILE).items()}
 
@@ -92,22 +88,23 @@ def tokenizer_config(job: Job) -> TokenizerConfig:
 
 def product(job: Job, ckpt_dir: str) -> Path | None:
     """Return the file that is there when a job has made what others need of it; None where others need nothing."""
-    folder = Path(ckpt_dir) / job.flags.get("dataset", "") / job.id
-    if job.kind in ("embed", "tokenizer"):
+    if job.kind == "embed":
+        return tokenizer_config(job).embedding_file
+    if job.kind == "tokenizer":
         config = tokenizer_config(job)
-        if job.kind == "embed":
-            return config.embedding_file
         trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
         return config.tokenizer_folder / QUALITY_FILE if trained_here else sem_ids_file(config, config.epochs)
-    return folder / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
+    return _run(job, Path(ckpt_dir)) / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
+
+
+def _run(job: Job, ckpt_dir: Path) -> Path:
+    return ckpt_dir / job.flags["dataset"] / job.id
 
 
 def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
     """Return the jobs without an outcome, and those whose files are gone although one of these needs them.
 
-    Args:
-        jobs: Each after those that it needs; the result is in the same order.
-        ckpt_dir, results_dir: Where runs and outcomes lie.
+    In `jobs` and in what is returned, each comes after those that it needs.
     """
     found: list[Job] = []
     outcomes = read_outcomes(jobs, results_dir)
@@ -129,13 +126,7 @@ def unpack_ranks(text: str) -> np.ndarray:
 
 
 def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
-    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
-
-    Args:
-        job: The job.
-        ckpt_dir, results_dir: Where runs lie, and where outcomes go.
-        threads: CPU threads that it ran with.
-    """
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran."""
     where = {"threads": threads, "hardware": hardware(), "commit": commit()}
     write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
@@ -155,30 +146,26 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
 
     The hashes tell which ones it trained with: a tokenizer trained again elsewhere has the same name and other ones.
     """
-    run = ckpt_dir / job.flags["dataset"] / job.id
+    run = _run(job, ckpt_dir)
     results = read_json(run / RESULTS_FILE)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    means = {event["epoch"]: event["mean"] for event in events if event["event"] == "valid"}
+    valid = [event for event in events if event["event"] == "valid"]
     outcome = {name: results[name] for name in ("valid", "test", "best_epoch")} | {
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
-        "validation": {epoch: {k: round(value, 5) for k, value in mean.items()} for epoch, mean in means.items()},
+        "validation": {each["epoch"]: {k: round(v, 5) for k, v in each["mean"].items()} for each in valid},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
         "semantic_ids_sha256": trained_identifiers(run),
     }
     if job.kind == "pretrain":
-        stages = [event for event in events if event["event"] == "influence"]
-        stages = [{name: stage[name] for name in ("influence", "probabilities")} for stage in stages]
+        names = ("influence", "probabilities")
+        stages = [{name: event[name] for name in names} for event in events if event["event"] == "influence"]
         return outcome | {"per_tokenizer": results["per_tokenizer"], "stages": stages}
     return outcome | {"ranks": pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())}
 
 
 def test_results(job: Job, ckpt_dir: Path) -> Path:
-    """Return the result file per user of a fine-tuning with one tokenizer.
-
-    Raises:
-        InputError: It is gone.
-    """
-    run = ckpt_dir / job.flags["dataset"] / job.id
+    """Return the result file per user of a fine-tuning with one tokenizer; InputError if it is gone."""
+    run = _run(job, ckpt_dir)
     for file in run.glob("test_results_*.json"):
         return file
     raise InputError(f"{run} has no test_results_*.json; remove the job's line from the results to run it again")
@@ -194,7 +181,7 @@ def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
     interactions = load_interactions(dataset_folder(job.flags["data_dir"], job.flags["dataset"]))
     ranks = {split: target_ranks(*popularity_recommendations(interactions, split, TOP)) for split in ("valid", "test")}
     metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
-    return {**metrics, "ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
+    return metrics | {"ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
 
 
 def hardware() -> str:
@@ -206,14 +193,12 @@ def hardware() -> str:
 
 def commit(root: Path = ROOT) -> str:
     """Return the commit of the code, with a + where files but the results differ from it; empty outside a checkout."""
-    name, changed = (
-        subprocess.run(["git", *command], cwd=root, capture_output=True, text=True).stdout.strip()
-        for command in (
-            ("rev-parse", "--short=12", "HEAD"),
-            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results"),
-        )
-    )
-    return f"{name}{'+' if changed else ''}"
+
+    def git(command: str) -> str:
+        return subprocess.run(["git", *command.split()], cwd=root, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status --porcelain --untracked-files=no -- . :!experiments/results")
+    return git("rev-parse --short=12 HEAD") + ("+" if changed else "")
 
 
 _OUTCOMES = {

@@ -22,11 +22,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.results import ROOT, collect, open_jobs, take_in_files
+from experiments.results import ROOT, collect, open_jobs, take_in_files, tokenizer_config
 from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
-from tokenizer.config import TokenizerConfig
 from tokenizer.folder import sem_ids_prefix
 from utils.config import parse_config
 from utils.errors import InputError
@@ -66,12 +65,13 @@ class RunConfig:
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     """Return the commands of a job; each goes on where it was cut off. Jobs that train nothing have none."""
     modules = {"embed": ["tokenizer.embed"], "tokenizer": ["tokenizer.train", "tokenizer.export"]}
-    modules |= {"pretrain": ["pretrain"], "finetune": ["finetune"]}
     flags = dict(job.flags)
     if job.kind == "tokenizer":
         flags |= {"ckpt_name": job.id}
     elif job.kind in ("pretrain", "finetune"):
-        prefixes = [token_prefix(need) for need in job.needs if need.kind == "tokenizer"]
+        modules[job.kind] = [job.kind]
+        tokenizers = [need for need in job.needs if need.kind == "tokenizer"]
+        prefixes = [f"{need.id}/{sem_ids_prefix(tokenizer_config(need))}" for need in tokenizers]
         flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}
         flags |= {"token_prefix": prefixes if len(prefixes) > 1 else prefixes[0]}
         for need in job.needs:
@@ -81,21 +81,13 @@ def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     return [[sys.executable, "-m", module, *arguments, "--resume"] for module in modules.get(job.kind, [])]
 
 
-def token_prefix(tokenizer: Job) -> str:
-    """Return what --token_prefix calls a tokenizer's semantic IDs."""
-    return f"{tokenizer.id}/{sem_ids_prefix(TokenizerConfig(**tokenizer.flags))}"
+def _flag(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @dataclass
 class Running:
-    """A job at work.
-
-    Attributes:
-        job: The job.
-        waiting: Its commands that have not begun.
-        process: The command at work.
-        log: Where all of them write.
-    """
+    """A job at work: its commands that have not begun, the one at work, and where all of them write."""
 
     job: Job
     waiting: list[list[str]]
@@ -104,12 +96,7 @@ class Running:
 
 
 class Runner:
-    """Runs jobs side by side, each after those that it needs.
-
-    Args:
-        config: Settings.
-        jobs: All jobs, each after those that it needs.
-    """
+    """Runs jobs side by side; `jobs` has each after those that it needs."""
 
     def __init__(self, config: RunConfig, jobs: list[Job]):
         self.config = config
@@ -120,10 +107,7 @@ class Runner:
         self.running: list[Running] = []
 
     def run(self) -> bool:
-        """Run until nothing is left that can run, or the time is over.
-
-        Returns:
-            Whether every job is done.
+        """Run until nothing is left that can run, or the time is over; return whether every job is done.
 
         Raises:
             InputError: A tokenizer's semantic IDs are not those that earlier results rest on.
@@ -147,9 +131,9 @@ class Runner:
 
     def _start_ready(self) -> None:
         for job in list(self.open):
-            busy = {running.job.id for running in self.running}
-            blocked = {other.id for other in self.open} | busy | self.failed
-            ready = job.id not in busy | self.failed and not any(need.id in blocked for need in job.needs)
+            taken = self.failed | {running.job.id for running in self.running}
+            blocked = {other.id for other in self.open}
+            ready = job.id not in taken and not any(need.id in blocked for need in job.needs)
             if ready and len(self.running) < self.config.jobs:
                 self._start(job)
 
@@ -196,10 +180,6 @@ class Runner:
         for running in self.running:
             running.process.wait()
             print(f"saved  {running.job.id}: goes on next time", flush=True)
-
-
-def _flag(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def with_studies(argv: list[str]) -> list[str]:

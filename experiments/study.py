@@ -34,25 +34,15 @@ SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
     *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "most_popular"),
 )
-EMBEDDING_FLAGS = (
-    *("sent_emb_model", "sent_emb_dim", "sent_emb_batch_size"),
-    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),
-)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the commands, named by everything that decides its outcome, so that studies share it.
+    """One run of the commands, named by everything that decides its outcome, so that studies share it."""
 
-    Attributes:
-        kind: embed, tokenizer, pretrain, finetune, ensemble or most_popular.
-        settings: JSON of the flags, sorted by name, and of what else decides the outcome.
-        needs: The jobs whose files it reads.
-    """
-
-    kind: str
-    settings: str
-    needs: tuple["Job", ...] = ()
+    kind: str  # embed, tokenizer, pretrain, finetune, ensemble or most_popular
+    settings: str  # JSON of the flags, sorted by name, and of what else decides the outcome
+    needs: tuple["Job", ...] = ()  # the jobs whose files it reads
 
     @classmethod
     def of(cls, kind: str, needs: tuple["Job", ...] = (), **settings: Any) -> "Job":
@@ -78,18 +68,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a study's table, for one seed.
-
-    Attributes:
-        variant, setting: Its row; `setting` is "" in a study without settings.
-        seed: Of the recommender and, unless the study fixes another one, of the tokenizer.
-        candidates: Jobs of which the best one on validation counts; the first is the one fixed beforehand.
-    """
+    """One entry of a study's table, for one seed."""
 
     variant: str
-    setting: str
-    seed: int
-    candidates: tuple[Job, ...]
+    setting: str  # "" in a study without settings
+    seed: int  # of the recommender and, unless the study fixes another one, of the tokenizer
+    candidates: tuple[Job, ...]  # of which the best one on validation counts; the first is fixed beforehand
 
     @property
     def row(self) -> str:
@@ -98,37 +82,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A study under one budget.
+    """A study under one budget."""
 
-    Attributes:
-        name: The file's name without its suffix.
-        title: What is asked, in a sentence.
-        baseline: Variant that gains are relative to, at the same setting or, if it has none, at its only one.
-        cells: Every row and seed.
-        popularity_edges: Where test users are also cut into groups by their target's training interactions: the lowest
-            of each group but the first.
-    """
-
-    name: str
-    title: str
-    baseline: str
-    cells: tuple[Cell, ...]
-    popularity_edges: tuple[int, ...] = ()
+    name: str  # the file's, without its suffix
+    title: str  # what is asked, in a sentence
+    baseline: str  # variant that gains are relative to, at the same setting or, if it has none, at its only one
+    cells: tuple[Cell, ...]  # every row and seed
+    popularity_edges: tuple[int, ...] = ()  # by their target's training interactions, test users are also cut at these
 
     def jobs(self) -> list[Job]:
         """Return every job once, each after those that it needs."""
-        return list(
-            {job.id: job for cell in self.cells for top in cell.candidates for job in top.with_needs()}.values()
-        )
+        tops = [top for cell in self.cells for top in cell.candidates]
+        return list({job.id: job for top in tops for job in top.with_needs()}.values())
 
 
 def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study:
-    """Read a study.
+    """Read a study; `seeds` replace the budget's.
 
-    Args:
-        file: The study's YAML file; budgets.yaml lies beside it.
-        budget: Name of a budget there; the study's own section of that name overrides it.
-        seeds: Instead of the budget's.
+    budgets.yaml lies beside the file, and the study's own section of the budget's name overrides the one there.
 
     Raises:
         InputError: A file is absent or has other keys than those above.
@@ -136,11 +107,9 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
     if budget not in budgets:
         raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
-    unknown = set(study) - {"title", "baseline", "variants", "settings", "popularity_edges", *budgets}
-    if unknown or "variants" not in study:
-        raise InputError(
-            f"{file}: expected title, baseline, variants, settings, popularity_edges or budgets, got {sorted(study)}"
-        )
+    keys = ("title", "baseline", "variants", "settings", "popularity_edges")
+    if set(study) - {*keys, *budgets} or "variants" not in study:
+        raise InputError(f"{file}: expected {', '.join(keys)} or budgets, got {sorted(study)}")
     base = override(budgets[budget], study.get(budget) or {}, file)
     cells = []
     settings = study.get("settings") or {"": {}}
@@ -171,7 +140,8 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     if options.get("most_popular"):
         return (Job.of("most_popular", **data),)
 
-    encoder = {name: value for name, value in options["tokenizer"].items() if name in EMBEDDING_FLAGS}
+    of_tokenizer = options["tokenizer"].items()
+    encoder = {name: value for name, value in of_tokenizer if name.startswith("sent_emb_") and name != "sent_emb_pca"}
     embedding = Job.of("embed", **data, **encoder)  # one for all seeds
 
     def tokenizer(tokenizer_seed: int) -> Job:
@@ -182,8 +152,7 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     own = tokenizer(own_seed)
     flags = {**data, **options["recommender"], "rand_seed": seed}
     if options.get("independent"):
-        first = min(options["seeds"])
-        count = options["num_tokenizers"]
+        first, count = min(options["seeds"]), options["num_tokenizers"]
         others = [s for s in range(first, first + count) if s != own_seed][: count - 1]
         groups = [(own, last), *((tokenizer(s), last) for s in others)]
     else:
@@ -197,9 +166,8 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         stage = options["finetune"]
     middle = len(groups) // 2
     chosen = groups[middle : middle + 1] if options["candidates"] == "middle" else groups[: options["candidates"]]
-    jobs = tuple(
-        Job.of("finetune", (job, *before), **{**flags, **stage}, sem_id_epochs=[epoch]) for job, epoch in chosen
-    )
+    flags |= stage
+    jobs = tuple(Job.of("finetune", (job, *before), **flags, sem_id_epochs=[epoch]) for job, epoch in chosen)
     return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
 
 

@@ -1,8 +1,6 @@
 """The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
 
 import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_s
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import groups_of
 from experiments.results import METRICS, read_outcomes, unpack_ranks
-from experiments.study import Cell, Job, Study
-from utils.files import write_text
+from experiments.study import Cell, Study
+from utils.files import atomic_path, write_text
 
 VALID_METRIC = "ndcg@10"
 GAINS = ("recall@10", "ndcg@10")  # the metrics whose gain over the baseline is shown
@@ -26,23 +24,17 @@ Line = dict[str, str]  # column: text
 
 @dataclass
 class Row:
-    """A row of the table: one variant in one setting, over the seeds that are done.
-
-    Attributes:
-        name: The row's name.
-        cells: One for each seed.
-        outcomes: Of each seed, the outcome that counts: the candidate that is best on validation.
-    """
+    """A row of the table: one variant in one setting, over the seeds that are done."""
 
     name: str
-    cells: list[Cell]
-    outcomes: list[dict]
+    cells: list[Cell]  # one for each seed
+    outcomes: list[dict]  # of each seed, the one that counts: of the candidate that is best on validation
 
     def of(self, seeds: set[int]) -> "Row":
         """Return the row with some of its seeds only, in rising order."""
-        kept = [pair for pair in zip(self.cells, self.outcomes, strict=True) if pair[0].seed in seeds]
-        kept.sort(key=lambda pair: pair[0].seed)
-        return Row(self.name, [cell for cell, _ in kept], [outcome for _, outcome in kept])
+        by_seed = {cell.seed: (cell, outcome) for cell, outcome in zip(self.cells, self.outcomes, strict=True)}
+        cells, outcomes = zip(*(by_seed[seed] for seed in sorted(seeds)), strict=True)
+        return Row(self.name, list(cells), list(outcomes))
 
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
@@ -61,20 +53,17 @@ class Row:
 def finished_rows(study: Study, outcomes: Outcomes, fixed: bool = False) -> list[Row]:
     """Return the study's rows with the seeds whose jobs are all done.
 
-    Args:
-        study: The study.
-        outcomes: Of all finished jobs.
-        fixed: Take each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
+    `fixed` takes each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
     """
     rows: dict[str, Row] = {}
     for cell in study.cells:
         found = [outcomes.get(job.id) for job in (cell.candidates[:1] if fixed else cell.candidates)]
         if None in found:
             continue
-        best = max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if len(found) > 1 else found[0]
         row = rows.setdefault(cell.row, Row(cell.row, [], []))
         row.cells.append(cell)
-        row.outcomes.append(best)
+        several = len(found) > 1  # what stands alone may have no validation
+        row.outcomes.append(max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if several else found[0])
     return list(rows.values())
 
 
@@ -90,12 +79,6 @@ def with_baseline(row: Row, rows: list[Row], study: Study) -> tuple[Row, Row] | 
         return None
     shared = {cell.seed for cell in row.cells} & {cell.seed for cell in base.cells}
     return (row.of(shared), base.of(shared)) if shared else None
-
-
-def seconds_of(jobs: Sequence[Job], outcomes: Outcomes) -> float:
-    """Return the wall-clock seconds of some jobs and of all that they need, each once."""
-    everything = dict.fromkeys(need.id for job in jobs for need in job.with_needs())
-    return sum(outcomes[name]["seconds"] for name in everything if name in outcomes)
 
 
 def gain_text(row: Row, base: Row, metric: str) -> str:
@@ -126,7 +109,6 @@ def _relative(interval: Interval, reference: float, digits: int) -> str:
 
 
 def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
-    """Return the table's lines."""
     lines = []
     for row in rows:
         line = {"variant": row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
@@ -138,9 +120,10 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
         for metric in GAINS:
             line[f"{metric} gain"] = gain_text(*pair, metric) if pair else ""
             line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair else ""
-        jobs = [job for cell in row.cells for job in cell.candidates]
+        jobs = [need for cell in row.cells for job in cell.candidates for need in job.with_needs()]
+        seconds = sum(outcomes[name]["seconds"] for name in dict.fromkeys(job.id for job in jobs) if name in outcomes)
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
-        line["minutes a seed"] = f"{seconds_of(jobs, outcomes) / 60 / len(row.cells):.0f}"
+        line["minutes a seed"] = f"{seconds / 60 / len(row.cells):.0f}"
         lines.append(line)
     return lines
 
@@ -177,19 +160,14 @@ def trained_users_table(study: Study, rows: list[Row]) -> list[Line]:
     def trained_on(cell: Cell) -> np.ndarray:
         return training_users(interactions.num_users, _train_user_ratio(cell), cell.seed)[users]
 
-    groups = {
-        "trained on": [row.among([trained_on(cell) for cell in row.cells]) for row in rows],
-        "new": [row.among([~trained_on(cell) for cell in row.cells]) for row in rows],
-    }
-    lines = []
-    for index, row in enumerate(rows):
-        line = {"variant": row.name}
-        for group, members in groups.items():
-            pair = with_baseline(members[index], members, study)
+    lines = [{"variant": row.name} for row in rows]
+    for group, seen in (("trained on", True), ("new", False)):
+        members = [row.among([trained_on(cell) == seen for cell in row.cells]) for row in rows]
+        for line, row in zip(lines, members, strict=True):
+            pair = with_baseline(row, members, study)
             for metric in GAINS:
-                line[f"{metric}, {group}"] = f"{members[index].test(metric).mean():.4f}"
+                line[f"{metric}, {group}"] = f"{row.test(metric).mean():.4f}"
                 line[f"{metric}, {group}, gain"] = gains_by_seed(*pair, metric) if pair else ""
-        lines.append(line)
     return lines
 
 
@@ -198,25 +176,23 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
     outcomes = read_outcomes(study.jobs(), results_dir)
     rows = finished_rows(study, outcomes)
     lines = table(study, rows, outcomes)
-    parts = [f"## {study.title}", "", markdown(lines)]
+    parts = [f"## {study.title}", markdown(lines)]
     if any(len(cell.candidates) > 1 for cell in study.cells):
         fixed = table(study, finished_rows(study, outcomes, fixed=True), outcomes)
-        parts += ["", "The same with the last tokenizer, fixed beforehand, instead of the best on validation:", ""]
+        parts.append("The same with the last tokenizer, fixed beforehand, instead of the best on validation:")
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
-    users = trained_users_table(study, rows)
-    if users:
-        parts += ["", "Test users that training saw, and those that are new to the model:", "", markdown(users)]
+    if users := trained_users_table(study, rows):
+        parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]
     if study.popularity_edges and rows:
-        parts += ["", "Recall@10 by the target's training interactions:", "", markdown(popularity_table(study, rows))]
-    text = "\n".join(parts) + "\n"
+        parts += ["Recall@10 by the target's training interactions:", markdown(popularity_table(study, rows))]
+    text = "\n\n".join(parts) + "\n"
     file = Path(results_dir) / "tables" / f"{study.name}-{label}"
     write_text(file.with_suffix(".md"), text)
     if lines:
-        rows_of_text = io.StringIO()
-        writer = csv.DictWriter(rows_of_text, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-        write_text(file.with_suffix(".csv"), rows_of_text.getvalue())
+        with atomic_path(file.with_suffix(".csv")) as path, open(path, "w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
     return text
 
 

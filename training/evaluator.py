@@ -13,8 +13,8 @@ from evaluation.predict import Predictions, predict
 from evaluation.results import write_results
 from evaluation.run import RESULTS_FILE, results_folder_of
 from training.run_folder import log_hyperparameters
-from utils.environment import peak_memory_mb
 from utils.files import write_json
+from utils.runtime import peak_memory_mb
 
 if TYPE_CHECKING:
     from training.trainer import Trainer

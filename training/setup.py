@@ -28,10 +28,9 @@ from training.run_folder import RunFolder, start_tracker
 from training.trainer import Trainer
 from utils.claims import Claim
 from utils.config import expand_epochs
-from utils.environment import describe_environment
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.runtime import join_processes, seed_everything
+from utils.runtime import describe_environment, join_processes, seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot, read_values
 
 # Settings that a resumed run may change: how long, where to, how often; none changes what a step computes, but for

@@ -25,11 +25,10 @@ def claim(
     Args:
         place: The file or folder.
         found: What is there; by default nothing or something finished, as the place exists or not.
-        differences: In what that differs from what is asked for, in words; empty where it does not, or where it
-            would decide nothing.
+        differences: In what that differs from what is asked for, in words; empty where it does not or does not matter.
         overwrite: Whether what is there may be replaced.
-        resume: Whether to go on with something unfinished that does not differ.
-        reuse: Whether something finished that does not differ is taken as it is, even with `overwrite`.
+        resume, reuse: Whether to go on with something unfinished, or to take something finished as it is (even with
+            `overwrite`), that does not differ.
         refusal: Said, after the place's name, where none of them allows anything.
         protected: Why not even `overwrite` may replace it, said likewise; empty where it may.
 

@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import asdict, fields
 from types import NoneType, UnionType
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_loader, set_parsing_settings
@@ -29,22 +29,17 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+.0123456789"),
-)
 
 
 class _Dumper(yaml.SafeDumper):
     """YAML that quotes every string which _Loader or YAML 1.1 would read back as something else, such as 1e3."""
 
 
-_Dumper.yaml_implicit_resolvers = {
-    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
-    for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
-}
+_NUMBERS = {"int": r"^[-+]?[0-9]+$", "float": r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"}
+for _tag, _pattern in _NUMBERS.items():
+    yaml.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list("-+.0123456789"), _Loader, _Dumper
+    )
 set_loader("mtgrec", lambda stream: yaml.load(stream, Loader=_Loader), exceptions=(yaml.YAMLError,))
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -60,36 +55,16 @@ HANDLING_FLAGS = ("overwrite", "reuse", "resume")
 # order; int comes last because the library's reading of an int is base 60, 430 for 7:10.
 Epochs = str | list[str | int] | int
 
-_WANTED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list[int]: "a list of whole numbers such as [1,2]",
-    list[str]: "a list of names such as [a,b]",
-    NoneType: "null",
-}
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+_WANTED |= {list[int]: "a list of whole numbers such as [1,2]", list[str]: "a list of names such as [a,b]"}
 
-
-class Config(Protocol):
-    """A command's settings: a dataclass whose `problems()` names everything that is wrong with them."""
-
-    def problems(self) -> list[str]: ...
-
-
-ConfigType = TypeVar("ConfigType", bound=Config)
+Config = TypeVar("Config")  # a dataclass whose `problems()` names everything that is wrong with the settings
 
 
 def make_parser(config_class: type, prog: str, description: str) -> ArgumentParser:
     """Build the command-line parser of a dataclass: one `--flag` per field, and `--config_file` for a YAML file."""
-    parser = ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-        parser_mode="mtgrec",
-        allow_abbrev=False,
-    )
+    layout = {"prog": prog, "description": description, "formatter_class": _HelpFormatter}
+    parser = ArgumentParser(**layout, exit_on_error=False, parser_mode="mtgrec", allow_abbrev=False)
     parser.add_argument("--config_file", action="config", help="YAML file of flags; later flags override it")
     parser.add_argument("--debug", type=bool, default=False, help="Show an error's traceback instead of one sentence.")
     parser.add_class_arguments(config_class, as_group=False)
@@ -97,15 +72,9 @@ def make_parser(config_class: type, prog: str, description: str) -> ArgumentPars
 
 
 def parse_config(
-    config_class: type[ConfigType], argv: list[str] | None, prog: str, description: str
-) -> tuple[ConfigType, set[str]]:
-    """Read a command line into a configuration.
-
-    Args:
-        config_class: Dataclass with a `problems()` method.
-        argv: Arguments without the program's name; None reads sys.argv.
-        prog: Name shown in the help.
-        description: Text shown in the help.
+    config_class: type[Config], argv: list[str] | None, prog: str, description: str
+) -> tuple[Config, set[str]]:
+    """Read a command line, by default sys.argv, into a configuration.
 
     Returns:
         The configuration, and the names of the fields that were given rather than defaulted.
@@ -129,8 +98,7 @@ def parse_config(
         raise InputError("; ".join(f"{name} needs a value, not null" for name in empty))
     names = {field.name for field in fields(config_class)}
     config = config_class(**{name: values[name] for name in names})
-    problems = config.problems()
-    if problems:
+    if problems := config.problems():
         raise InputError("; ".join(problems))
     return config, {name for name in names if name in given}
 
@@ -138,11 +106,8 @@ def parse_config(
 def _with_bare_switches(argv: list[str], config_class: type) -> list[str]:
     """Let `--overwrite` alone mean `--overwrite=true`, for every boolean field."""
     switches = {"--debug", *(f"--{field.name}" for field in fields(config_class) if field.type is bool)}
-    bare = [
-        argument in switches and (following.startswith("--") or following == "")
-        for argument, following in zip(argv, [*argv[1:], ""], strict=False)
-    ]
-    return [f"{argument}=true" if is_bare else argument for argument, is_bare in zip(argv, bare, strict=True)]
+    pairs = zip(argv, [*argv[1:], "--"], strict=False)
+    return [f"{flag}=true" if flag in switches and following[:2] in ("", "--") else flag for flag, following in pairs]
 
 
 def _explain(message: str, config_class: type) -> str:
@@ -154,14 +119,13 @@ def _explain(message: str, config_class: type) -> str:
         if set(kinds) <= _WANTED.keys():
             return f"{name}={value.strip()} must be {' or '.join(_WANTED[kind] for kind in kinds)}"
     unknown = re.findall(r"--[\w-]+", message) if "unrecognized arguments" in message else []
-    if unknown:
-        names = [field.name for field in fields(config_class)]
-        parts = []
-        for flag in unknown:
-            near = difflib.get_close_matches(flag[2:], names, n=1)
-            parts.append(f"unknown flag {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
-        return "; ".join(parts) + "; --help lists the flags"
-    return " ".join(message.split())
+    if not unknown:
+        return " ".join(message.split())
+    parts = []
+    for flag in unknown:
+        near = difflib.get_close_matches(flag[2:], [field.name for field in fields(config_class)], n=1)
+        parts.append(f"unknown flag {flag}" + (f" (did you mean --{near[0]}?)" if near else ""))
+    return "; ".join([*parts, "--help lists the flags"])
 
 
 def dump_config(config: Any, without: tuple[str, ...] = ()) -> str:
@@ -173,8 +137,7 @@ def dump_config(config: Any, without: tuple[str, ...] = ()) -> str:
 def expand_epochs(value: Epochs | None) -> list[int] | None:
     """Expand what a flag of epochs accepts into a list: 7, [7, 9], "9976:10000" (inclusive), ["1:3", 7].
 
-    Raises:
-        InputError: Something is neither a number nor a range from low to high, or the list is empty.
+    InputError where something is neither a number nor a range from low to high, or the list is empty.
     """
     if value is None:
         return None
@@ -183,8 +146,7 @@ def expand_epochs(value: Epochs | None) -> list[int] | None:
         match = re.fullmatch(r"(\d+)(?::(\d+))?", str(part).strip())
         if not match:
             raise InputError(f"{part!r} is not an epoch or an inclusive range such as 9976:10000")
-        first = int(match[1])
-        last = int(match[2] or match[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"the range {part} runs backwards; write {last}:{first}")
         epochs.extend(range(first, last + 1))

@@ -46,11 +46,7 @@ def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: The file is absent, or is not JSON in UTF-8.
-    """
+    """Read a JSON file; InputError if it is absent, or is not JSON in UTF-8."""
     path = Path(path)
     try:
         return _parse(path.read_bytes())
@@ -88,11 +84,7 @@ def write_checksums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def check_checksums(folder: Path) -> None:
-    """Compare the folder's files with its checksums.
-
-    Raises:
-        InputError: A file is not what was written, or there are no checksums.
-    """
+    """Raise InputError if a file of the folder is not what was written, or there are no checksums."""
     expected = read_json(folder / CHECKSUMS_FILE)
     if not isinstance(expected, dict) or not expected:
         raise InputError(f"{folder / CHECKSUMS_FILE} holds no checksums")
@@ -127,12 +119,7 @@ def remove_leftovers(folder: Path) -> None:
 def read_json_pieces(path: Path | str, piece_size: int = 2**24) -> Iterator[Any]:
     """Read a JSON dictionary of lists as smaller dictionaries, so that only one piece is in memory at a time.
 
-    Args:
-        path: The file; one of at most `piece_size` bytes, or of anything else than such a dictionary, is one piece.
-        piece_size: Bytes.
-
-    Raises:
-        InputError: The file is absent, or is not JSON in UTF-8.
+    A file of at most `piece_size` bytes, or of anything else than such a dictionary, is one piece. Raises as read_json.
     """
     path = Path(path)
     if not path.is_file() or path.stat().st_size <= piece_size:

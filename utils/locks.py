@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from utils.errors import InputError
@@ -10,11 +11,10 @@ from utils.errors import InputError
 LOCK_FILE = ".lock"
 
 
-class FileLock:
+class FileLock(AbstractContextManager):
     """Holds a file against other processes; the system gives it back when this process ends, however it ends.
 
-    Args:
-        file: Made if it is not there; names the holder while it is held.
+    The file is made if it is not there, and names the holder while it is held.
 
     Raises:
         InputError: Another process holds it, or its folder cannot be written to.
@@ -36,9 +36,6 @@ class FileLock:
         self._handle.truncate(0)
         self._handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._handle.flush()
-
-    def __enter__(self) -> "FileLock":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

@@ -7,14 +7,10 @@ from torch import Tensor
 
 
 class PrefixTrie:
-    """Sequences of tokens, each level's nodes numbered in sorted order.
+    """Sequences of tokens int [N, L], distinct rows in 0..vocab_size - 1, each level's nodes numbered in sorted order.
 
     A node at depth t + 1 is the pair (its parent's number, its token), kept as the key parent * vocab_size + token.
     Every method takes and returns whole tensors; there is no Python per sequence.
-
-    Args:
-        sequences: int [N, L], distinct rows with tokens in 0..vocab_size - 1.
-        vocab_size: Number of tokens.
 
     Raises:
         ValueError: Two rows are the same.
@@ -34,7 +30,7 @@ class PrefixTrie:
             num_parents = len(keys)
         if num_parents != len(sequences):
             raise ValueError(f"{len(sequences) - num_parents} sequences occur more than once")
-        self.rows = torch.empty_like(node).scatter_(0, node, torch.arange(len(node), device=node.device))
+        self.rows = torch.argsort(node)  # of each leaf
         self.barred: list[tuple[Tensor, Tensor]] = []  # see `without`
 
     @property
@@ -49,11 +45,7 @@ class PrefixTrie:
         return self
 
     def step(self, nodes: Tensor, tokens: Tensor, level: int) -> Tensor:
-        """Follow one token from each node.
-
-        Args:
-            nodes: int64 [...], nodes at depth `level` (the root is 0); -1 is no node.
-            tokens: int [...], the token at 0-based `level`.
+        """Follow a token int [...] from each node int64 [...] at depth `level`: the root is 0, and -1 is no node.
 
         Returns:
             int64 [...], nodes at depth level + 1, -1 where no sequence goes on so.
@@ -89,20 +81,15 @@ class PrefixTrie:
     def without(self, rows: Tensor) -> "PrefixTrie":
         """Return the trie as each of B searches sees it that must not end at some sequences.
 
-        A node is closed to a search when every sequence below it is banned; what is open leads somewhere.
-
-        Args:
-            rows: int64 [B, E], rows of the trie that search b must not find, each once, filled up with -1.
-
-        Returns:
-            A trie that shares this one's tensors; its `allowed` takes nodes [B, M], M beams of each of the B searches.
+        `rows`, int64 [B, E], are those of the trie that search b must not find, each once, filled up with -1. A node is
+        closed to a search when every sequence below it is banned; what is open leads somewhere. The new trie shares
+        this one's tensors; its `allowed` takes nodes [B, M], M beams of each of the B searches.
         """
         restricted = copy.copy(self)
         restricted.barred = []
         search, column = torch.nonzero(rows >= 0, as_tuple=True)
-        leaf_of_row = torch.empty_like(self.rows).scatter_(
-            0, self.rows, torch.arange(len(self.rows), device=rows.device)
-        )
+        leaf_of_row = torch.empty_like(self.rows)
+        leaf_of_row[self.rows] = torch.arange(len(self.rows), device=rows.device)
         node, leaves = leaf_of_row[rows[search, column]], torch.ones_like(self.rows)
         for level in reversed(range(self.depth)):
             keys = self.keys[level]

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
@@ -21,15 +22,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-class ProgressLine:
-    """The line of one phase; a context manager.
-
-    Args:
-        name: What is going on.
-        total: Units of work in all, at least 1.
-        say: Takes the plain lines.
-        shown: Whether this process shows anything.
-    """
+class ProgressLine(AbstractContextManager):
+    """The line of a phase of `total` units of work, at least 1; `say` takes the plain lines."""
 
     def __init__(self, name: str, total: float, say: Callable[[str], None] = print, shown: bool = True):
         self.name, self.total, self.say = name, total, say
@@ -37,14 +31,8 @@ class ProgressLine:
         self.started = self.last_line = time.perf_counter()
         terminal = sys.stderr.isatty()
         self.plain = shown and not terminal
-        self.bar = tqdm(
-            total=total,
-            desc=name,
-            bar_format="{desc}  {percentage:3.0f}% |{bar:10}|{postfix}",
-            leave=False,
-            mininterval=0.5,
-            disable=not (shown and terminal),
-        )
+        layout = {"bar_format": "{desc}  {percentage:3.0f}% |{bar:10}|{postfix}", "leave": False, "mininterval": 0.5}
+        self.bar = tqdm(total=total, desc=name, disable=not (shown and terminal), **layout)
 
     @property
     def seconds(self) -> float:
@@ -66,9 +54,6 @@ class ProgressLine:
     def close(self) -> None:
         """Take the line off the terminal."""
         self.bar.close()
-
-    def __enter__(self) -> "ProgressLine":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

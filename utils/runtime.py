@@ -1,10 +1,17 @@
-"""Process-wide matters: exit codes, seeds, the device, the Accelerator."""
+"""Process-wide matters: exit codes, seeds, the device, the Accelerator, and what a run ran on."""
 
 import errno
 import os
+import platform
 import random
+import resource
+import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +21,7 @@ from utils import errors
 from utils.errors import InputError
 from utils.interrupts import Stopped
 
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")  # whose versions are noted
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume goes on
 
 if TYPE_CHECKING:
@@ -31,9 +39,11 @@ def run_command(main: Callable[[], None]) -> None:
     except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:
         if errors.show_traceback and not isinstance(error, Stopped):
             raise
+        # The main process may know nothing of memory and disk, and of what another machine lacks.
+        first_of_machine = os.environ.get("LOCAL_RANK") == "0"
         if is_main_process():
             print(_sentence(error), file=sys.stderr)
-        elif _may_be_alone_in(error):
+        elif isinstance(error, (OSError, MemoryError)) or (isinstance(error, InputError) and first_of_machine):
             print(f"process {os.environ['RANK']}: {_sentence(error)}", file=sys.stderr)
         sys.exit({InputError: 2, Stopped: STOPPED_CODE, KeyboardInterrupt: 130}.get(type(error), 1))
 
@@ -41,12 +51,6 @@ def run_command(main: Callable[[], None]) -> None:
 def is_main_process() -> bool:
     """Return whether this is the process, of those that were started together, that writes and speaks."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _may_be_alone_in(error: BaseException) -> bool:
-    """Return whether the main process may know nothing of an error: memory and disk, and what another machine lacks."""
-    first_of_machine = os.environ.get("LOCAL_RANK") == "0"
-    return isinstance(error, (OSError, MemoryError)) or (isinstance(error, InputError) and first_of_machine)
 
 
 def _sentence(error: BaseException) -> str:
@@ -71,11 +75,7 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `--device` names; auto is a GPU where there is one.
-
-    Raises:
-        InputError: There is no such device.
-    """
+    """Return the device that `--device` names, auto a GPU where there is one; InputError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -92,12 +92,9 @@ def join_processes(
     remedy: str = "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU",
     **settings: Any,
 ) -> tuple["Accelerator", torch.device]:
-    """Meet the other processes that accelerate launch started, if any.
+    """Meet the other processes that accelerate launch started, if any; `settings` are arguments of the Accelerator.
 
-    Args:
-        device: auto (each process its GPU where there are any), or what `choose_device` takes for a single process.
-        remedy: What to do where the processes do not meet, for the error.
-        settings: Further arguments of the Accelerator.
+    `device` is auto (each process its GPU where there are any), or what `choose_device` takes for a single process.
 
     Raises:
         InputError: There is no such device, or the processes do not meet.
@@ -107,8 +104,38 @@ def join_processes(
     processes = Accelerator(cpu=device == "cpu", **settings)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != processes.num_processes:
-        raise InputError(
-            f"{launched} processes were started but each runs alone: there are not that many GPUs; {remedy}"
-        )
+        alone = f"{launched} processes were started but each runs alone"
+        raise InputError(f"{alone}: there are not that many GPUs; {remedy}")
     alone = device != "auto" and processes.num_processes == 1
     return processes, choose_device(device) if alone else processes.device
+
+
+def describe_environment(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Return what is needed to repeat a run, beside its settings: command, commit, versions, hardware, start."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": shlex.join(sys.orig_argv),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "hardware": f"{num_processes} x {hardware}, {os.cpu_count()} CPU cores",
+        "system": platform.platform(),
+    }
+
+
+def peak_memory_mb(device: torch.device) -> dict[str, float]:
+    """Return this process's highest memory so far in MiB: of the machine, and of the GPU where it computes on one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"machine": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return {name: round(value, 1) for name, value in peak.items()}
+
+
+def _commit() -> str | None:
+    """Return the project's commit, marked where files differ from it; None outside a Git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

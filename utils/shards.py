@@ -7,12 +7,9 @@ from utils.files import read_json, write_json
 
 
 class Shards:
-    """Files of finished shards beside the file that they will become.
+    """Files of `count` finished shards, numbered from 0, beside the file `target` that they will become.
 
-    Args:
-        target: The file that all shards together make.
-        settings: JSON values that determine the shards; shards of other settings are thrown away.
-        count: How many shards there are; shard i is 0-based.
+    Shards of other `settings`, JSON values that determine them, are thrown away.
     """
 
     def __init__(self, target: Path, settings: dict, count: int):
@@ -22,15 +19,13 @@ class Shards:
 
     def open(self) -> str:
         """Prepare the folder, on one process before any other looks at it; return what was found, in words."""
-        note = ""
+        made_with, note = self.folder / "settings.json", ""
         if self.folder.exists():
-            made_with = self.folder / "settings.json"
             if made_with.is_file() and read_json(made_with) == self.settings:
                 return f"going on: {self.count - len(self.missing())} of {self.count} shards were finished before"
             note = "starting over: an interrupted run had other settings"
             shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        write_json(self.folder / "settings.json", self.settings)
+        write_json(made_with, self.settings)
         return note
 
     def path(self, index: int) -> Path:

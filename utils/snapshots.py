@@ -18,13 +18,7 @@ KEPT = 2
 
 @dataclass
 class Snapshot:
-    """A state read back.
-
-    Attributes:
-        path: Its folder.
-        tensors: As they were written, on the CPU.
-        values: As they were written.
-    """
+    """A state read back, as it was written; the tensors are on the CPU."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -39,13 +33,9 @@ class Snapshot:
 def write_snapshot(
     folder: Path, tensors: dict[str, Tensor], values: dict[str, Any], attachment: Path | None = None
 ) -> Path:
-    """Write a state, whole or not at all, and remove all older ones but the last.
+    """Write a state into the folder of a run's states, whole or not at all, and remove all older ones but the last.
 
-    Args:
-        folder: Holds the states of one run.
-        tensors: Copied to the CPU.
-        values: What JSON can hold.
-        attachment: A folder of finished files that belongs to the state; its files are linked, not copied.
+    `values` are what JSON can hold; `attachment` is a folder of finished files that are linked, not copied.
     """
     target = folder / str(max(_numbers(folder), default=0) + 1)
     with atomic_folder(target) as temporary:
@@ -61,11 +51,7 @@ def write_snapshot(
 
 
 def newest_snapshot(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest whole state, and say for each newer one why it was skipped.
-
-    Raises:
-        InputError: There are states, but none is whole.
-    """
+    """Find the newest whole state, and say for each newer one why it was skipped; InputError if none is whole."""
     skipped = []
     for number in sorted(_numbers(folder), reverse=True):
         path = folder / str(number)
@@ -130,5 +116,4 @@ def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def under_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of <prefix>/<name> by name."""
-    start = f"{prefix}/"
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
