@@ -7,14 +7,9 @@ from utils.errors import InputError
 
 
 def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
-    """Count 1, 2, 3, ... in order within each group of items that share all codebook codes.
+    """Count 1, 2, 3, ... in order within each group of items that share all codebook codes: int [N, H] to int64 [N].
 
-    Args:
-        codes: int [N, H].
-        taken: int [T, H + 1], semantic IDs that there are already; counting goes on behind their highest.
-
-    Returns:
-        int64 [N].
+    Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
     """
     taken = np.empty((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
     group, sizes = collision_groups(np.concatenate([taken[:, :-1], codes]))
@@ -28,19 +23,15 @@ def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> 
 
 
 def semantic_ids(codes: np.ndarray, size: int, name: str, item_names: list[str]) -> np.ndarray:
-    """Append the disambiguation level.
+    """Append the disambiguation level: int [N, H], 0-based, row i = item id i + 1, to int64 [N, H + 1].
 
     Differs from the reference code: a group larger than the level holds is an error; there, code 256 of 256 was let
     through and became the user token.
 
     Args:
-        codes: int [N, H], 0-based, row i = item id i + 1.
         size: Codes of the disambiguation level, of which 1..size-1 are used.
         name: The tokenizer's, for the error.
         item_names: N names in item id order, without padding; for the error.
-
-    Returns:
-        int64 [N, H + 1].
 
     Raises:
         InputError: A group has more than size - 1 items.

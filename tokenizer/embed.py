@@ -35,10 +35,7 @@ TEXTS_PER_SHARD = 4096
 
 
 def embed(config: TokenizerConfig) -> Path:
-    """Make the dataset's embedding file, or reuse the one that is there.
-
-    Returns:
-        The file.
+    """Make the dataset's embedding file, or reuse the one that is there, and return it.
 
     Raises:
         InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
@@ -50,7 +47,9 @@ def embed(config: TokenizerConfig) -> Path:
     texts = item_texts(folder, load_interactions(folder).item_names)
     settings = embedding_settings(config, texts)
     if file.exists():
-        differences = "; ".join(_differences(config, settings))
+        before = _made_with(config) or settings  # published files have no settings beside them
+        found = [f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in _changed(before, settings)]
+        differences = "; ".join(filter(None, [_size_problem(config, len(texts)), *found]))
         refusal = f"does not fit: {differences}; --overwrite replaces it"
         decision = claim(file, "finished", differences, overwrite=config.overwrite, reuse=True, refusal=refusal)
         if decision == "reuse":
@@ -97,18 +96,28 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
     }
     if config.sent_emb_model == tfidf.NAME:
         return settings | {"seed": config.rand_seed}
-    given = {name: getattr(config, f"sent_emb_{name}") for name in ("dtype", "prompt", "max_length")}
-    usual = TokenizerConfig(config.dataset)
-    return settings | {name: value for name, value in given.items() if value != getattr(usual, f"sent_emb_{name}")}
+    usual = {"dtype": "float32", "prompt": "", "max_length": None}
+    given = {name: getattr(config, f"sent_emb_{name}") for name in usual}
+    return settings | {name: value for name, value in given.items() if value != usual[name]}
+
+
+def _side_file(config: TokenizerConfig) -> Path:
+    return config.embedding_file.with_name(config.embedding_file.name + ".json")
+
+
+def _made_with(config: TokenizerConfig) -> dict[str, object]:
+    return read_json(_side_file(config)) if _side_file(config).exists() else {}
+
+
+def _changed(before: dict[str, object], now: dict[str, object]) -> list[str]:
+    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
 
 
 def check_encoder(config: TokenizerConfig) -> None:
     """Raise InputError where texts would be embedded otherwise than the dataset's were."""
-    free = ("model", "items", "texts_sha256")  # the tokenizer's settings name the model, wherever it lies
-    made_with = read_json(_side_file(config)) if _side_file(config).exists() else {}
-    settings = embedding_settings(config, []) if made_with else {}
-    for name in sorted((settings.keys() | made_with.keys()) - set(free)):
-        if made_with.get(name) != settings.get(name):
+    made_with, settings = _made_with(config), embedding_settings(config, [])
+    for name in _changed(made_with, settings) if made_with else ():
+        if name not in ("model", "items", "texts_sha256"):  # the tokenizer's settings name the model, wherever it lies
             raise InputError(
                 f"{config.embedding_file} was made with {name}={made_with.get(name)!r}, new texts would be with "
                 f"{settings.get(name)!r}; give the same (--config_file takes the tokenizer's config.yaml)"
@@ -125,10 +134,7 @@ def encode_texts(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
 
 
 def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
-    """Read the dataset's embedding file.
-
-    Returns:
-        float32 [N, E], row i = item id i + 1.
+    """Read the dataset's embedding file: float32 [N, E], row i = item id i + 1.
 
     Raises:
         InputError: The file is absent, of another size, holds NaN or infinity, or the same for every item.
@@ -146,27 +152,12 @@ def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
     return embeddings
 
 
-def _side_file(config: TokenizerConfig) -> Path:
-    return config.embedding_file.with_name(config.embedding_file.name + ".json")
-
-
-def _size_problem(config: TokenizerConfig, num_items: int) -> str | None:
+def _size_problem(config: TokenizerConfig, num_items: int) -> str:
     size, row = config.embedding_file.stat().st_size, num_items * 4
     if size == row * config.sent_emb_dim:
-        return None
+        return ""
     hint = f"; it would fit --sent_emb_dim={size // row}" if size and size % row == 0 else ""
     return f"{size} bytes, expected {num_items} items x {config.sent_emb_dim} x 4 = {row * config.sent_emb_dim}{hint}"
-
-
-def _differences(config: TokenizerConfig, settings: dict[str, object]) -> list[str]:
-    """Return how the present file differs from what is asked for; published files have no settings beside them."""
-    problem = _size_problem(config, settings["items"])
-    made_with = read_json(_side_file(config)) if _side_file(config).exists() else settings
-    return ([problem] if problem else []) + [
-        f"{name} was {made_with.get(name)!r}, now {settings.get(name)!r}"
-        for name in sorted(settings.keys() | made_with.keys())
-        if made_with.get(name) != settings.get(name)
-    ]
 
 
 def _check_finite(embeddings: np.ndarray, file: Path) -> None:

@@ -17,13 +17,7 @@ STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finis
 
 
 class EpochWriter:
-    """Writes the metrics, the progress line and the states to resume from; a context manager.
-
-    Args:
-        title: Of the progress line.
-        config: Settings.
-        snapshot: What training goes on from; metrics after it are to be written again.
-    """
+    """Writes the metrics, the progress line and the states to resume from; metrics after `snapshot` come again."""
 
     def __init__(self, title: str, config: TokenizerConfig, snapshot: Snapshot | None = None):
         self.config, self.folder, self.snapshot = config, config.tokenizer_folder, snapshot
@@ -47,7 +41,7 @@ class EpochWriter:
 
         Args:
             metrics: `epoch` (1-based), losses by name, and where they were counted `codes_used` and `collision_rate`.
-            state: Gives tensors and values, `epoch` among them, from which training can go on.
+            state: Gives the tensors and values, `epoch` among them, from which training can go on.
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the state is saved.

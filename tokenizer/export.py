@@ -21,14 +21,7 @@ from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, lo
 from tokenizer.config import TokenizerConfig
 from tokenizer.disambiguation import disambiguation_codes, semantic_ids
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
-from tokenizer.folder import (
-    announce_published,
-    epoch_name,
-    load_tokenizer,
-    lock_tokenizer,
-    sem_ids_file,
-    sem_ids_prefix,
-)
+from tokenizer.folder import announce_published, load_tokenizer, lock_tokenizer, sem_ids_file, sem_ids_prefix
 from tokenizer.quality import drift, format_report, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
@@ -45,10 +38,9 @@ class ExportConfig(TokenizerConfig):
 
 
 def export(config: TokenizerConfig) -> dict[str, object]:
-    """Write the semantic IDs of all tokenizers of the training, and the quality report.
+    """Write the semantic IDs of all tokenizers of the training, and the quality report, and return it.
 
-    Returns:
-        The quality report; empty where published semantic IDs are used as they are.
+    It is empty where published semantic IDs are used as they are.
     """
     folder = dataset_folder(config.data_dir, config.dataset)
     if announce_published(config):
@@ -61,7 +53,7 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         remove_leftovers(config.tokenizer_folder)
         (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
         for epoch in tokenizer.epochs:
-            name, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+            name, codes = str(epoch or "best"), tokenizer.codes(inputs, epoch)
             ids = semantic_ids(codes, config.level_sizes[-1], name, names)
             write_sem_ids(sem_ids_file(config, epoch), names, ids)
             qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
@@ -75,18 +67,11 @@ def export(config: TokenizerConfig) -> dict[str, object]:
 
 
 def assign(config: TokenizerConfig, file: Path) -> str:
-    """Give semantic IDs of every tokenizer of the training to new items, and add them to new_items.json.
+    """Give semantic IDs of every tokenizer of the training to new items of a JSON file {item: text}.
 
-    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}},
+    They are added to new_items.json, which is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}},
     "semantic_ids_sha256": {epoch or "best": hash of the dataset's own items' semantic IDs}}; items that it has already,
-    like the dataset's own, keep what they have.
-
-    Args:
-        config: Settings of the training.
-        file: JSON {item: text}.
-
-    Returns:
-        What was done, in words.
+    like the dataset's own, keep what they have. Returns what was done, in words.
 
     Raises:
         InputError: The file is something else, the tokenizer is not there or was trained on other embeddings, or a
@@ -117,7 +102,7 @@ def _add(config: TokenizerConfig, assigned: dict[str, dict], new: dict[str, str]
     tokenizer = load_tokenizer(config, load_embeddings(config, len(old_names)))
     inputs, sizes = tokenizer.prepare(encode_texts(config, list(new.values()))), config.level_sizes
     for epoch in tokenizer.epochs:
-        key, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+        key, codes = str(epoch or "best"), tokenizer.codes(inputs, epoch)
         present = assigned.setdefault("semantic_ids", {}).setdefault(key, {})
         group = Group(assigned["prefix"], epoch, sem_ids_file(config, epoch))
         old = load_token_table([group], old_names, Vocabulary(sizes))
@@ -133,12 +118,6 @@ def _add(config: TokenizerConfig, assigned: dict[str, dict], new: dict[str, str]
     assigned["texts"] |= new
 
 
-def judge(report: dict[str, object]) -> list[str]:
-    """Return what looks wrong with the last tokenizer, the best one if there is such, which the others resemble."""
-    *_, last = report["tokenizers"].values()
-    return tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"])
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, export and print the report."""
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
@@ -147,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         print(assign(config, Path(config.assign)))
     elif report := export(config):
         print(format_report(report))
-        for line in judge(report):
+        *_, last = report["tokenizers"].values()  # the best one if there is such; the others resemble it
+        for line in tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"]):
             print(f"warning: {line}")
         print(f"{config.tokenizer_folder}: {len(report['tokenizers'])} files {sem_ids_prefix(config)}*.sem_ids")
 

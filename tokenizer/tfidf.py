@@ -25,19 +25,12 @@ UNSPACED = re.compile(
 
 @dataclass
 class TfidfEncoder:
-    """A fitted encoder.
+    """A fitted encoder."""
 
-    Attributes:
-        terms: The vocabulary, in the order of the columns.
-        idf: float32 [terms].
-        components: float32 [dimensions, terms].
-        ngrams: Whether the terms are runs of characters rather than words.
-    """
-
-    terms: list[str]
-    idf: np.ndarray
-    components: np.ndarray
-    ngrams: bool = False
+    terms: list[str]  # the vocabulary, in the order of the columns
+    idf: np.ndarray  # float32 [terms]
+    components: np.ndarray  # float32 [dimensions, terms]
+    ngrams: bool = False  # terms are runs of characters rather than words
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return the embeddings of `texts`, float32 [texts, dimensions]; unknown words count nothing."""
