@@ -132,8 +132,7 @@ class TokenizerConfig:
         from tokenizer.kinds import KINDS  # the kinds need the settings
 
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
-        not_negative = ("beta", "weight_decay", "checkpoint_minutes")
-        folders = {"dataset": self.dataset, "ckpt_name": self.ckpt_name}
+        not_negative, folders = ("beta", "weight_decay", "checkpoint_minutes"), ("dataset", "ckpt_name")
         pca, dim, length, levels = self.sent_emb_pca, self.sent_emb_dim, self.sent_emb_max_length, self.n_codebooks
         listed = isinstance(self.codebook_size, list)
         sizes = self.codebook_size if listed else [self.codebook_size]
@@ -148,14 +147,7 @@ class TokenizerConfig:
             ("rand_seed", 0 <= self.rand_seed < 2**32, "must be at least 0 and below 2**32"),
             *((name, 0 <= getattr(self, name) < inf, "must not be negative") for name in not_negative),
             ("warmup_steps", 0 <= self.warmup_steps <= self.epochs, f"(epochs) must be in 0..epochs={self.epochs}"),
-            *(
-                (
-                    name,
-                    value == Path(value).name and value not in ("", ".."),
-                    "must be the name of a folder, not a path",
-                )
-                for name, value in folders.items()
-            ),
+            *((name, _is_name(getattr(self, name)), "must be the name of a folder, not a path") for name in folders),
             ("sent_emb_max_length", length is None or length >= 1, "must be at least 1"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
@@ -166,3 +158,7 @@ class TokenizerConfig:
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
         return found
+
+
+def _is_name(value: str) -> bool:
+    return value == Path(value).name and value not in ("", "..")

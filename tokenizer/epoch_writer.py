@@ -37,14 +37,11 @@ class EpochWriter:
     def __call__(
         self, metrics: dict[str, object], state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]
     ) -> None:
-        """Write what an epoch brought, and from time to time the state.
+        """Write what an epoch brought, and from time to time the state; after a signal, write it and raise Stopped.
 
         Args:
             metrics: `epoch` (1-based), losses by name, and where they were counted `codes_used` and `collision_rate`.
             state: Gives the tensors and values, `epoch` among them, from which training can go on.
-
-        Raises:
-            Stopped: SIGTERM or SIGINT came; the state is saved.
         """
         self.metrics_file.write(json.dumps(metrics).encode() + b"\n")
         self.metrics_file.flush()

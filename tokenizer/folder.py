@@ -43,13 +43,9 @@ def sem_ids_file(config: TokenizerConfig, epoch: int | None) -> Path:
 
 
 def announce_published(config: TokenizerConfig) -> bool:
-    """Say so if the tokenizer's folder holds semantic IDs that were not made here; they are used as they are.
+    """Whether the tokenizer's folder holds semantic IDs that were not made here, and no --overwrite; say so if it does.
 
-    Returns:
-        Whether there is nothing to make. With --overwrite there always is.
-
-    Raises:
-        InputError: The semantic IDs there are of another encoder or of other codebook sizes.
+    They are used as they are. Raises InputError if they are of another encoder or of other codebook sizes.
     """
     folder, prefix = config.tokenizer_folder, sem_ids_prefix(config)
     files = sorted(folder.glob("*.sem_ids"))
@@ -111,14 +107,9 @@ def lock_tokenizer(config: TokenizerConfig) -> FileLock:
 
 
 def load_tokenizer(config: TokenizerConfig, embeddings: np.ndarray | None = None) -> Tokenizer:
-    """Open the finished training in the tokenizer's folder.
+    """Open the finished training in the tokenizer's folder; InputError if there is none, or one with other settings.
 
-    Args:
-        config: Must have the training's settings.
-        embeddings: float32 [N, sent_emb_dim], where these must be the ones that were trained on.
-
-    Raises:
-        InputError: There is none, or it was made with other settings or embeddings.
+    `embeddings`, float32 [N, sent_emb_dim], must be the ones that were trained on.
     """
     folder, training = config.tokenizer_folder, read_training(config)
     if not training.get("finished"):

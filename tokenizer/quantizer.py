@@ -35,7 +35,7 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def initialize_(self, centers: Tensor) -> None:
-        """Set the codes to `centers`, float [K, D], each with a cluster size of 1."""
+        """Set the codes, [K, D], each with a cluster size of 1."""
         self.embed.copy_(centers)
         self.embed_avg.copy_(centers)
         self.cluster_size.fill_(1)
@@ -68,7 +68,6 @@ class GradientCodebook(nn.Module):
 
     @torch.no_grad()
     def initialize_(self, centers: Tensor) -> None:
-        """Set the codes to `centers`, float [K, D]."""
         self.embed.weight.copy_(centers)
 
     def update_(self, residual: Tensor, codes: Tensor) -> None:
@@ -100,9 +99,7 @@ class ResidualQuantizer(nn.Module):
         (straight-through) and level 0's commitment term, the deeper commitment terms only count in the loss.
 
         Returns:
-            quantized: float32 [B, D], the sum of the chosen codes.
-            codes: int64 [B, H], 0-based.
-            loss: Scalar, the mean over the levels.
+            The sum of the chosen codes, float32 [B, D], these codes, int64 [B, H], 0-based, and the levels' mean loss.
         """
         latent = latent.float()
         residual, total, codes, losses = latent, torch.zeros_like(latent), [], []
@@ -125,7 +122,3 @@ class ResidualQuantizer(nn.Module):
             codes.append(nearest_codes(latent, layer.codebook))
             latent = latent - layer.codebook[codes[-1]]
         return torch.stack(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the sum of the chosen codes, int [B, H] to float [B, D]."""
-        return sum(layer.codebook[codes[:, level]] for level, layer in enumerate(self.quantization_layers))

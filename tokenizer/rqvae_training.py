@@ -120,15 +120,8 @@ def train_rqvae(
 ) -> TrainingState:
     """Train from k-means, or from a snapshot of the same training, to the last epoch.
 
-    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5.
-
-    Args:
-        config: Its `rand_seed` decides the weights' start, k-means, and the order of the batches.
-        inputs: float [N, input size] of the training items, on the device to train on.
-        on_epoch: Called after every epoch with the state and the epoch's metrics.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
+    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5. The inputs are float [N, input size] of the training
+    items, on the device to train on; `on_epoch` is called after every epoch with the state and the epoch's metrics.
     """
     torch.manual_seed(config.rand_seed)
     model = build_model(config).to(inputs.device)

@@ -69,11 +69,7 @@ def words_serve(texts: list[str]) -> bool:
 
 
 def fit_tfidf(texts: list[str], dimensions: int, seed: int) -> TfidfEncoder:
-    """Fit the encoder on the items' texts; the same texts and seed give the same encoder.
-
-    Raises:
-        InputError: The texts have fewer distinct terms, or are fewer, than `dimensions`.
-    """
+    """Fit the encoder on the items' texts; InputError if they, or their distinct terms, are fewer than `dimensions`."""
     ngrams = any(map(_WORD.search, texts)) and not words_serve(texts)
     vectorizer = _vectorizer(ngrams, max_features=MAX_TERMS)
     try:

@@ -10,7 +10,6 @@ best.safetensors, last.safetensors, pca.safetensors, metrics.jsonl, config.yaml 
 
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from utils.files import remove_leftovers, write_json, write_text
 from utils.interrupts import listening
 from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import choose_device, run_command, seed_everything
-from utils.snapshots import Snapshot, newest_snapshot, read_snapshot
+from utils.snapshots import newest_snapshot, read_snapshot
 
 _CONFIG_FILE = "config.yaml"
 
@@ -63,11 +62,7 @@ def _check_sizes(config: TokenizerConfig, embeddings: np.ndarray, items: np.ndar
 
 
 def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
-    """Whether the folder holds this very training, finished.
-
-    Raises:
-        InputError: A training with other settings, or one to resume, is there, and no --overwrite.
-    """
+    """Whether the folder holds this very training, finished; InputError if it holds another, and no --overwrite."""
     folder, earlier = config.tokenizer_folder, read_training(config)
     if not earlier:
         return False
@@ -92,7 +87,15 @@ def _reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
 def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray, items: np.ndarray) -> None:
     """Train on `items`, int [training items], of the embeddings, float32 [N, E], and write the tokenizer's folder."""
     folder, device, kind = config.tokenizer_folder, choose_device(config.device), KINDS[config.kind]
-    snapshot = _snapshot_to_resume(folder) if config.resume else None
+    snapshot = None
+    if config.resume:
+        remove_leftovers(folder)
+        path, notes = newest_snapshot(folder / STATE_FOLDER)
+        snapshot = path and read_snapshot(path)
+        found = f"{folder} has no saved state to resume: starting anew"
+        if snapshot:
+            found = f"{folder}: resumed after epoch {snapshot.values['epoch']}, from {path}"
+        print(*notes, found, sep="\n")
     if snapshot is None:
         _begin_anew(config, settings, embeddings)
     inputs = load_pca(config)(embeddings)
@@ -104,26 +107,9 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
 
 
-def _snapshot_to_resume(folder: Path) -> Snapshot | None:
-    """Return the newest whole state of the folder's training, saying where it goes on; None, saying so, without one."""
-    remove_leftovers(folder)
-    path, notes = newest_snapshot(folder / STATE_FOLDER)
-    print(*notes, sep="\n", end="\n" if notes else "")
-    if path is None:
-        print(f"{folder} has no saved state to resume: starting anew")
-        return None
-    snapshot = read_snapshot(path)
-    print(f"{folder}: resumed after epoch {snapshot.values['epoch']}, from {path}")
-    return snapshot
-
-
 def _begin_anew(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
-    """Remove what an earlier training made, whose semantic IDs would not fit, and write the settings and the PCA.
-
-    Raises:
-        InputError: There is no such PCA of the embeddings, float32 [N, sent_emb_dim]; nothing is removed.
-    """
-    folder = config.tokenizer_folder
+    """Remove what an earlier training made, whose semantic IDs would not fit, and write the settings and the PCA."""
+    folder = config.tokenizer_folder  # untouched where there is no such PCA
     whitening = fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed) if config.has_pca else None
     write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
     for name in ("epochs", STATE_FOLDER):
