@@ -20,7 +20,7 @@ from data.batching import TrainingOrder
 from data.interactions import load_interactions, split_positions
 from data.token_table import write_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.disambiguation import semantic_ids
+from tokenizer.export import semantic_ids
 from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, initialize_codebooks_, train_epoch
 from utils.config import parse_config
 from utils.files import write_json

@@ -26,8 +26,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
 from tokenizer.folder import training_settings
 from tokenizer.rqvae import RQVAE, encoding_state, save_weights
-from tokenizer.rqvae_tokenizer import epoch_file
-from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, train_epoch
+from tokenizer.rqvae_training import TrainingState, build_model, build_optimizer, epoch_file, train_epoch
 from tokenizer.whitening import Whitening
 from training.curriculum import mean_gradient
 from utils.files import write_json

@@ -32,8 +32,7 @@ def beam_search(
     that float32 does not tell apart may come in either order.
 
     Args:
-        step: What follows the beams of B histories; the first call has one empty beam for each.
-        num_rows: Histories, B.
+        step: What follows the beams of B = num_rows histories; the first call has one empty beam for each.
         num_levels: Steps, L.
         num_beams: Beams kept at each step, M.
         num_return: Sequences returned, k <= M.

@@ -18,15 +18,12 @@ GROUPING_DEVICES = ("cpu",)  # types of devices that compute every length apart
 class LengthGroups:
     """A batch's rows in groups that attention handles at once.
 
-    Attributes:
-        shapes: (rows, length) of each group, lengths falling.
-        order: int64 [B], the rows in the groups' order; None where they stay as they are.
-        masks: For each group what is added to scores, float32 [rows, 1, 1, length]: the lowest number at padding, else
-            0; None where nothing is padded.
+    A group's mask is what is added to scores, float32 [rows, 1, 1, length]: the lowest number at padding, else 0; None
+    where nothing is padded.
     """
 
-    shapes: list[tuple[int, int]]
-    order: Tensor | None
+    shapes: list[tuple[int, int]]  # (rows, length) of each group, lengths falling
+    order: Tensor | None  # int64 [B], the rows in the groups' order; None where they stay as they are
     masks: list[Tensor | None]
 
     @classmethod
@@ -51,9 +48,7 @@ class LengthGroups:
     def split(self, packed: Tensor) -> list[Tensor]:
         """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
         parts = cut(packed, [rows * length for rows, length in self.shapes])
-        return [
-            part.view(rows, length, *packed.shape[1:]) for part, (rows, length) in zip(parts, self.shapes, strict=True)
-        ]
+        return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
 def cut(packed: Tensor, sizes: list[int]) -> Sequence[Tensor]:

@@ -23,15 +23,9 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Kind and sizes of a network; the names are the command line's.
+    """Kind and sizes of a network; the names are the command line's."""
 
-    Attributes:
-        level_sizes: Codes per level of a semantic ID, disambiguation included.
-        n_user_tokens: User tokens in the vocabulary.
-        network: Name in NETWORKS.
-    """
-
-    level_sizes: tuple[int, ...]
+    level_sizes: tuple[int, ...]  # codes per level of a semantic ID, disambiguation included
     n_user_tokens: int = 1
     num_layers: int = 3
     num_decoder_layers: int = 3
@@ -41,7 +35,7 @@ class Architecture:
     d_kv: int = 64
     dropout_rate: float = 0.1
     feed_forward_proj: str = "relu"
-    network: str = "t5"
+    network: str = "t5"  # a name in NETWORKS
 
     @property
     def eos_token(self) -> int:
@@ -59,11 +53,7 @@ class Architecture:
 
     @classmethod
     def of_config(cls, config: Any, file: Path | str) -> "Architecture":
-        """Read the fields back.
-
-        Raises:
-            InputError: Some are not there; `file` is named.
-        """
+        """Read the fields back; raise InputError, which names `file`, where some are not there."""
         values = {}
         for field in fields(cls):
             name = "model_type" if field.name == "network" else field.name
@@ -77,39 +67,30 @@ class Recommender(nn.Module):
     """A network from token sequences of histories to the target's semantic ID.
 
     Another network is a subclass with its own `logits` in a file of this folder, and a line in NETWORKS. It may also
-    bring a faster `generate`, another loss (`forward`), or its own files (`write_network`, `load_pretrained`).
-
-    Args:
-        architecture: Sizes; weights are drawn from torch's global generator.
-
-    Attributes:
-        semantic_ids_sha256: Hashes of the semantic IDs that the weights were trained with (TokenTable.sha256); empty
-            where unknown.
+    bring a faster `generate`, another loss (`forward`), or its own files (`write_network`, `load_pretrained`). Weights
+    are drawn from torch's global generator.
     """
 
     def __init__(self, architecture: Architecture):
         super().__init__()
         self.architecture = architecture
+        # of the semantic IDs that the weights were trained with (TokenTable.sha256); empty where unknown
         self.semantic_ids_sha256: list[str] = []
 
     def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits of every label position given the history and the labels before it.
+        """Return the logits of every label position given the history and the labels before it: [B, L + 1, V].
 
         Args:
             input_ids: int64 [B, S], padded with 0 at the end.
             labels: int64 [B, L + 1], the target's tokens and eos.
             lengths: int64 [B] on the CPU, tokens of each row that are not padding.
-
-        Returns:
-            [B, L + 1, V].
         """
         raise NotImplementedError
 
     def forward(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """Return each example's loss: the mean negative log-likelihood of its label tokens.
+        """Return each example's loss, the mean negative log-likelihood of its label tokens: float32 [B].
 
-        The arguments are those of `logits`, the losses float32 [B]. All examples have equally many label tokens, so the
-        mean over examples is the loss of the batch.
+        All examples have equally many label tokens, so the mean over examples is the loss of the batch.
         """
         logits = self.logits(input_ids, labels, lengths).float()
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -125,16 +106,9 @@ class Recommender(nn.Module):
         trie: PrefixTrie | None = None,
         banned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Generate the most likely semantic IDs by beam search; the network must be in eval mode.
+        """Generate the most likely semantic IDs by `beam_search`, which says what goes in and out, in eval mode.
 
         This one runs `logits` for every beam at every step.
-
-        Args:
-            input_ids, lengths: As in `logits`.
-            num_beams, num_return, trie, banned: As in model.beam_search.
-
-        Returns:
-            Sequences int64 [B, k, L] of tokens and scores float32 [B, k], falling.
         """
         num_levels = len(self.architecture.level_sizes)
 
@@ -147,11 +121,7 @@ class Recommender(nn.Module):
         return beam_search(step, len(input_ids), num_levels, num_beams, num_return, input_ids.device, trie, banned)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a folder that `load_recommender` reads, with a checksum of the weights.
-
-        Raises:
-            OSError: The disk is full or fails.
-        """
+        """Write a folder that `load_recommender` reads, with a checksum of the weights."""
         try:
             self.write_network(Path(folder))
         except SafetensorError as error:
@@ -171,19 +141,11 @@ class Recommender(nn.Module):
         return cls(Architecture.of_config(config, file))
 
     def load_pretrained(self, folder: Path | str) -> None:
-        """Copy the weights of a folder into the network.
-
-        Raises:
-            InputError: The folder holds no whole model, or another one.
-        """
+        """Copy the weights of a folder into the network; raise InputError if it has no whole model, or another one."""
         self.load_weights(read_weights(folder), str(folder))
 
     def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        """Copy a state dict into the network.
-
-        Raises:
-            InputError: Names or shapes differ; `source` says where the weights came from.
-        """
+        """Copy a state dict, which came from `source`, into the network; raise InputError if names or shapes differ."""
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
@@ -195,11 +157,7 @@ NETWORKS: dict[str, str | type[Recommender]] = {"t5": "model.t5:T5Recommender"}
 
 
 def network_class(name: str) -> type[Recommender]:
-    """Return the class of a network.
-
-    Raises:
-        InputError: It is not in the table.
-    """
+    """Return the class of a network; raise InputError if it is not in the table."""
     if name not in NETWORKS:
         raise InputError(f"network={name} is not known here; there are {', '.join(NETWORKS)}")
     found = NETWORKS[name]
@@ -212,11 +170,7 @@ def build_recommender(architecture: Architecture) -> Recommender:
 
 
 def load_recommender(folder: Path | str, dropout_rate: float | None = None) -> Recommender:
-    """Read a folder that `save_pretrained` wrote, with another dropout rate where one is given.
-
-    Raises:
-        InputError: The folder holds no whole model.
-    """
+    """Read what `save_pretrained` wrote, with another dropout rate if given; raise InputError if that is not whole."""
     file = Path(folder) / CONFIG_FILE
     config = read_json(file)
     network = Architecture.of_config(config, file).network
@@ -229,11 +183,7 @@ def load_recommender(folder: Path | str, dropout_rate: float | None = None) -> R
 
 
 def find_model_folder(path: Path | str) -> Path:
-    """Return the model folder that `path` is, or that lies in it as `model/` if it is a run folder.
-
-    Raises:
-        InputError: Nothing of the kind is there.
-    """
+    """Return the model folder that `path` is, or that lies in it as `model/`; raise InputError if there is neither."""
     for folder in (Path(path), Path(path) / "model"):
         if (folder / CONFIG_FILE).is_file():
             return folder
@@ -241,20 +191,12 @@ def find_model_folder(path: Path | str) -> Path:
 
 
 def read_architecture(folder: Path | str) -> Architecture:
-    """Read a model folder's architecture.
-
-    Raises:
-        InputError: Its config.json is broken, or another project's.
-    """
+    """Read a model folder's architecture; raise InputError if its config.json is broken, or another project's."""
     return Architecture.of_config(read_json(Path(folder) / CONFIG_FILE), Path(folder) / CONFIG_FILE)
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
-    """Read a model folder's weights.
-
-    Raises:
-        InputError: They are not whole, or not what was written.
-    """
+    """Read a model folder's weights; raise InputError if they are not whole, or not what was written."""
     try:
         weights = load_file(Path(folder) / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:

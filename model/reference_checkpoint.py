@@ -10,11 +10,7 @@ from utils.errors import InputError
 
 
 def read_reference_checkpoint(file: Path | str) -> dict[str, Tensor]:
-    """Read the weights of a reference-code checkpoint ({model, optimizer, scheduler}), never arbitrary pickle.
-
-    Raises:
-        InputError: The file is not such a checkpoint.
-    """
+    """Read the weights of {model, optimizer, scheduler}, never arbitrary pickle; raise InputError for anything else."""
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for broken or malicious files

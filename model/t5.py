@@ -5,23 +5,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from model.beam_search import PADDING, beam_search, take_beams
+from model.beam_search import PADDING, beam_search
 from model.dropout import replace_dropout_
 from model.recommender import Architecture, Recommender, read_weights
-from model.t5_layers import (
-    Encoded,
-    cross_attention,
-    cross_keys_values,
-    decode,
-    encode,
-    feed_forward,
-    position_bias,
-    project,
-)
+from model.t5_layers import IncrementalDecoder, decode, encode, project
 from utils.errors import InputError
 from utils.prefix_trie import PrefixTrie
 
@@ -29,13 +20,9 @@ disable_progress_bar()  # a bar of its own for each saved file
 
 
 class T5Recommender(Recommender):
-    """T5 encoder-decoder from token sequences of histories to the target's semantic ID.
+    """T5 encoder-decoder; its state dict's names are those of the reference code's checkpoints (t5.shared.weight, ...).
 
-    The state dict's names are those of the reference code's checkpoints (t5.shared.weight, ...).
-
-    Args:
-        architecture: Sizes.
-        config: T5's own form of them; made from them by default.
+    `config` is T5's own form of the architecture, and may say more.
     """
 
     def __init__(self, architecture: Architecture, config: T5Config | None = None):
@@ -44,7 +31,6 @@ class T5Recommender(Recommender):
         replace_dropout_(self.t5)
 
     def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits of every label position given the ones before it: [B, L + 1, V]."""
         encoded = encode(self.t5, input_ids, lengths)
         shifted = F.pad(labels[:, :-1], (1, 0), value=PADDING)  # it is the start token too
         logits = project(self.t5, decode(self.t5, encoded, encoded.groups.sort(shifted)))
@@ -103,48 +89,3 @@ def t5_config(architecture: Architecture) -> T5Config:
         tie_word_embeddings=True,
         **sizes,
     )
-
-
-class IncrementalDecoder:
-    """T5's decoder, a token at a time for each beam.
-
-    A history's cross-attention keys and values are shared by its beams, which stand in the query dimension.
-    Self-attention's keys and values stay where their step put them; beams remember where theirs lie.
-
-    Args:
-        t5: The network, in eval mode.
-        encoded: The histories.
-    """
-
-    def __init__(self, t5: T5ForConditionalGeneration, encoded: Encoded):
-        self.t5 = t5
-        self.shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
-        # per layer: keys and values [B, M', 2, H, d_kv] of each step so far, with its own number of beams M'
-        self.caches: list[list[Tensor]] = [[] for _ in self.shared]
-
-    def step(self, sequences: Tensor, ancestors: list[Tensor]) -> Tensor:
-        """Run the decoder on each beam's newest token; see model.beam_search.Step."""
-        stack, level = self.t5.decoder, sequences.shape[2]
-        tokens = sequences[:, :, -1] if level else torch.full_like(sequences.sum(2), PADDING)
-        hidden = self.t5.shared(tokens)  # [B, M, d]
-        bias = position_bias(stack, 1, level + 1)[:, 0]  # [H, t]
-        for block, cache, keys_values in zip(stack.block, self.caches, self.shared, strict=True):
-            hidden = attend_to_own(block.layer[0], hidden, cache, ancestors, bias)
-            hidden = cross_attention(block.layer[1], hidden, keys_values)
-            hidden = feed_forward(block.layer[2], hidden)
-        return project(self.t5, stack.final_layer_norm(hidden))
-
-
-def attend_to_own(
-    layer: nn.Module, hidden: Tensor, cache: list[Tensor], ancestors: list[Tensor], bias: Tensor
-) -> Tensor:
-    """Let each beam look at its own tokens so far: [B, M, d_model], and append this step to the cache."""
-    attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
-    query = attention.q(normed).unflatten(2, (attention.n_heads, -1))  # [B, M, H, d_kv]
-    both = F.linear(normed, torch.cat([attention.k.weight, attention.v.weight]))
-    cache.append(both.unflatten(2, (2, attention.n_heads, -1)))  # [B, M, 2, H, d_kv]
-    own = [take_beams(step, beams) for step, beams in zip(cache, ancestors, strict=False)] + [cache[-1]]
-    scores = torch.stack([(query * step[:, :, 0]).sum(-1) for step in own], dim=2)  # [B, M, t, H]
-    weights = torch.softmax(scores + bias.T, dim=2).unsqueeze(-1)
-    out = sum(weights[:, :, index] * step[:, :, 1] for index, step in enumerate(own))
-    return hidden + attention.o(out.flatten(2))

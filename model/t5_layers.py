@@ -12,26 +12,21 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from model.beam_search import PADDING, take_beams
 from model.dropout import dropout
 from model.length_groups import LengthGroups, cut, join
 
 
 @dataclass
 class Encoded:
-    """Encoder output: packed hidden states [T, d_model] of rows in the groups' order."""
+    """Encoder output."""
 
-    hidden: Tensor
+    hidden: Tensor  # [T, d_model], packed, rows in the groups' order
     groups: LengthGroups
 
 
 def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -> Encoded:
-    """Encode token sequences.
-
-    Args:
-        t5: The network.
-        input_ids: int64 [B, S], padded at the end.
-        lengths: int64 [B], tokens of each row that are not padding; on the CPU where rows are grouped.
-    """
+    """Encode token sequences, int64 [B, S], padded at the end; `lengths` as in LengthGroups.of."""
     stack = t5.encoder
     groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
     rows = groups.sort(input_ids)
@@ -54,15 +49,9 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
 
 
 def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: Tensor) -> Tensor:
-    """Return the decoder's output for whole target sequences (teacher forcing).
+    """Return the decoder's output for whole target sequences (teacher forcing): [B, Q, d_model].
 
-    Args:
-        t5: The network.
-        encoded: Encoder output.
-        decoder_input_ids: int64 [B, Q], rows in the groups' order, the start token first.
-
-    Returns:
-        [B, Q, d_model].
+    They are int64 [B, Q], rows in the groups' order, the start token first.
     """
     stack, steps = t5.decoder, decoder_input_ids.shape[1]
     hidden = stack.dropout(t5.shared(decoder_input_ids))
@@ -76,6 +65,47 @@ def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: 
         hidden = cross_attention(block.layer[1], hidden, cross_keys_values(block.layer[1], encoded))
         hidden = feed_forward(block.layer[2], hidden)
     return stack.dropout(stack.final_layer_norm(hidden))
+
+
+class IncrementalDecoder:
+    """T5's decoder, a token at a time for each beam.
+
+    A history's cross-attention keys and values are shared by its beams, which stand in the query dimension.
+    Self-attention's keys and values stay where their step put them; beams remember where theirs lie.
+    """
+
+    def __init__(self, t5: T5ForConditionalGeneration, encoded: Encoded):
+        self.t5 = t5
+        self.shared = [cross_keys_values(block.layer[1], encoded) for block in t5.decoder.block]
+        # per layer: keys and values [B, M', 2, H, d_kv] of each step so far, with its own number of beams M'
+        self.caches: list[list[Tensor]] = [[] for _ in self.shared]
+
+    def step(self, sequences: Tensor, ancestors: list[Tensor]) -> Tensor:
+        """Run the decoder on each beam's newest token; see model.beam_search.Step."""
+        stack, level = self.t5.decoder, sequences.shape[2]
+        tokens = sequences[:, :, -1] if level else torch.full_like(sequences.sum(2), PADDING)
+        hidden = self.t5.shared(tokens)  # [B, M, d]
+        bias = position_bias(stack, 1, level + 1)[:, 0]  # [H, t]
+        for block, cache, keys_values in zip(stack.block, self.caches, self.shared, strict=True):
+            hidden = attend_to_own(block.layer[0], hidden, cache, ancestors, bias)
+            hidden = cross_attention(block.layer[1], hidden, keys_values)
+            hidden = feed_forward(block.layer[2], hidden)
+        return project(self.t5, stack.final_layer_norm(hidden))
+
+
+def attend_to_own(
+    layer: nn.Module, hidden: Tensor, cache: list[Tensor], ancestors: list[Tensor], bias: Tensor
+) -> Tensor:
+    """Let each beam look at its own tokens so far: [B, M, d_model], and append this step to the cache."""
+    attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
+    query = attention.q(normed).unflatten(2, (attention.n_heads, -1))  # [B, M, H, d_kv]
+    both = F.linear(normed, torch.cat([attention.k.weight, attention.v.weight]))
+    cache.append(both.unflatten(2, (2, attention.n_heads, -1)))  # [B, M, 2, H, d_kv]
+    own = [take_beams(step, beams) for step, beams in zip(cache, ancestors, strict=False)] + [cache[-1]]
+    scores = torch.stack([(query * step[:, :, 0]).sum(-1) for step in own], dim=2)  # [B, M, t, H]
+    weights = torch.softmax(scores + bias.T, dim=2).unsqueeze(-1)
+    out = sum(weights[:, :, index] * step[:, :, 1] for index, step in enumerate(own))
+    return hidden + attention.o(out.flatten(2))
 
 
 def project_qkv(layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -99,21 +129,12 @@ def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[KeysValues]:
     """Return each group's keys and values for a decoder layer's cross-attention."""
     attention = layer.EncDecAttention
     both = F.linear(encoded.hidden, torch.cat([attention.k.weight, attention.v.weight]))
-    result = []
-    for part, mask in zip(encoded.groups.split(both), encoded.groups.masks, strict=True):
-        key, value = part.unflatten(2, (2, attention.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        result.append((key, value, mask))
-    return result
+    parts = zip(encoded.groups.split(both.unflatten(1, (2, attention.n_heads, -1))), encoded.groups.masks, strict=True)
+    return [(*part.permute(2, 0, 3, 1, 4), mask) for part, mask in parts]
 
 
 def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValues]) -> Tensor:
-    """Let every query of a row, be they steps or beams, look at the row's encoded history.
-
-    Args:
-        layer: T5LayerCrossAttention.
-        hidden: [B, Q, d_model], rows in the groups' order.
-        keys_values: From cross_keys_values.
-    """
+    """Let every query of a row, steps or beams, [B, Q, d_model] in the groups' order, look at its encoded history."""
     attention = layer.EncDecAttention
     queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
     parts = cut(queries, [len(key) for key, _, _ in keys_values])
@@ -149,13 +170,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, atten
 def position_bias(stack: nn.Module, queries: int, keys: int) -> Tensor:
     """Return a T5Stack's learnt relative position bias [H, queries, keys]; the last query stands at the last key."""
     attention = stack.block[0].layer[0].SelfAttention
-    kind = (
-        not attention.is_decoder,
-        attention.relative_attention_num_buckets,
-        attention.relative_attention_max_distance,
-    )
-    buckets = position_buckets(queries, keys, attention.relative_attention_bias.weight.device, *kind)
-    return attention.relative_attention_bias(buckets).permute(2, 0, 1)
+    bias, bidirectional = attention.relative_attention_bias, not attention.is_decoder
+    kind = (bidirectional, attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
+    return bias(position_buckets(queries, keys, bias.weight.device, *kind)).permute(2, 0, 1)
 
 
 @torch.compiler.assume_constant_result  # else a compiled step would hold the CPU's operations, and use no CUDA graph

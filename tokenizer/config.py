@@ -1,6 +1,7 @@
 """The settings that embed, train and export share, and where their files lie."""
 
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -104,7 +105,6 @@ class TokenizerConfig:
 
     @property
     def has_pca(self) -> bool:
-        """Whether tokenizers see the embeddings after PCA."""
         return self.sent_emb_pca != -1
 
     @property
@@ -119,7 +119,7 @@ class TokenizerConfig:
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of each codebook: of the levels without disambiguation."""
+        """Codes of each level but the disambiguation's."""
         return self.level_sizes[:-1]
 
     @property
@@ -132,39 +132,33 @@ class TokenizerConfig:
         from tokenizer.kinds import KINDS  # the kinds need the settings
 
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
-        found = [f"--{name}={getattr(self, name)} must be at least 1" for name in at_least_1 if getattr(self, name) < 1]
-        if self.kind not in KINDS:
-            found.append(f"--kind={self.kind} is no kind of tokenizer; there are: {', '.join(KINDS)}")
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            found.append(f"--hidden_sizes={self.hidden_sizes} must list at least one size, each at least 1")
-        if self.has_pca and not 1 <= self.sent_emb_pca <= self.sent_emb_dim:
-            found.append(f"--sent_emb_pca={self.sent_emb_pca} must be -1 (none) or 1..sent_emb_dim={self.sent_emb_dim}")
-        if not 0 < self.lr < float("inf"):
-            found.append(f"--lr={self.lr} must be above 0")
-        if not 0 <= self.dropout < 1:
-            found.append(f"--dropout={self.dropout} must be in [0, 1)")
-        if not 0 <= self.rand_seed < 2**32:
-            found.append(f"--rand_seed={self.rand_seed} must be at least 0 and below 2**32")
+        not_negative, folders = ("beta", "weight_decay", "checkpoint_minutes"), ("dataset", "ckpt_name")
+        pca, dim, length, levels = self.sent_emb_pca, self.sent_emb_dim, self.sent_emb_max_length, self.n_codebooks
+        listed = isinstance(self.codebook_size, list)
+        sizes = self.codebook_size if listed else [self.codebook_size]
+        count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
+        rules = [  # (flag, whether its value is right, else what to say of it)
+            *((name, getattr(self, name) >= 1, "must be at least 1") for name in at_least_1),
+            ("kind", self.kind in KINDS, f"is no kind of tokenizer; there are: {', '.join(KINDS)}"),
+            ("hidden_sizes", min(self.hidden_sizes, default=0) >= 1, "must list at least one size, each at least 1"),
+            ("sent_emb_pca", not self.has_pca or 1 <= pca <= dim, f"must be -1 (none) or 1..sent_emb_dim={dim}"),
+            ("lr", 0 < self.lr < inf, "must be above 0"),
+            ("dropout", 0 <= self.dropout < 1, "must be in [0, 1)"),
+            ("rand_seed", 0 <= self.rand_seed < 2**32, "must be at least 0 and below 2**32"),
+            *((name, 0 <= getattr(self, name) < inf, "must not be negative") for name in not_negative),
+            ("warmup_steps", 0 <= self.warmup_steps <= self.epochs, f"(epochs) must be in 0..epochs={self.epochs}"),
+            *((name, _is_name(getattr(self, name)), "must be the name of a folder, not a path") for name in folders),
+            ("sent_emb_max_length", length is None or length >= 1, "must be at least 1"),
+            ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
+            ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
+        ]
+        found = [f"--{name}={getattr(self, name)} {complaint}" for name, right, complaint in rules if not right]
         if self.overwrite and self.resume:
             found.append("--overwrite starts anew and --resume goes on; give one of them")
-        for name in ("beta", "weight_decay", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                found.append(f"--{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.warmup_steps <= self.epochs:
-            found.append(f"--warmup_steps={self.warmup_steps} (epochs) must be in 0..epochs={self.epochs}")
-        for name, value in (("dataset", self.dataset), ("ckpt_name", self.ckpt_name)):
-            if value != Path(value).name or value in ("", ".", ".."):
-                found.append(f"--{name}={value} must be the name of a folder, not a path")
-        if self.sent_emb_max_length is not None and self.sent_emb_max_length < 1:
-            found.append(f"--sent_emb_max_length={self.sent_emb_max_length} must be at least 1")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
-        sizes, levels = self.codebook_size, self.n_codebooks
-        if isinstance(sizes, list) and len(sizes) not in (levels, levels + 1):
-            found.append(
-                f"--codebook_size={sizes} has {len(sizes)} entries, "
-                f"--n_codebooks={levels} takes {levels} or {levels + 1}"
-            )
-        if any(size < 2 for size in (sizes if isinstance(sizes, list) else [sizes])):
-            found.append(f"--codebook_size={sizes} must be at least 2")
         return found
+
+
+def _is_name(value: str) -> bool:
+    return value == Path(value).name and value not in ("", "..")

@@ -35,14 +35,7 @@ TEXTS_PER_SHARD = 4096
 
 
 def embed(config: TokenizerConfig) -> Path:
-    """Make the dataset's embedding file, or reuse the one that is there.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: A file is there that does not fit the dataset or the settings, or the encoder cannot be loaded.
-    """
+    """Make the dataset's embedding file, or reuse the one that is there, and return it."""
     folder, file = dataset_folder(config.data_dir, config.dataset), config.embedding_file
     processes, device = join_processes(config.device)
     if announce_published(config):
@@ -50,7 +43,9 @@ def embed(config: TokenizerConfig) -> Path:
     texts = item_texts(folder, load_interactions(folder).item_names)
     settings = embedding_settings(config, texts)
     if file.exists():
-        differences = "; ".join(_differences(config, settings))
+        before = _made_with(config) or settings  # published files have no settings beside them
+        found = [f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in _changed(before, settings)]
+        differences = "; ".join(filter(None, [_size_problem(config, len(texts)), *found]))
         refusal = f"does not fit: {differences}; --overwrite replaces it"
         decision = claim(file, "finished", differences, overwrite=config.overwrite, reuse=True, refusal=refusal)
         if decision == "reuse":
@@ -58,33 +53,24 @@ def embed(config: TokenizerConfig) -> Path:
             return file
         processes.print(f"{file}: made anew, since {differences}")
     processes.wait_for_everyone()  # nobody writes before everybody has looked
-    shards = None
     if config.sent_emb_model != tfidf.NAME:
-        shards = _encode_shards(config, texts, settings, processes, device)
-    if processes.is_main_process:
-        _write(config, texts, settings, shards)
+        _encode_shards(config, texts, settings, processes, device)
+    elif processes.is_main_process:
+        encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
+        encoder.save(folder)
+        _write(config, settings, encoder.encode(texts))
     processes.wait_for_everyone()
     return file
 
 
-def _write(config: TokenizerConfig, texts: list[str], settings: dict[str, object], shards: Shards | None) -> None:
-    """Put the embedding file and the settings beside it together, from shards of the different texts or by tfidf."""
-    if shards is None:
-        encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
-        encoder.save(config.folder)
-        embeddings = encoder.encode(texts)
-    else:
-        rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
-        row_of = {text: row for row, text in enumerate(_distinct(texts))}
-        embeddings = rows.reshape(len(row_of), -1)[[row_of[text] for text in texts]]
+def _write(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
+    """Write the embedding file, float32 [N, E], and the settings beside it."""
     _check_finite(embeddings, config.embedding_file)
     _side_file(config).unlink(missing_ok=True)  # never beside another file's embeddings, whenever this stops
     with atomic_path(config.embedding_file) as temporary:
         embeddings.astype("<f4").tofile(temporary)
     write_json(_side_file(config), settings)
-    if shards is not None:
-        shards.remove()
-    print(f"{config.embedding_file}: written ({len(texts)} items, {config.sent_emb_dim} dimensions)")
+    print(f"{config.embedding_file}: written ({len(embeddings)} items, {config.sent_emb_dim} dimensions)")
 
 
 def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, object]:
@@ -102,13 +88,23 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
     return settings | {name: value for name, value in given.items() if value != getattr(usual, f"sent_emb_{name}")}
 
 
+def _side_file(config: TokenizerConfig) -> Path:
+    return config.embedding_file.with_name(config.embedding_file.name + ".json")
+
+
+def _made_with(config: TokenizerConfig) -> dict[str, object]:
+    return read_json(_side_file(config)) if _side_file(config).exists() else {}
+
+
+def _changed(before: dict[str, object], now: dict[str, object]) -> list[str]:
+    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+
+
 def check_encoder(config: TokenizerConfig) -> None:
     """Raise InputError where texts would be embedded otherwise than the dataset's were."""
-    free = ("model", "items", "texts_sha256")  # the tokenizer's settings name the model, wherever it lies
-    made_with = read_json(_side_file(config)) if _side_file(config).exists() else {}
-    settings = embedding_settings(config, []) if made_with else {}
-    for name in sorted((settings.keys() | made_with.keys()) - set(free)):
-        if made_with.get(name) != settings.get(name):
+    made_with, settings = _made_with(config), embedding_settings(config, [])
+    for name in _changed(made_with, settings) if made_with else ():
+        if name not in ("model", "items", "texts_sha256"):  # the tokenizer's settings name the model, wherever it lies
             raise InputError(
                 f"{config.embedding_file} was made with {name}={made_with.get(name)!r}, new texts would be with "
                 f"{settings.get(name)!r}; give the same (--config_file takes the tokenizer's config.yaml)"
@@ -125,14 +121,7 @@ def encode_texts(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
 
 
 def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
-    """Read the dataset's embedding file.
-
-    Returns:
-        float32 [N, E], row i = item id i + 1.
-
-    Raises:
-        InputError: The file is absent, of another size, holds NaN or infinity, or the same for every item.
-    """
+    """Read the dataset's embedding file: float32 [N, E], row i = item id i + 1; InputError if it is of no use."""
     file = config.embedding_file
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with python -m tokenizer.embed, or set --sent_emb_model")
@@ -146,27 +135,12 @@ def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
     return embeddings
 
 
-def _side_file(config: TokenizerConfig) -> Path:
-    return config.embedding_file.with_name(config.embedding_file.name + ".json")
-
-
-def _size_problem(config: TokenizerConfig, num_items: int) -> str | None:
+def _size_problem(config: TokenizerConfig, num_items: int) -> str:
     size, row = config.embedding_file.stat().st_size, num_items * 4
     if size == row * config.sent_emb_dim:
-        return None
+        return ""
     hint = f"; it would fit --sent_emb_dim={size // row}" if size and size % row == 0 else ""
     return f"{size} bytes, expected {num_items} items x {config.sent_emb_dim} x 4 = {row * config.sent_emb_dim}{hint}"
-
-
-def _differences(config: TokenizerConfig, settings: dict[str, object]) -> list[str]:
-    """Return how the present file differs from what is asked for; published files have no settings beside them."""
-    problem = _size_problem(config, settings["items"])
-    made_with = read_json(_side_file(config)) if _side_file(config).exists() else settings
-    return ([problem] if problem else []) + [
-        f"{name} was {made_with.get(name)!r}, now {settings.get(name)!r}"
-        for name in sorted(settings.keys() | made_with.keys())
-        if made_with.get(name) != settings.get(name)
-    ]
 
 
 def _check_finite(embeddings: np.ndarray, file: Path) -> None:
@@ -175,26 +149,23 @@ def _check_finite(embeddings: np.ndarray, file: Path) -> None:
         raise InputError(f"{file}: {len(bad)} items have NaN or infinity in their embedding, first item id {bad[0]}")
 
 
-def _distinct(texts: list[str]) -> list[str]:
-    """Return the different texts, longest first: those of a batch are equally long."""
-    return sorted(set(texts), key=lambda text: (-len(text), text))
-
-
 def _encode_shards(
     config: TokenizerConfig,
     texts: list[str],
     settings: dict[str, object],
     processes: "Accelerator",
     device: torch.device,
-) -> Shards:
+) -> None:
     """Embed the shards that are missing, each process its share; a shard's batches are the same whoever makes it."""
     model = _load_sentence_transformer(config, device)
     prompt = config.sent_emb_prompt or None
     dimensions = len(model.encode(texts[0], show_progress_bar=False))
     if dimensions != config.sent_emb_dim:
         raise InputError(f"{config.sent_emb_model} gives {dimensions} dimensions; pass --sent_emb_dim={dimensions}")
-    distinct, settings = _distinct(texts), settings | {"batch_size": config.sent_emb_batch_size}
-    shards = Shards(config.embedding_file, settings, -(-len(distinct) // TEXTS_PER_SHARD))
+    # the longest first: the texts of a batch are equally long
+    distinct = sorted(set(texts), key=lambda text: (-len(text), text))
+    determined_by = settings | {"batch_size": config.sent_emb_batch_size}
+    shards = Shards(config.embedding_file, determined_by, -(-len(distinct) // TEXTS_PER_SHARD))
     if processes.is_main_process:
         note = shards.open()
         print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
@@ -208,15 +179,15 @@ def _encode_shards(
         with atomic_path(shards.path(index)) as temporary:
             found.astype("<f4").tofile(temporary)
     processes.wait_for_everyone()
-    return shards
+    if processes.is_main_process:
+        rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
+        row_of = {text: row for row, text in enumerate(distinct)}
+        _write(config, settings, rows.reshape(len(distinct), -1)[[row_of[text] for text in texts]])
+        shards.remove()
 
 
 def _load_sentence_transformer(config: TokenizerConfig, device: torch.device) -> "SentenceTransformer":
-    """Load the encoder by name or folder, in the configured precision and with the configured limit.
-
-    Raises:
-        InputError: The folder holds no such model, or the model cannot be downloaded; names the ways out.
-    """
+    """Load the encoder by name or folder, in the configured precision and with the configured limit."""
     from sentence_transformers import SentenceTransformer  # takes seconds to import, and tfidf does without
 
     name = config.sent_emb_model

@@ -17,13 +17,7 @@ STATE_FOLDER = "state"  # inside the tokenizer's folder, until training is finis
 
 
 class EpochWriter:
-    """Writes the metrics, the progress line and the states to resume from; a context manager.
-
-    Args:
-        title: Of the progress line.
-        config: Settings.
-        snapshot: What training goes on from; metrics after it are to be written again.
-    """
+    """Writes the metrics, the progress line and the states to resume from; metrics after `snapshot` come again."""
 
     def __init__(self, title: str, config: TokenizerConfig, snapshot: Snapshot | None = None):
         self.config, self.folder, self.snapshot = config, config.tokenizer_folder, snapshot
@@ -43,14 +37,11 @@ class EpochWriter:
     def __call__(
         self, metrics: dict[str, object], state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]
     ) -> None:
-        """Write what an epoch brought, and from time to time the state.
+        """Write what an epoch brought, and from time to time the state; after a signal, write it and raise Stopped.
 
         Args:
             metrics: `epoch` (1-based), losses by name, and where they were counted `codes_used` and `collision_rate`.
-            state: Gives tensors and values, `epoch` among them, from which training can go on.
-
-        Raises:
-            Stopped: SIGTERM or SIGINT came; the state is saved.
+            state: Gives the tensors and values, `epoch` among them, from which training can go on.
         """
         self.metrics_file.write(json.dumps(metrics).encode() + b"\n")
         self.metrics_file.flush()

@@ -19,17 +19,9 @@ from data.advice import tokenizer_advice
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, load_token_table, write_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.disambiguation import disambiguation_codes, semantic_ids
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
-from tokenizer.folder import (
-    announce_published,
-    epoch_name,
-    load_tokenizer,
-    lock_tokenizer,
-    sem_ids_file,
-    sem_ids_prefix,
-)
-from tokenizer.quality import drift, format_report, tokenizer_quality
+from tokenizer.folder import announce_published, load_tokenizer, lock_tokenizer, sem_ids_file, sem_ids_prefix
+from tokenizer.quality import collision_groups, drift, format_report, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, whole_characters, write_json, write_text
@@ -44,12 +36,45 @@ class ExportConfig(TokenizerConfig):
     """JSON file {item: text} of new items that get semantic IDs beside the old ones"""
 
 
-def export(config: TokenizerConfig) -> dict[str, object]:
-    """Write the semantic IDs of all tokenizers of the training, and the quality report.
+def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
+    """Count 1, 2, 3, ... in order within each group of items that share all codebook codes: int [N, H] to int64 [N].
 
-    Returns:
-        The quality report; empty where published semantic IDs are used as they are.
+    Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
     """
+    taken = np.empty((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
+    group, sizes = collision_groups(np.concatenate([taken[:, :-1], codes]))
+    highest = np.zeros(len(sizes), dtype=np.int64)
+    np.maximum.at(highest, group[: len(taken)], taken[:, -1])
+    group = group[len(taken) :]
+    order, counts = np.argsort(group, kind="stable"), np.bincount(group, minlength=len(sizes))
+    result = np.empty(len(codes), dtype=np.int64)
+    result[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    return highest[group] + result
+
+
+def semantic_ids(codes: np.ndarray, size: int, name: str, item_names: list[str]) -> np.ndarray:
+    """Append the disambiguation level: int [N, H], 0-based, row i = item id i + 1, to int64 [N, H + 1].
+
+    Differs from the reference code: a group larger than the level holds is an error; there, code 256 of 256 was let
+    through and became the user token.
+
+    Of the level's `size` codes 1..size-1 are used; the names, of tokenizer and items in id order, are for the error.
+    """
+    extra = disambiguation_codes(codes)
+    if extra.max() >= size:
+        example = int(extra.argmax())
+        members = int(extra[example])
+        raise InputError(
+            f"tokenizer of epoch {name}: {members} items share the codes {codes[example].tolist()} "
+            f"({item_names[example]!r} among them), but the disambiguation level of {size} separates at most "
+            f"{size - 1}; give it more codes with a last entry of its own in --codebook_size (at least {members + 1}), "
+            "or use more or larger codebooks"
+        )
+    return np.column_stack([codes, extra])
+
+
+def export(config: TokenizerConfig) -> dict[str, object]:
+    """Write all tokenizers' semantic IDs and return the quality report; it is empty where published ones are used."""
     folder = dataset_folder(config.data_dir, config.dataset)
     if announce_published(config):
         return {}
@@ -61,7 +86,7 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         remove_leftovers(config.tokenizer_folder)
         (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
         for epoch in tokenizer.epochs:
-            name, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+            name, codes = str(epoch or "best"), tokenizer.codes(inputs, epoch)
             ids = semantic_ids(codes, config.level_sizes[-1], name, names)
             write_sem_ids(sem_ids_file(config, epoch), names, ids)
             qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
@@ -75,22 +100,11 @@ def export(config: TokenizerConfig) -> dict[str, object]:
 
 
 def assign(config: TokenizerConfig, file: Path) -> str:
-    """Give semantic IDs of every tokenizer of the training to new items, and add them to new_items.json.
+    """Give semantic IDs of every tokenizer of the training to new items of a JSON file {item: text}.
 
-    That file is {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item: codes}},
-    "semantic_ids_sha256": {epoch or "best": hash of the dataset's own items' semantic IDs}}; items that it has already,
-    like the dataset's own, keep what they have.
-
-    Args:
-        config: Settings of the training.
-        file: JSON {item: text}.
-
-    Returns:
-        What was done, in words.
-
-    Raises:
-        InputError: The file is something else, the tokenizer is not there or was trained on other embeddings, or a
-            disambiguation level is full.
+    They are added to new_items.json, {"prefix", "texts": {item: text}, "semantic_ids": {epoch or "best": {item:
+    codes}}, "semantic_ids_sha256": {epoch or "best": hash of the dataset's own items' semantic IDs}}. Items that it has
+    already, like the dataset's own, keep what they have. Returns what was done, in words.
     """
     with lock_tokenizer(config):
         texts = read_json(file)
@@ -117,7 +131,7 @@ def _add(config: TokenizerConfig, assigned: dict[str, dict], new: dict[str, str]
     tokenizer = load_tokenizer(config, load_embeddings(config, len(old_names)))
     inputs, sizes = tokenizer.prepare(encode_texts(config, list(new.values()))), config.level_sizes
     for epoch in tokenizer.epochs:
-        key, codes = epoch_name(epoch), tokenizer.codes(inputs, epoch)
+        key, codes = str(epoch or "best"), tokenizer.codes(inputs, epoch)
         present = assigned.setdefault("semantic_ids", {}).setdefault(key, {})
         group = Group(assigned["prefix"], epoch, sem_ids_file(config, epoch))
         old = load_token_table([group], old_names, Vocabulary(sizes))
@@ -133,12 +147,6 @@ def _add(config: TokenizerConfig, assigned: dict[str, dict], new: dict[str, str]
     assigned["texts"] |= new
 
 
-def judge(report: dict[str, object]) -> list[str]:
-    """Return what looks wrong with the last tokenizer, the best one if there is such, which the others resemble."""
-    *_, last = report["tokenizers"].values()
-    return tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"])
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, export and print the report."""
     config, _ = parse_config(ExportConfig, argv, "python -m tokenizer.export", __doc__)
@@ -147,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         print(assign(config, Path(config.assign)))
     elif report := export(config):
         print(format_report(report))
-        for line in judge(report):
+        *_, last = report["tokenizers"].values()  # the best one if there is such; the others resemble it
+        for line in tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"]):
             print(f"warning: {line}")
         print(f"{config.tokenizer_folder}: {len(report['tokenizers'])} files {sem_ids_prefix(config)}*.sem_ids")
 

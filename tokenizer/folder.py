@@ -6,7 +6,6 @@ quality.txt. A folder with semantic IDs but no training.json came with the datas
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,20 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from data.interactions import dataset_folder
-from data.token_table import NEW_ITEMS_FILE, TRAINING_FILE, level_sizes
+from data.token_table import TRAINING_FILE, level_sizes
 from tokenizer.config import TokenizerConfig
-from tokenizer.epoch_writer import METRICS_FILE, STATE_FOLDER
 from tokenizer.kinds import KINDS, Tokenizer
-from tokenizer.whitening import fit_whitening, load_whitening
-from utils.claims import claim
-from utils.config import HANDLING_FLAGS, dump_config
+from tokenizer.whitening import load_whitening
 from utils.errors import InputError
-from utils.files import read_json, remove_leftovers, write_json, write_text
+from utils.files import read_json
 from utils.locks import LOCK_FILE, FileLock
-from utils.snapshots import Snapshot, newest_snapshot, read_snapshot
 
 PCA_FILE = "pca.safetensors"
-_CONFIG_FILE = "config.yaml"
 
 # Settings that do not change what is trained; all others must be the same for a training to be reused.
 _FREE_SETTINGS = (
@@ -48,25 +42,15 @@ def sem_ids_file(config: TokenizerConfig, epoch: int | None) -> Path:
     return config.tokenizer_folder / f"{name}.sem_ids"
 
 
-def epoch_name(epoch: int | None) -> str:
-    """Return what the quality report, new_items.json and messages call a tokenizer."""
-    return "best" if epoch is None else str(epoch)
-
-
 def announce_published(config: TokenizerConfig) -> bool:
-    """Say so if the tokenizer's folder holds semantic IDs that were not made here; they are used as they are.
+    """Whether the tokenizer's folder holds semantic IDs that were not made here, and no --overwrite; say so if it does.
 
-    Returns:
-        Whether there is nothing to make. With --overwrite there always is.
-
-    Raises:
-        InputError: The semantic IDs there are of another encoder or of other codebook sizes.
+    They are used as they are. Raises InputError if they are of another encoder or of other codebook sizes.
     """
-    folder = config.tokenizer_folder
+    folder, prefix = config.tokenizer_folder, sem_ids_prefix(config)
     files = sorted(folder.glob("*.sem_ids"))
     if config.overwrite or (folder / TRAINING_FILE).exists() or not files:
         return False
-    prefix = sem_ids_prefix(config)
     fitting = [file for file in files if file.stem == prefix or file.stem.startswith(f"{prefix}_")]
     if not fitting:
         raise InputError(
@@ -85,90 +69,24 @@ def training_settings(config: TokenizerConfig, **arrays: np.ndarray) -> dict[str
     """Return what determines a training: its settings, and the hash <name>_sha256 of each array."""
     settings: dict[str, object] = {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
     settings["sent_emb_model"] = config.encoder_name
-    hashes = {name: hashlib.sha256(np.ascontiguousarray(values)).hexdigest() for name, values in arrays.items()}
-    return settings | {f"{name}_sha256": digest for name, digest in hashes.items()}
+    for name, values in arrays.items():
+        settings[f"{name}_sha256"] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+    return settings
 
 
 def differences(before: dict[str, object], now: dict[str, object]) -> str:
     """Name the settings of `now` that were something else before; a setting that was not known had its default."""
     before = {field.name: field.default for field in fields(TokenizerConfig)} | before
-    if _codebook_sizes(before) == _codebook_sizes(now):  # the disambiguation level is not trained
+    old, new = (level_sizes(settings["n_codebooks"], settings["codebook_size"]) for settings in (before, now))
+    if old[:-1] == new[:-1]:  # the disambiguation level is not trained
         before |= {"codebook_size": now["codebook_size"]}
     return "; ".join(f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in now if now[key] != before.get(key))
 
 
-def _codebook_sizes(settings: dict[str, object]) -> tuple[int, ...]:
-    return level_sizes(settings["n_codebooks"], settings["codebook_size"])[:-1]
-
-
-def _read_training(config: TokenizerConfig) -> dict[str, object]:
+def read_training(config: TokenizerConfig) -> dict[str, object]:
+    """Return what training.json says; nothing where there is none."""
     file = config.tokenizer_folder / TRAINING_FILE
     return read_json(file) if file.exists() else {}
-
-
-def reusable(config: TokenizerConfig, settings: dict[str, object]) -> bool:
-    """Whether the folder holds this very training, finished.
-
-    Raises:
-        InputError: A training with other settings, or one to resume, is there, and no --overwrite.
-    """
-    folder, earlier = config.tokenizer_folder, _read_training(config)
-    if not earlier:
-        return False
-    different = differences(earlier.get("settings", {}), settings)
-    unfinished = "unfinished" if different or (folder / STATE_FOLDER).exists() else "nothing"
-    found = "finished" if earlier.get("finished") else unfinished
-    refusal = "holds an unfinished training; go on with --resume (RESUME=1), or start anew with --overwrite"
-    if different:
-        refusal = (
-            f"holds a tokenizer trained with other settings ({different}); "
-            "name another folder with --ckpt_name, or replace it with --overwrite"
-        )
-    may = {"overwrite": config.overwrite, "resume": config.resume, "reuse": True}
-    decision = claim(folder, found, different, refusal=refusal, **may)
-    if decision == "reuse":
-        print(f"{folder}: reused, a finished training with the same settings")
-    elif decision == "make":
-        print(f"{folder}: trained anew, since {different or 'the last run did not finish'}")
-    return decision == "reuse"
-
-
-def begin_training(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
-    """Remove what an earlier training made, whose semantic IDs would not fit, and write the settings and the PCA.
-
-    Raises:
-        InputError: There is no such PCA of the embeddings, float32 [N, sent_emb_dim]; nothing is removed.
-    """
-    folder = config.tokenizer_folder
-    whitening = fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed) if config.has_pca else None
-    write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
-    for name in ("epochs", STATE_FOLDER):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for pattern in ("*.safetensors", METRICS_FILE, _CONFIG_FILE, "quality.*", "*.sem_ids", NEW_ITEMS_FILE):
-        for file in folder.glob(pattern):
-            file.unlink()
-    write_text(folder / _CONFIG_FILE, dump_config(config, without=HANDLING_FLAGS))
-    if whitening is not None:
-        whitening.save(folder / PCA_FILE)
-
-
-def finish_training(config: TokenizerConfig, settings: dict[str, object], result: dict[str, object]) -> None:
-    """Write the result, after which the training is reused; remove the states, which nothing goes on from."""
-    write_json(config.tokenizer_folder / TRAINING_FILE, {"finished": True, "settings": settings, **result})
-    shutil.rmtree(config.tokenizer_folder / STATE_FOLDER, ignore_errors=True)
-
-
-def snapshot_to_resume(folder: Path) -> Snapshot | None:
-    """Return the newest whole state of the folder's training, saying where it goes on; None, saying so, without one."""
-    remove_leftovers(folder)
-    path, notes = newest_snapshot(folder / STATE_FOLDER)
-    print(*notes, sep="\n", end="\n" if notes else "")
-    if path is None:
-        print(f"{folder} has no saved state to resume: starting anew")
-        return None
-    snapshot = read_snapshot(path)
-    print(f"{folder}: resumed after epoch {snapshot.values['epoch']}, from {path}")
-    return snapshot
 
 
 def load_pca(config: TokenizerConfig) -> Callable[[np.ndarray], np.ndarray]:
@@ -189,16 +107,11 @@ def lock_tokenizer(config: TokenizerConfig) -> FileLock:
 
 
 def load_tokenizer(config: TokenizerConfig, embeddings: np.ndarray | None = None) -> Tokenizer:
-    """Open the finished training in the tokenizer's folder.
+    """Open the finished training in the tokenizer's folder; InputError if there is none, or one with other settings.
 
-    Args:
-        config: Settings; must be those of the training.
-        embeddings: float32 [N, sent_emb_dim], where these must be the ones that were trained on.
-
-    Raises:
-        InputError: There is none, or it was made with other settings or embeddings.
+    `embeddings`, float32 [N, sent_emb_dim], must be the ones that were trained on.
     """
-    folder, training = config.tokenizer_folder, _read_training(config)
+    folder, training = config.tokenizer_folder, read_training(config)
     if not training.get("finished"):
         raise InputError(f"{folder} holds no finished training; run python -m tokenizer.train first")
     arrays = {} if embeddings is None else {"embeddings": embeddings}

@@ -7,7 +7,7 @@ import numpy as np
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
-from tokenizer.rqvae_tokenizer import RQVAETokenizer
+from tokenizer.rqvae_training import RQVAETokenizer
 
 
 class Tokenizer(Protocol):
@@ -17,16 +17,11 @@ class Tokenizer(Protocol):
     before a training begins anew. All else there, the PCA too, is the commands'.
 
     Args:
-        config: Settings of the training.
         whiten: The training's PCA, float32 [N, sent_emb_dim] to [N, input_size]; without PCA it changes nothing.
-
-    Attributes:
-        title: The kind's name on the progress line.
-        epochs: The related tokenizers there are, in order: 1-based epochs, None for the best one.
     """
 
-    title: str
-    epochs: Sequence[int | None]
+    title: str  # on the progress line
+    epochs: Sequence[int | None]  # the related tokenizers there are, in order: 1-based epochs, None for the best one
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]): ...
 
@@ -34,16 +29,12 @@ class Tokenizer(Protocol):
     def train(
         cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
     ) -> dict[str, object]:
-        """Train, and write what a tokenizer needs into its folder.
+        """Write what a tokenizer needs into its folder, and return what training.json says of the result.
 
         Args:
-            config: Settings.
             inputs: float32 [N, input_size], all items after PCA, row i = item id i + 1.
             items: int [training items], ids of the items to train on.
             writer: To be called after every epoch; its `snapshot` is what a resumed training goes on from.
-
-        Returns:
-            What training.json says of the result.
         """
         ...
 
@@ -56,6 +47,4 @@ class Tokenizer(Protocol):
         ...
 
 
-KINDS: dict[str, type[Tokenizer]] = {
-    "rqvae": RQVAETokenizer,
-}
+KINDS: dict[str, type[Tokenizer]] = {"rqvae": RQVAETokenizer}

@@ -8,14 +8,10 @@ GAPS = (1, 5, 10, 20, 30)
 
 
 def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the groups of items that share all codes.
-
-    Args:
-        codes: int [N, H], 0-based.
+    """Number the groups of items that share all codes, int [N, H], 0-based.
 
     Returns:
-        group: int64 [N], each item's group, in ascending order of codes.
-        sizes: int64 [groups].
+        Each item's group, int64 [N], in ascending order of codes, and the groups' sizes, int64 [groups].
     """
     group = np.zeros(len(codes), dtype=np.int64)
     for level in codes.T:  # ranked anew at each level, so that no product of sizes overflows
@@ -24,11 +20,7 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
-    """Judge one tokenizer.
-
-    Args:
-        codes: int [N, H], 0-based, without disambiguation.
-        codebook_sizes: K of each level.
+    """Judge one tokenizer by its codes, int [N, H], 0-based, without disambiguation, of K codes at each level.
 
     Returns:
         collision_rate (share of items that share all codes with another), largest_group (items), and codes_used and
@@ -56,7 +48,6 @@ def drift(sem_ids: dict[int, np.ndarray], gaps: Sequence[int] = GAPS) -> dict[in
 
     Args:
         sem_ids: {1-based epoch: int [N, L]}, disambiguation included.
-        gaps: Distances in epochs.
 
     Returns:
         {gap: {first, any, any_codebook, pairs}}: share of items whose first / any / any but the disambiguation token
@@ -76,22 +67,16 @@ def drift(sem_ids: dict[int, np.ndarray], gaps: Sequence[int] = GAPS) -> dict[in
 
 
 def format_report(report: dict[str, object]) -> str:
-    """Return the quality report as text.
-
-    Args:
-        report: {"items", "codebook_sizes", "tokenizers": {name: tokenizer_quality}, "drift": drift}.
-    """
-    levels = range(len(report["codebook_sizes"]))
+    """Return {"items", "codebook_sizes", "tokenizers": {name: tokenizer_quality}, "drift": drift} as text."""
+    sizes = report["codebook_sizes"]
     head = ["tokenizer", "collisions", "largest"]
-    head += [f"used {level}" for level in levels] + [f"perplexity {level}" for level in levels]
+    head += [f"{name} {level}" for name in ("used", "perplexity") for level in range(len(sizes))]
     rows = [
-        [name, f"{quality['collision_rate']:.2%}", str(quality["largest_group"])]
-        + [str(used) for used in quality["codes_used"]]
+        [name, f"{quality['collision_rate']:.2%}", str(quality["largest_group"]), *map(str, quality["codes_used"])]
         + [f"{perplexity:.1f}" for perplexity in quality["perplexity"]]
         for name, quality in report["tokenizers"].items()
     ]
-    sizes = ", ".join(map(str, report["codebook_sizes"]))
-    parts = [f"{report['items']} items, codebooks of {sizes}", _table(head, rows)]
+    parts = [f"{report['items']} items, codebooks of {', '.join(map(str, sizes))}", _table(head, rows)]
     if report["drift"]:
         head = ["gap (epochs)", "first token", "any token", "any but disambiguation", "pairs"]
         rows = [
@@ -103,6 +88,5 @@ def format_report(report: dict[str, object]) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in (head, *rows))

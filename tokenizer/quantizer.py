@@ -10,14 +10,8 @@ from torch import Tensor, nn
 def nearest_codes(residual: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest code by squared L2 distance, the lowest index on a tie.
 
-    The residual's own squared norm is the same for every code, so it is left out.
-
-    Args:
-        residual: float [B, D].
-        codebook: float [K, D].
-
-    Returns:
-        int64 [B], 0-based.
+    Takes residuals, float [B, D], and a codebook, float [K, D]; returns int64 [B], 0-based. The residual's own squared
+    norm is the same for every code, so it is left out.
     """
     return torch.addmm(codebook.square().sum(1), residual, codebook.t(), alpha=-2).argmin(1)
 
@@ -25,9 +19,7 @@ def nearest_codes(residual: Tensor, codebook: Tensor) -> Tensor:
 class EMACodebook(nn.Module):
     """K = codebook_size codes of D = dim, moving averages of the residuals assigned to them; no gradient moves them.
 
-    Args:
-        decay: Share of the old average that a step keeps.
-        eps: Laplace smoothing of the cluster sizes.
+    A step keeps the share `decay` of the old averages; `eps` is for the Laplace smoothing of the cluster sizes.
     """
 
     def __init__(self, codebook_size: int, dim: int, decay: float = 0.99, eps: float = 1e-5):
@@ -38,13 +30,12 @@ class EMACodebook(nn.Module):
         self.register_buffer("cluster_size", torch.ones(codebook_size))
 
     @property
-    def codebook(self) -> Tensor:
-        """float [K, D]."""
+    def codebook(self) -> Tensor:  # [K, D]
         return self.embed
 
     @torch.no_grad()
     def initialize_(self, centers: Tensor) -> None:
-        """Set the codes to `centers`, float [K, D], each with a cluster size of 1."""
+        """Set the codes, [K, D], each with a cluster size of 1."""
         self.embed.copy_(centers)
         self.embed_avg.copy_(centers)
         self.cluster_size.fill_(1)
@@ -72,13 +63,11 @@ class GradientCodebook(nn.Module):
         self.embed = nn.Embedding(codebook_size, dim)
 
     @property
-    def codebook(self) -> Tensor:
-        """float [K, D]."""
+    def codebook(self) -> Tensor:  # [K, D]
         return self.embed.weight
 
     @torch.no_grad()
     def initialize_(self, centers: Tensor) -> None:
-        """Set the codes to `centers`, float [K, D]."""
         self.embed.weight.copy_(centers)
 
     def update_(self, residual: Tensor, codes: Tensor) -> None:
@@ -90,15 +79,9 @@ class GradientCodebook(nn.Module):
 
 
 class ResidualQuantizer(nn.Module):
-    """H codebooks, each quantising what the levels before it left over.
+    """H codebooks of D = dim, each quantising what the levels before it left over.
 
     Source: arXiv 2504.04400, section 2.2.1.
-
-    Args:
-        codebook_sizes: K of each level.
-        dim: D, dimension of the codes.
-        beta: Weight of the commitment term.
-        vq_type: "ema" or "vq".
     """
 
     def __init__(self, codebook_sizes: Sequence[int], dim: int, beta: float = 0.25, vq_type: str = "ema"):
@@ -115,13 +98,8 @@ class ResidualQuantizer(nn.Module):
         No gradient flows through a residual: the latent receives the reconstruction's gradient unchanged
         (straight-through) and level 0's commitment term, the deeper commitment terms only count in the loss.
 
-        Args:
-            latent: float [B, D], cast to float32.
-
         Returns:
-            quantized: float32 [B, D], the sum of the chosen codes.
-            codes: int64 [B, H], 0-based.
-            loss: Scalar, the mean over the levels.
+            The sum of the chosen codes, float32 [B, D], these codes, int64 [B, H], 0-based, and the levels' mean loss.
         """
         latent = latent.float()
         residual, total, codes, losses = latent, torch.zeros_like(latent), [], []
@@ -144,7 +122,3 @@ class ResidualQuantizer(nn.Module):
             codes.append(nearest_codes(latent, layer.codebook))
             latent = latent - layer.codebook[codes[-1]]
         return torch.stack(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the sum of the chosen codes, int [B, H] to float [B, D]."""
-        return sum(layer.codebook[codes[:, level]] for level, layer in enumerate(self.quantization_layers))

@@ -37,17 +37,9 @@ class RQVAEOutput:
 
 
 class RQVAE(nn.Module):
-    """Residual-quantised variational autoencoder; names of weights as in the reference code.
+    """Residual-quantised variational autoencoder; sizes as in TokenizerConfig, weights named as in the reference code.
 
     Source: arXiv 2504.04400, section 2.2.1.
-
-    Args:
-        input_size: Dimensions of an item's embedding.
-        hidden_sizes: Sizes of the encoder's layers; the last is the codebooks' dimension D.
-        codebook_sizes: K of each of the H levels, without disambiguation.
-        dropout: Dropout probability.
-        beta: Weight of the commitment term.
-        vq_type: "ema" or "vq".
     """
 
     def __init__(
@@ -106,11 +98,7 @@ def save_weights(file: Path, state: dict[str, Tensor], **metadata: object) -> No
 
 
 def load_weights(model: RQVAE, file: Path) -> None:
-    """Load the encoder and the codebooks, and whatever else the file has, into `model`.
-
-    Raises:
-        InputError: The file is absent, broken, or of other sizes than the model.
-    """
+    """Load what the file has; raise InputError where it is absent, broken, or of other sizes than the model."""
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with python -m tokenizer.train")
     try:

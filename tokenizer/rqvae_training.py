@@ -1,18 +1,22 @@
-"""Train an RQ-VAE on embeddings: k-means start, epochs, learning rate, and all that a resumed training needs."""
+"""Train an RQ-VAE on embeddings, from k-means on, and use its last epochs and its best one as tokenizers."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from tokenizer.config import TokenizerConfig
+from tokenizer.epoch_writer import EpochWriter
 from tokenizer.quality import tokenizer_quality
-from tokenizer.rqvae import RQVAE
+from tokenizer.rqvae import RQVAE, encoding_state, load_weights, save_weights
+from utils.runtime import choose_device
 from utils.snapshots import Snapshot, load_optimizer_, optimizer_tensors, under_prefix, with_prefix
 
 _MANY_ITEMS = 50_000  # from here on k-means looks at samples of the items at each step
@@ -70,11 +74,8 @@ def learning_rate(step: int, steps_per_epoch: int, config: TokenizerConfig) -> f
 def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
     """Set every level's codes to the k-means centres of what the levels before it leave of the encoder's output.
 
-    One OpenMP thread, so that sums have one order and the same seed gives the same centres.
-
-    Args:
-        inputs: float [N, input size], all training items.
-        seed: For k-means++.
+    It takes all training items, float [N, input size]. In one OpenMP thread sums have one order, and the same seed
+    gives the same centres.
     """
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
@@ -88,11 +89,7 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
 
 
 def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -> dict[str, float]:
-    """Train one epoch on reshuffled batches; the host waits for the device only once, at the end.
-
-    Args:
-        state: Moved on by one epoch.
-        inputs: float [N, input size] on the model's device.
+    """Train one epoch on reshuffled batches of float [N, input size]; the host waits for the device only at its end.
 
     Returns:
         loss, reconstruction and quantization: means over the items.
@@ -121,18 +118,10 @@ def train_rqvae(
     on_epoch: Callable[[TrainingState, dict[str, object]], None] = lambda state, metrics: None,
     snapshot: Snapshot | None = None,
 ) -> TrainingState:
-    """Train from k-means, or from a snapshot, to the last epoch.
+    """Train from k-means, or from a snapshot of the same training, to the last epoch.
 
-    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5.
-
-    Args:
-        config: Settings; `rand_seed` decides the weights' start, k-means, and the order of the batches.
-        inputs: float [N, input size] of the training items, on the device to train on.
-        on_epoch: Called after every epoch with the state and the epoch's metrics.
-        snapshot: Of an interrupted training with the same settings and inputs.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
+    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5. The inputs are float [N, input size] of the training
+    items, on the device to train on; `on_epoch` is called after every epoch with the state and the epoch's metrics.
     """
     torch.manual_seed(config.rand_seed)
     model = build_model(config).to(inputs.device)
@@ -157,3 +146,50 @@ def train_rqvae(
             metrics |= {name: quality[name] for name in ("codes_used", "collision_rate")}
         on_epoch(state, {"epoch": state.epoch, **metrics})
     return state
+
+
+def epoch_file(config: TokenizerConfig, epoch: int | None) -> Path:
+    """Return the file of a kept epoch (1-based); None is the best-loss checkpoint."""
+    return config.tokenizer_folder / ("best.safetensors" if epoch is None else f"epochs/{epoch}.safetensors")
+
+
+class RQVAETokenizer:
+    """One RQ-VAE, into which any kept epoch is loaded; see `tokenizer.kinds.Tokenizer`."""
+
+    title = "RQ-VAE"
+
+    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
+        self.config, self.whiten = config, whiten
+        self.epochs = [*config.kept_epochs, None]
+        self.device = choose_device(config.device)
+        self.model = build_model(config).to(self.device).eval()
+
+    @classmethod
+    def train(
+        cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
+    ) -> dict[str, object]:
+        """Write epochs/<epoch>.safetensors, best.safetensors and last.safetensors (the whole RQ-VAE)."""
+
+        def on_epoch(state: TrainingState, metrics: dict[str, object]) -> None:
+            if state.epoch in config.kept_epochs:
+                save_weights(epoch_file(config, state.epoch), encoding_state(state.model), epoch=state.epoch)
+            writer(metrics, state.snapshot)
+
+        rows = torch.from_numpy(inputs[items - 1]).to(choose_device(config.device))
+        state = train_rqvae(config, rows, on_epoch, writer.snapshot)
+        save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
+        save_weights(config.tokenizer_folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
+        print(
+            f"{config.tokenizer_folder}: epochs {config.kept_epochs[0]}..{config.epochs} kept, "
+            f"best epoch {state.best_epoch} with loss {state.best_loss:.4f}, {writer.seconds:.0f} s"
+        )
+        return {"best_epoch": state.best_epoch, "best_loss": state.best_loss}
+
+    def prepare(self, embeddings: np.ndarray) -> Tensor:
+        """Return what the RQ-VAE encodes, on its device: float32 [N, input_size]."""
+        return torch.from_numpy(self.whiten(embeddings)).to(self.device)
+
+    def codes(self, inputs: Tensor, epoch: int | None) -> np.ndarray:
+        """Load the tokenizer `epoch` and return its codes."""
+        load_weights(self.model, epoch_file(self.config, epoch))
+        return self.model.encode(inputs).cpu().numpy()

@@ -25,19 +25,12 @@ UNSPACED = re.compile(
 
 @dataclass
 class TfidfEncoder:
-    """A fitted encoder.
+    """A fitted encoder."""
 
-    Attributes:
-        terms: The vocabulary, in the order of the columns.
-        idf: float32 [terms].
-        components: float32 [dimensions, terms].
-        ngrams: Whether the terms are runs of characters rather than words.
-    """
-
-    terms: list[str]
-    idf: np.ndarray
-    components: np.ndarray
-    ngrams: bool = False
+    terms: list[str]  # the vocabulary, in the order of the columns
+    idf: np.ndarray  # float32 [terms]
+    components: np.ndarray  # float32 [dimensions, terms]
+    ngrams: bool = False  # terms are runs of characters rather than words
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return the embeddings of `texts`, float32 [texts, dimensions]; unknown words count nothing."""
@@ -76,11 +69,7 @@ def words_serve(texts: list[str]) -> bool:
 
 
 def fit_tfidf(texts: list[str], dimensions: int, seed: int) -> TfidfEncoder:
-    """Fit the encoder on the items' texts; the same texts and seed give the same encoder.
-
-    Raises:
-        InputError: The texts have fewer distinct terms, or are fewer, than `dimensions`.
-    """
+    """Fit the encoder on the items' texts; InputError if they, or their distinct terms, are fewer than `dimensions`."""
     ngrams = any(map(_WORD.search, texts)) and not words_serve(texts)
     vectorizer = _vectorizer(ngrams, max_features=MAX_TERMS)
     try:

@@ -14,17 +14,11 @@ from utils.files import atomic_path
 
 @dataclass
 class Whitening:
-    """A fitted PCA.
+    """A fitted PCA, in float32."""
 
-    Attributes:
-        mean: float32 [E].
-        components: float32 [P, E].
-        explained_variance: float32 [P].
-    """
-
-    mean: np.ndarray
-    components: np.ndarray
-    explained_variance: np.ndarray
+    mean: np.ndarray  # [E]
+    components: np.ndarray  # [P, E]
+    explained_variance: np.ndarray  # [P]
 
     def apply(self, embeddings: np.ndarray) -> np.ndarray:
         """Project float32 [N, E] to [N, P] of unit variance (over the items that the PCA was fitted on)."""
@@ -32,23 +26,15 @@ class Whitening:
         return ((embeddings - self.mean) @ self.components.T / scale).astype(np.float32)
 
     def save(self, file: Path) -> None:
-        """Write as safetensors."""
         with atomic_path(file) as temporary:
             temporary.write_bytes(save({name: np.ascontiguousarray(value) for name, value in vars(self).items()}))
 
 
 def fit_whitening(embeddings: np.ndarray, dimensions: int, seed: int) -> Whitening:
-    """Fit the PCA on all items' embeddings, before the training items are selected.
+    """Fit a PCA to P = dimensions on all items' embeddings, float32 [N, E], before the training items are selected.
 
-    Differs from the reference code: fitted once and saved, not fitted again for generation.
-
-    Args:
-        embeddings: float32 [N, E].
-        dimensions: P.
-        seed: For scikit-learn's randomised solver.
-
-    Raises:
-        InputError: Fewer items or embedding dimensions than P, or the embeddings vary in fewer than P directions.
+    Differs from the reference code: fitted once and saved, not fitted again for generation. Raises InputError if items
+    or dimensions are fewer than P, or if the embeddings vary in fewer directions.
     """
     if dimensions > min(embeddings.shape):
         raise InputError(
@@ -67,11 +53,7 @@ def fit_whitening(embeddings: np.ndarray, dimensions: int, seed: int) -> Whiteni
 
 
 def load_whitening(file: Path) -> Whitening:
-    """Read a saved PCA.
-
-    Raises:
-        InputError: The file is absent or broken.
-    """
+    """Read a saved PCA; raise InputError where the file is absent or broken."""
     try:
         return Whitening(**load_file(file))
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from data.interactions import load_interactions
 from tokenizer.config import TokenizerConfig
-from tokenizer.disambiguation import semantic_ids
+from tokenizer.export import semantic_ids
 from tokenizer.folder import sem_ids_file
 from tokenizer.rqvae import RQVAE
 
