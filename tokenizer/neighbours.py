@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.quality import collision_groups
+from tokenizer.disambiguation import disambiguation_codes
 
 CANDIDATES = 10  # nearest codewords that a code is drawn among
 BISECTIONS = 12
@@ -76,23 +76,6 @@ def share_differing(first: np.ndarray, second: np.ndarray) -> float:
     """Return the share of items that two tokenizers, int [N, H], give other tokens, disambiguation included."""
     ids = [np.column_stack([codes, disambiguation_codes(codes)]) for codes in (first, second)]
     return float((ids[0] != ids[1]).any(axis=1).mean())
-
-
-def disambiguation_codes(codes: np.ndarray) -> np.ndarray:
-    """Count 1, 2, 3, ... in item id order within each group of items that share all codebook codes.
-
-    Args:
-        codes: int [N, H], row i = item id i + 1.
-
-    Returns:
-        int64 [N].
-    """
-    group, sizes = collision_groups(codes)
-    order = np.argsort(group, kind="stable")
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    result = np.empty(len(codes), dtype=np.int64)
-    result[order] = np.arange(len(codes)) - starts + 1
-    return result
 
 
 def estimated_codebooks(embeddings: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> list[Tensor]:
