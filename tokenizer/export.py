@@ -10,6 +10,7 @@ With --assign, gives semantic IDs to new items instead, from their texts {item: 
 and writes them to <dataset>/<ckpt_name>/new_items.json: recommend.py --new_items takes it. No old item's ID changes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, lo
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
 from tokenizer.folder import announce_published, load_tokenizer, lock_tokenizer, sem_ids_file, sem_ids_prefix
-from tokenizer.quality import collision_groups, drift, format_report, tokenizer_quality
+from tokenizer.quality import disambiguation_codes, drift, format_report, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, whole_characters, write_json, write_text
@@ -34,22 +35,6 @@ class ExportConfig(TokenizerConfig):
 
     assign: str = ""
     """JSON file {item: text} of new items that get semantic IDs beside the old ones"""
-
-
-def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
-    """Count 1, 2, 3, ... in order within each group of items that share all codebook codes: int [N, H] to int64 [N].
-
-    Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
-    """
-    taken = np.empty((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
-    group, sizes = collision_groups(np.concatenate([taken[:, :-1], codes]))
-    highest = np.zeros(len(sizes), dtype=np.int64)
-    np.maximum.at(highest, group[: len(taken)], taken[:, -1])
-    group = group[len(taken) :]
-    order, counts = np.argsort(group, kind="stable"), np.bincount(group, minlength=len(sizes))
-    result = np.empty(len(codes), dtype=np.int64)
-    result[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
-    return highest[group] + result
 
 
 def semantic_ids(codes: np.ndarray, size: int, name: str, item_names: list[str]) -> np.ndarray:
@@ -82,20 +67,28 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         names = load_interactions(folder).item_names[1:]
         embeddings = load_embeddings(config, len(names))
         tokenizer = load_tokenizer(config, embeddings)
-        inputs, qualities, sem_ids = tokenizer.prepare(embeddings), {}, {}
+        inputs = tokenizer.prepare(embeddings)
         remove_leftovers(config.tokenizer_folder)
-        (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
-        for epoch in tokenizer.epochs:
-            name, codes = str(epoch or "best"), tokenizer.codes(inputs, epoch)
-            ids = semantic_ids(codes, config.level_sizes[-1], name, names)
-            write_sem_ids(sem_ids_file(config, epoch), names, ids)
-            qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
-            if epoch is not None:
-                sem_ids[epoch] = ids.astype(np.int32)
-        report = {"items": len(names), "codebook_sizes": list(config.codebook_sizes)}
-        report |= {"tokenizers": qualities, "drift": drift(sem_ids)}
-        write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
-        write_json(config.tokenizer_folder / QUALITY_FILE, report)
+        return write_tokenizers(config, names, ((epoch, tokenizer.codes(inputs, epoch)) for epoch in tokenizer.epochs))
+
+
+def write_tokenizers(
+    config: TokenizerConfig, names: list[str], tokenizers: Iterable[tuple[int | None, np.ndarray]]
+) -> dict[str, object]:
+    """Write semantic IDs of tokenizers (1-based epoch, None the best; codes int [N, H]) and the quality report."""
+    (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
+    qualities, sem_ids = {}, {}
+    for epoch, codes in tokenizers:
+        name = str(epoch or "best")
+        ids = semantic_ids(codes, config.level_sizes[-1], name, names)
+        write_sem_ids(sem_ids_file(config, epoch), names, ids)
+        qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
+        if epoch is not None:
+            sem_ids[epoch] = ids.astype(np.int32)
+    report = {"items": len(names), "codebook_sizes": list(config.codebook_sizes)}
+    report |= {"tokenizers": qualities, "drift": drift(sem_ids)}
+    write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
+    write_json(config.tokenizer_folder / QUALITY_FILE, report)
     return report
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.disambiguation import disambiguation_codes
+from tokenizer.quality import disambiguation_codes
 
 CANDIDATES = 10  # nearest codewords that a code is drawn among
 BISECTIONS = 12

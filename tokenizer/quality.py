@@ -19,6 +19,22 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return group, sizes
 
 
+def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
+    """Count 1, 2, 3, ... in order within each group of items that share all codebook codes: int [N, H] to int64 [N].
+
+    Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
+    """
+    taken = np.empty((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
+    group, sizes = collision_groups(np.concatenate([taken[:, :-1], codes]))
+    highest = np.zeros(len(sizes), dtype=np.int64)
+    np.maximum.at(highest, group[: len(taken)], taken[:, -1])
+    group = group[len(taken) :]
+    order, counts = np.argsort(group, kind="stable"), np.bincount(group, minlength=len(sizes))
+    result = np.empty(len(codes), dtype=np.int64)
+    result[order] = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+    return highest[group] + result
+
+
 def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
     """Judge one tokenizer by its codes, int [N, H], 0-based, without disambiguation, of K codes at each level.
 

@@ -15,18 +15,17 @@ import numpy as np
 import torch
 
 from data.interactions import dataset_folder, load_interactions
-from data.token_table import QUALITY_FILE, read_sem_ids, write_sem_ids
+from data.token_table import read_sem_ids
 from tokenizer.config import TokenizerConfig
-from tokenizer.disambiguation import semantic_ids
 from tokenizer.embed import load_embeddings
-from tokenizer.folder import sem_ids_file, sem_ids_prefix
+from tokenizer.export import write_tokenizers
+from tokenizer.folder import sem_ids_prefix
 from tokenizer.neighbours import estimated_codebooks, neighbour_codes, share_differing
-from tokenizer.quality import drift, format_report, tokenizer_quality
+from tokenizer.quality import format_report
 from tokenizer.whitening import fit_whitening
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import write_json, write_text
 from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import run_command
 
@@ -84,17 +83,7 @@ def vary(config: VaryConfig) -> dict[str, object]:
             raise InputError(f"--drift={config.drift} cannot be had: {error}; lower it, or --kept_levels") from None
         for file in config.tokenizer_folder.glob("*.sem_ids"):
             file.unlink()
-        sem_ids = {}
-        for number, each in enumerate(related, start=1):
-            sem_ids[number] = semantic_ids(each, config.level_sizes[-1], str(number), names).astype(np.int32)
-            write_sem_ids(sem_ids_file(config, number), names, sem_ids[number])
-        qualities = {
-            str(number): tokenizer_quality(each, config.codebook_sizes) for number, each in enumerate(related, start=1)
-        }
-        report = {"items": len(names), "codebook_sizes": list(config.codebook_sizes), "tokenizers": qualities}
-        report |= {"drift": drift(sem_ids)}
-        write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
-        write_json(config.tokenizer_folder / QUALITY_FILE, report)
+        report = write_tokenizers(config, names, enumerate(related, start=1))
     ends = share_differing(related[0], related[-1])
     middle = 1 + config.num_tokenizers // 2
     print(

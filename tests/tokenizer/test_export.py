@@ -7,8 +7,9 @@ import pytest
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import embed, load_embeddings
-from tokenizer.export import disambiguation_codes, export, main, semantic_ids
+from tokenizer.export import export, main, semantic_ids
 from tokenizer.folder import load_tokenizer, sem_ids_file
+from tokenizer.quality import disambiguation_codes
 from tokenizer.train import train
 from utils.errors import InputError
 
