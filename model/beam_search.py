@@ -33,9 +33,7 @@ def beam_search(
 
     Args:
         step: What follows the beams of B = num_rows histories; the first call has one empty beam for each.
-        num_levels: Steps, L.
-        num_beams: Beams kept at each step, M.
-        num_return: Sequences returned, k <= M.
+        num_levels, num_beams, num_return: L steps, M beams kept at each, k <= M sequences returned.
         device: Where the logits are.
         trie: Keep only beams that begin a sequence of the trie, so that every returned one is in it. Scores stay those
             of the whole vocabulary.
@@ -66,8 +64,12 @@ def beam_search(
             nodes = trie.step(nodes.gather(1, beams), tokens, level)
             nodes = nodes.masked_fill(scores == float("-inf"), -1)
         ancestors = [rows.gather(1, beams) for rows in ancestors] + [beams]
+    return _first(sequences, scores / num_levels, num_return)
 
-    scores, sequences = scores[:, :num_return] / num_levels, sequences[:, :num_return]
+
+def _first(sequences: Tensor, scores: Tensor, num_return: int) -> tuple[Tensor, Tensor]:
+    """Return the first k of M beams; those of score -inf, and those that are lacking, are padding."""
+    scores, sequences = scores[:, :num_return], sequences[:, :num_return]
     sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), PADDING)
     missing = num_return - scores.shape[1]
     if missing > 0:

@@ -60,14 +60,11 @@ def neighbour_codes(
     found = np.empty((num_tokenizers, *codes.shape), dtype=np.int64)
     found[middle] = codes
     for side, count in sides.items():
-        if not count:
-            continue
-        outermost = drawn(side, hottest)
-        found[middle + side * count] = outermost
-        share = share_differing(codes, outermost)
-        for place in range(1, count):
-            wanted = share * place / count
-            temperature = _solve(lambda t, side=side: share_differing(codes, drawn(side, t)), wanted, hottest)
+        share = share_differing(codes, drawn(side, hottest))
+        for place in range(1, count + 1):
+            wanted, temperature = share * place / count, hottest
+            if place < count:
+                temperature = _solve(lambda t, side=side: share_differing(codes, drawn(side, t)), wanted, hottest)
             found[middle + side * place] = drawn(side, temperature)
     return found
 
