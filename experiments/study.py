@@ -50,7 +50,7 @@ class Job:
 
     @cached_property
     def id(self) -> str:
-        """<kind>_<hash>, the name of the run's folder and of its file in results/, wherever the data lies."""
+        """<kind>_<hash>, the name of the run's folder and of its line in jobs.jsonl, wherever the data lies."""
         decisive = {name: value for name, value in self.flags.items() if name != "data_dir"}
         text = json.dumps([self.kind, decisive, *(job.id for job in self.needs)])
         return f"{self.kind}_{hashlib.sha256(text.encode()).hexdigest()[:10]}"

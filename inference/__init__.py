@@ -1,1 +1,1 @@
-"""A trained recommender at work: model folders, recommendations, results per user."""
+"""A trained recommender at work: model folders and recommendations."""

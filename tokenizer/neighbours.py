@@ -119,19 +119,18 @@ def _draw(
 
 
 def _draw_level(residual: Tensor, codebook: Tensor, own: Tensor, noise: Tensor) -> Tensor:
-    """Return one level's codes, int64 [B]: the least squared distance minus noise, among the nearest codewords.
+    """Return one level's codes, int64 [B], drawn with noise, float [B, K], among the nearest codewords.
 
-    Distances are in units of the mean gap between an item's two nearest codewords. `own` int64 [B] counts as the
-    nearest, -1 where the levels before have changed; noise is float [B, K].
+    How near a codeword is: by how much its squared distance differs from that of the item's own code, int64 [B], or
+    from the least where the levels before have changed (own is -1); in units of the mean gap of the two nearest.
     """
     distances = torch.cdist(residual, codebook).square().nan_to_num(torch.inf)
-    nearest, candidates = distances.topk(min(CANDIDATES, len(codebook)), largest=False)
+    nearest = distances.topk(2, largest=False).values
     gap = (nearest[:, 1] - nearest[:, 0]).mean().clamp(min=1e-12)
-    row = torch.arange(len(own))
-    kept = own >= 0
-    distances[row[kept], own[kept]] = nearest[kept, 0]
-    candidates = torch.where(kept.unsqueeze(1) & (torch.arange(candidates.shape[1]) == 0), own.unsqueeze(1), candidates)
-    scores = distances.gather(1, candidates) / gap - noise.gather(1, candidates)
+    of_own = distances.gather(1, own.clamp(min=0).unsqueeze(1))
+    distances = (distances - torch.where(own.unsqueeze(1) >= 0, of_own, nearest[:, :1])).abs()
+    found, candidates = distances.topk(min(CANDIDATES, len(codebook)), largest=False)
+    scores = found / gap - noise.gather(1, candidates)
     return candidates.gather(1, scores.argmin(1, keepdim=True)).squeeze(1)
 
 

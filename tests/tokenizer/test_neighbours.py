@@ -79,3 +79,11 @@ def test_estimated_codewords_are_the_means_of_what_is_left():
     first, second = estimated_codebooks(embeddings, codes, (3, 2))
     assert first.tolist() == [[1.0, 0.0], [torch.inf, torch.inf], [9.0, 9.0]]
     assert second.tolist() == [[-1.0, 0.0], [0.5, 0.0]]
+
+
+def test_a_code_that_is_not_the_nearest_stays_in_the_middle_and_may_go_to_the_nearest():
+    codebook = torch.tensor([[0.0], [1.0], [5.0]])
+    latents, codes = torch.full((200, 1), 0.1), np.ones((200, 1), dtype=np.int64)  # 0 is nearer than their code
+    found = neighbour_codes(latents, [codebook], codes, num_tokenizers=3, drift=0.5, seed=1, kept_levels=0)
+    assert (found[1] == 1).all()
+    assert set(found[0].flat) == {0, 1}
