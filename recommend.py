@@ -5,8 +5,9 @@
     python recommend.py --model=ckpt/Sample/mtgrec_best_300 --all_users --output=recs.parquet
     accelerate launch --multi_gpu --num_processes=4 recommend.py --model=DIR --all_users --output=recs.jsonl
 
-Only real items are recommended, k different ones for everybody, without those of the history; a score is the mean
-log-probability per level of the item's semantic ID. Whoever has no history gets the most popular items, without scores.
+Only real items are recommended, k different ones for everybody (fewer where no more are left), without those of the
+history; a score is the mean log-probability per level of the item's semantic ID. Whoever has no history gets the most
+popular items, without scores.
 An interrupted --output goes on where it stopped when the same command is run again.
 """
 
@@ -23,11 +24,11 @@ from tqdm import tqdm
 
 from data.interactions import dataset_folder, load_interactions
 from evaluation.run import resolve_winner
-from inference.model_folder import load_trained_model
-from inference.recommend import RecommendationModel, Recommendations
+from inference.recommend import RecommendationModel, Recommendations, load
 from inference.requests import (
     FORMATS,
     Request,
+    check_known,
     combine_shards,
     names_in,
     read_users_file,
@@ -56,7 +57,8 @@ class RecommendConfig:
     users: str = ""
     """Users of the dataset, separated by commas."""
     history: str = ""
-    """Items, newest last, separated by commas; [] for somebody without a history."""
+    """Items, newest last, separated by commas; [] for somebody without a history. Names with commas go into
+    users_file."""
     users_file: str = ""
     """File with a user per line, or {"user": "name", "history": ["item", ...]} per line (then no dataset is needed)."""
     all_users: bool = False
@@ -108,32 +110,37 @@ def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: 
         return Request(user, 0, known)
 
     if config.history:
-        return [of_history("", names_in(config.history.strip("[]")))]
+        return [of_history("", names_in(config.history, catalogue.ids))]
     rows = read_users_file(Path(config.users_file)) if config.users_file else []
     if rows and all(history is not None for _, history in rows):
         return [of_history(user, history) for user, history in rows]
     settings = model.settings
     interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
     if not rows:
-        users = interactions.user_names if config.all_users else names_in(config.users)
-        return requests_of_users(users, interactions, catalogue)
-    of_dataset = iter(requests_of_users([user for user, history in rows if history is None], interactions, catalogue))
+        users = interactions.user_names
+        users = users if config.all_users else names_in(config.users, set(users))
+        if not users:
+            raise InputError(f"--users={config.users} names no user")
+        return requests_of_users(users, interactions, catalogue, skipped)
+    without_history = [user for user, history in rows if history is None]
+    of_dataset = iter(requests_of_users(without_history, interactions, catalogue, skipped))
     return [next(of_dataset) if history is None else of_history(user, history) for user, history in rows]
 
 
-def check_enough_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> None:
-    """Refuse to start where k different items cannot be had.
+def notes_on_few_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> list[str]:
+    """Say how many users have fewer than k items left, if any.
 
     Raises:
-        InputError: Names the first user with too few.
+        InputError: Nobody has k items left; names the first user.
     """
-    for request in requests:
-        left = model.available(request.history, config.exclude_seen)
-        if left < config.k:
-            raise InputError(
-                f"{request.user or 'the history'} leaves {left} of {model.catalogue.num_items} items to recommend, "
-                f"k={config.k} are wanted; lower --k or pass --exclude_seen=false"
-            )
+    left = [model.available(request.history, config.exclude_seen) for request in requests]
+    few = sum(count < config.k for count in left)
+    if few == len(requests):
+        raise InputError(
+            f"{requests[0].user or 'the history'} leaves {left[0]} of {model.catalogue.num_items} items to recommend, "
+            f"k={config.k} are wanted; lower --k or pass --exclude_seen=false"
+        )
+    return [f"fewer than k={config.k} items are left for {few:,} of {len(requests):,} users, who get these"] * (few > 0)
 
 
 def recommend(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> Recommendations:
@@ -147,7 +154,8 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
     """Return one user's history and recommendations as text as wide as the terminal."""
     columns = min(160, shutil.get_terminal_size((100, 20)).columns)
     catalogue = model.catalogue
-    width = max(4, *(len(catalogue.names[item]) for item in found.items[row]))
+    items = found.items[row][found.items[row] > 0]
+    width = max([4, *(len(catalogue.names[item]) for item in items)])
 
     def text(item: int, indent: int) -> str:
         return textwrap.shorten(catalogue.texts[item], max(20, columns - indent), placeholder=" ...")
@@ -160,7 +168,7 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
         lines = [f"{title}: {len(request.history)} items, the last {len(latest)}, newest last"]
         lines += [f"  - {text(item, 4)}" for item in latest]
     lines.append(f"{'rank':>4}  {'item':{width}}  {'score':>8}  text")
-    for rank, (item, score) in enumerate(zip(found.items[row], found.scores[row], strict=True), start=1):
+    for rank, (item, score) in enumerate(zip(items, found.scores[row][: len(items)], strict=True), start=1):
         shown = "-" if np.isnan(score) else f"{score:.4f}"
         lines.append(f"{rank:>4}  {catalogue.names[item]:{width}}  {shown:>8}  {text(item, width + 18)}")
     return "\n".join(lines)
@@ -212,7 +220,7 @@ def write_output(
         print(
             f"{output}: {config.k} items for {len(requests):,} users, {done:,} of them now in {seconds:.1f} s "
             f"({done / seconds:,.0f} users/s)"
-            + (f"; {popular:,} users have no history and got the most popular items" if popular else "")
+            + (f"; {popular:,} users have no known history and got the most popular items" if popular else "")
         )
 
 
@@ -221,16 +229,15 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(RecommendConfig, argv, "recommend.py", __doc__)
     config.model = str(resolve_winner(config.model))
     processes, device = join_processes(config.device)
-    trained = load_trained_model(config.model, config.data_dir)
-    if config.new_items:
-        trained.catalogue = trained.catalogue.with_new_items(Path(config.new_items))
-    model = RecommendationModel(trained, device)
+    model = load(config.model, device, config.data_dir, config.new_items)
     skipped: dict[str, list[str]] = {}
     requests = find_requests(config, model, skipped)
+    if not config.all_users:
+        check_known(requests, skipped, model.catalogue)
+    few = notes_on_few_items(config, model, requests)
     if processes.is_main_process:
-        for note in unknown_items_notes(skipped, model.catalogue):
+        for note in [*unknown_items_notes(skipped, model.catalogue), *few]:
             print(note, file=sys.stderr)
-    check_enough_items(config, model, requests)
     if config.output:
         write_output(config, model, requests, processes)
     elif processes.is_main_process:

@@ -11,7 +11,7 @@ import torch
 
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
 from data.token_table import Group, TokenTable, Vocabulary, check_identifiers, load_token_table, resolve_groups
-from evaluation.run import Run, run_around
+from evaluation.run import Run, resolve_winner, run_around
 from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json, write_text
@@ -126,7 +126,7 @@ class TrainedModel:
 
 
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
-    """Read a model from a run folder, one of its checkpoints, or an exported model folder.
+    """Read a model from a run folder, one of its checkpoints, an exported model folder, or a <name>.winner.json.
 
     A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
     dataset; `data_dir` is the folder of dataset folders, by default where the run had it.
@@ -134,6 +134,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     Raises:
         InputError: It is none of these, or a file is absent or broken.
     """
+    path = resolve_winner(path)
     weights = find_model_folder(path)
     recommender = load_recommender(weights, dropout_rate=0.0).eval()
     architecture = recommender.architecture
@@ -191,6 +192,7 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
     semantic ID, popularity and text in item id order), mtgrec.json (tokenizer, vocabulary layout, training settings,
     metrics) and sha256.json (checksums).
     """
+    path = resolve_winner(path)
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
     layout = ("level_offsets", "base_user_token", "eos_token")
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]

@@ -11,14 +11,18 @@ from data.batching import Tokenization
 from data.interactions import Interactions
 from evaluation.predict import search
 from inference.model_folder import TrainedModel, load_trained_model
+from utils.errors import InputError
+from utils.runtime import choose_device
+
+CALL = 'model.recommend([["item1", "item2"], []])'  # shown to those who called it otherwise
 
 
 @dataclass
 class Recommendations:
-    """k items for each of U histories, best first."""
+    """k items for each of U histories, best first, or all that are left where these are fewer."""
 
-    items: np.ndarray  # int64 [U, k], item ids, all different in a row
-    scores: np.ndarray  # float32 [U, k], mean log-probability per level; NaN for most popular items
+    items: np.ndarray  # int64 [U, k], item ids, all different in a row; at its end 0 where fewer are left
+    scores: np.ndarray  # float32 [U, k], mean log-probability per level; NaN for most popular items and no items
     by_popularity: np.ndarray  # bool [U], whose history was empty, so that the most popular items are recommended
 
 
@@ -36,12 +40,24 @@ class RecommendationModel:
         """Recommend k items for each history of item names, newest last; names that the catalogue lacks are skipped.
 
         Returns:
-            Item names and scores, best first; a score is the mean log-probability per level, NaN where the history is
-            empty and the most popular items are recommended.
+            Item names and scores, best first, fewer than k where a history leaves no more; a score is the mean
+            log-probability per level, NaN where the history is empty and the most popular items are recommended.
+
+        Raises:
+            InputError: `histories` is no list of lists of names, or the catalogue knows nothing of one that has names.
         """
-        ids = [self.catalogue.known(history)[0] for history in histories]
+        ids = []
+        for row, history in enumerate(_checked(histories)):
+            known, unknown = self.catalogue.known(history)
+            if unknown and not len(known):
+                raise InputError(
+                    f"history {row} has no item of the catalogue, its first is {unknown[0]!r}; give the items' names, "
+                    "or [] for the most popular items"
+                )
+            ids.append(known)
         found = self.recommend_ids(ids, None, k, num_beams, exclude_seen)
-        return [[self.catalogue.names[item] for item in row] for row in found.items], found.scores.tolist()
+        names = [[self.catalogue.names[item] for item in row if item] for row in found.items]
+        return names, [scores[: len(row)] for row, scores in zip(names, found.scores.tolist(), strict=True)]
 
     def available(self, history: np.ndarray, exclude_seen: bool) -> int:
         """Return how many items a history leaves to recommend."""
@@ -56,27 +72,21 @@ class RecommendationModel:
         exclude_seen: bool = True,
         batch_size: int = 128,
     ) -> Recommendations:
-        """Recommend k items for each history of item ids.
+        """Recommend k items for each history of item ids, or all that are left where these are fewer.
 
         Args:
             histories: int [items] each, newest last.
             user_ids: int [U], ids in id_mapping.json, for models with several user tokens; by default 0.
             num_beams: Beams of the search, at least k are used.
             exclude_seen: Leave out the items of the history.
-
-        Raises:
-            ValueError: A history leaves fewer than k items.
         """
-        for row, history in enumerate(histories):
-            left = self.available(history, exclude_seen)
-            if left < k:
-                raise ValueError(f"history {row} leaves {left} items to recommend, {k} are wanted")
         items = np.zeros((len(histories), k), dtype=np.int64)
         scores = np.full((len(histories), k), np.nan, dtype=np.float32)
         empty = np.asarray([len(history) == 0 for history in histories], dtype=bool)
-        items[empty] = self.catalogue.most_popular()[:k]
+        popular = self.catalogue.most_popular()[:k]
+        items[empty, : len(popular)] = popular
         tokenization = self._tokenization(histories, user_ids)
-        targets = tokenization.interactions.offsets[1:][~empty] - 1
+        targets = tokenization.interactions.offsets[1:] - 1
 
         def seen(positions: np.ndarray) -> torch.Tensor:
             """Return the trie rows of each history's items, once each: int64 [B, E], filled up with -1."""
@@ -84,12 +94,16 @@ class RecommendationModel:
             distinct = [torch.from_numpy(np.unique(history).astype(np.int64) - 1) for history in of_batch]
             return torch.nn.utils.rnn.pad_sequence(distinct, True, -1.0).to(self.table.tokens.device)
 
-        found, score = search(
-            *(self.recommender, tokenization, targets, 0, k, max(num_beams, k), batch_size),
-            trie=self.table.trie(0),
-            banned=seen if exclude_seen else None,
-        )
-        items[~empty], scores[~empty] = self.table.items_of(0, found).cpu().numpy(), score.cpu().numpy()
+        counts = np.asarray([min(k, self.available(history, exclude_seen)) for history in histories]) * ~empty
+        for count in np.unique(counts[counts > 0]).tolist():
+            rows = counts == count
+            found, score = search(
+                *(self.recommender, tokenization, targets[rows], 0, count, max(num_beams, count), batch_size),
+                trie=self.table.trie(0),
+                banned=seen if exclude_seen else None,
+            )
+            items[rows, :count] = self.table.items_of(0, found).cpu().numpy()
+            scores[rows, :count] = score.cpu().numpy()
         return Recommendations(items, scores, empty)
 
     def _tokenization(self, histories: Sequence[np.ndarray], user_ids: np.ndarray | None) -> Tokenization:
@@ -105,6 +119,28 @@ class RecommendationModel:
         return Tokenization(interactions, self.table, self.settings["max_item_seq_len"])
 
 
-def load(path: Path | str, device: torch.device | str = "cpu", data_dir: str | None = None) -> RecommendationModel:
-    """Load a run folder or an exported model folder."""
-    return RecommendationModel(load_trained_model(path, data_dir), device)
+def _checked(histories: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """Return the histories; raise InputError if they are no list of lists of names, such as one history alone."""
+    lists = (list, tuple, np.ndarray)
+    if not isinstance(histories, lists):
+        raise InputError(f"histories must be a list of lists of item names, as in {CALL}, not {histories!r:.80}")
+    for row, history in enumerate(histories):
+        if not isinstance(history, lists):
+            raise InputError(f"history {row} must be a list of item names, as in {CALL}, not {history!r:.80}")
+        for name in history:
+            if not isinstance(name, str):
+                raise InputError(f"item names are strings, as in {CALL}; history {row} has {name!r:.80}")
+    return histories
+
+
+def load(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    data_dir: str | None = None,
+    new_items: Path | str | None = None,
+) -> RecommendationModel:
+    """Load what recommend.py takes with --model, --device, --data_dir and --new_items."""
+    trained = load_trained_model(path, data_dir)
+    if new_items:
+        trained.catalogue = trained.catalogue.with_new_items(Path(new_items))
+    return RecommendationModel(trained, choose_device(str(device)))

@@ -5,7 +5,7 @@ It is JSON lines, CSV or Parquet, and written in shards, so that an interruption
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 
 from data.interactions import Interactions
-from data.readers import literal
+from data.readers import literal, name_of, parse_line
 from inference.model_folder import Catalogue
 from inference.recommend import Recommendations
 from utils.errors import InputError
@@ -36,9 +36,26 @@ class Request:
     history: np.ndarray  # int [items], item ids of the catalogue, newest last
 
 
-def names_in(text: str) -> list[str]:
-    """Return the names of a list such as "item1, item2"."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def names_in(text: str, known: Collection[str]) -> list[str]:
+    """Return the names of a list such as "item1, item2", or of "[item1, item2]" where no name has the brackets.
+
+    Raises:
+        InputError: A part of the text is one of the known names and has commas itself.
+    """
+
+    def split(whole: str) -> list[str]:
+        return [part.strip() for part in whole.split(",")]
+
+    parts, text = split(text), text.strip()
+    inner = split(text[1:-1]) if text[:1] == "[" and text[-1:] == "]" else parts
+    given = f",{','.join(parts)},,{','.join(inner)},"
+    for name in known:
+        if "," in name and f",{','.join(split(name))}," in given:
+            raise InputError(
+                f"{name!r} is one name with commas, which separate names here; write it into a --users_file, as a user "
+                'or in {"user": "name", "history": ["item", ...]}'
+            )
+    return [part for part in (parts if any(part in known for part in parts) else inner) if part]
 
 
 def near_matches(name: str, names: Iterable[str]) -> str:
@@ -60,8 +77,24 @@ def unknown_items_notes(skipped: dict[str, list[str]], catalogue: Catalogue) -> 
     return notes
 
 
-def requests_of_users(users: list[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
-    """Return the users' whole item sequences as histories.
+def check_known(requests: list[Request], skipped: dict[str, list[str]], catalogue: Catalogue) -> None:
+    """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake.
+
+    Raises:
+        InputError: Names the first ones, with near matches.
+    """
+    lost = {r.user: skipped[r.user] for r in requests if r.user in skipped and not len(r.history)}
+    if lost:
+        raise InputError(
+            f"nothing is known of {len(lost):,} of {len(requests):,} histories: "
+            f"{'; '.join(unknown_items_notes(lost, catalogue))}; an empty history, [], gets the most popular items"
+        )
+
+
+def requests_of_users(
+    users: list[str], interactions: Interactions, catalogue: Catalogue, skipped: dict[str, list[str]]
+) -> list[Request]:
+    """Return the users' whole item sequences as histories; puts each user's unknown items into `skipped`.
 
     Raises:
         InputError: A user does not exist; names near matches.
@@ -75,13 +108,18 @@ def requests_of_users(users: list[str], interactions: Interactions, catalogue: C
     requests = []
     for user in users:
         start, end = interactions.offsets[row_of[user] :][:2]
-        history = to_catalogue[interactions.items[start:end]]
+        items = interactions.items[start:end]
+        history = to_catalogue[items]
+        if not history.all():
+            skipped[user] = [interactions.item_names[item] for item in items[history == 0]]
         requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0]))
     return requests
 
 
 def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     """Read a user per line, or JSON {"user": name, "history": [item, ...]} per line; history is None where absent.
+
+    Numbers are taken for the names that data.prepare makes of them.
 
     Raises:
         InputError: A line is neither, names a user twice, or the file has none.
@@ -94,16 +132,13 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line) if line.lstrip().startswith("{") else {"user": line.strip()}
-            user, history = row["user"], row.get("history")
-            items = [] if history is None else history
-            if not isinstance(items, list) or not all(isinstance(name, str) for name in [user, *items]):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(
-                f'{file} line {number} is neither a user nor {{"user": "name", "history": ["item", ...]}}'
-            ) from None
+        row = parse_line(line, literals=False) if line.lstrip().startswith("{") else {"user": line.strip()}
+        given, history = (row.get("user"), row.get("history")) if isinstance(row, dict) else (None, None)
+        user = name_of(given)
+        if isinstance(history, list):
+            history = [name_of(item) for item in history]
+        if not user or not (history is None or (isinstance(history, list) and all(history))):
+            raise InputError(f'{file} line {number} is neither a user nor {{"user": "name", "history": ["item", ...]}}')
         if user in rows:
             raise InputError(f"{file} line {number} names the user {user!r} a second time")
         rows[user] = history
@@ -119,8 +154,8 @@ def write_shard(file: Path, requests: list[Request], found: Recommendations, nam
         for request, items, scores, popular in columns:
             row = {
                 "user": request.user,
-                "items": [names[item] for item in items],
-                "scores": [None if np.isnan(score) else round(float(score), 6) for score in scores],
+                "items": [names[item] for item in items[items > 0]],
+                "scores": [None if np.isnan(score) else round(float(score), 6) for score in scores[items > 0]],
                 "source": "most_popular" if popular else "model",
             }
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")

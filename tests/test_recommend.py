@@ -9,7 +9,10 @@ from tiny_runs import launch_two
 
 import recommend
 from inference import recommend as inference
+from inference import requests as inference_requests
+from inference.model_folder import export_model
 from utils.errors import InputError
+from utils.files import write_checksums
 
 
 def shown(capsys: pytest.CaptureFixture) -> str:
@@ -124,7 +127,7 @@ def test_users_file_of_names_and_histories(joint_run: Path, tmp_path: Path, caps
     recommend.main([f"--model={joint_run}", f"--users_file={users}", f"--output={tmp_path}/recs.jsonl", "--k=3"])
     output = capsys.readouterr()
     assert output.err.startswith("guest: skipped, not in the catalogue: 'itemX' (did you mean")
-    assert output.out.endswith("; 1 users have no history and got the most popular items\n")
+    assert output.out.endswith("; 1 users have no known history and got the most popular items\n")
     lines = rows(tmp_path / "recs.jsonl")
     assert [(line["user"], line["source"]) for line in lines] == [
         ("user7", "model"),
@@ -134,7 +137,7 @@ def test_users_file_of_names_and_histories(joint_run: Path, tmp_path: Path, caps
     ]
     assert lines[2]["scores"] == [None] * 3
     assert lines[1]["items"] == inference.load(joint_run).recommend([["item1"]], k=3)[0][0]
-    for line in ('{"user": 3}', '{"user": "a", "history": "item1"}', '{"user": "a", "history": [1]}'):
+    for line in ('{"user": null}', '{"user": "a", "history": "item1"}', '{"user": "a", "history": [["item1"]]}', "{"):
         users.write_text(line)
         with pytest.raises(InputError, match=r'line 1 is neither a user nor \{"user"'):
             recommend.main([f"--model={joint_run}", f"--users_file={users}"])
@@ -144,6 +147,7 @@ def test_mistakes_are_named(joint_run: Path):
     for argv, message in (
         (["--users=user5,usr7"], r"1 users are not in the dataset: 'usr7' \(did you mean user7"),
         (["--history=" + ",".join(f"item{i}" for i in range(1, 20))], "leaves 1 of 20 items to recommend, k=10"),
+        (["--users=,"], "--users=, names no user"),
         (["--users=user1", "--all_users"], r"one of .*\(given: users and all_users\); --all_users needs --output"),
         (
             ["--users=user1", "--output=recs.txt", "--k=0"],
@@ -186,6 +190,114 @@ def test_lists_may_have_spaces(joint_run: Path, tmp_path: Path, capsys: pytest.C
         recommend.main([f"--model={joint_run}", flag, f"--output={tmp_path}/{count}.jsonl", "--k=3"])
         assert capsys.readouterr().err == ""
         assert len(rows(tmp_path / f"{count}.jsonl")) == count
+
+
+def test_numbers_in_a_users_file_are_the_names_that_data_prepare_makes(tmp_path: Path):
+    users = tmp_path / "users.jsonl"
+    users.write_text('{"user": 3, "history": [12, 1.5, " 7 ", true]}\n{"user": 4}\n')
+    assert inference_requests.read_users_file(users) == [("3", ["12", "1.5", "7", "true"]), ("4", None)]
+    for line, said in (
+        ('{"user": "3"}', r"line 3 names the user '3' a second time"),
+        ('{"user": 5, "history": [null]}', "line 3 is neither a user nor"),
+        ('{"user": NaN}', "line 3 is neither a user nor"),
+        ('{"user": ' + "1" * 5000 + "}", "line 3 is neither a user nor"),
+    ):
+        users.write_text('{"user": 3}\n{"user": 4}\n' + line)
+        with pytest.raises(InputError, match=said):
+            inference_requests.read_users_file(users)
+
+
+def renamed(run: Path, folder: Path, names: dict[str, str]) -> Path:
+    """Export a run with other names of some items."""
+    export_model(run, folder)
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    lines = [json.dumps(item | {"item": names.get(item["item"], item["item"])}) + "\n" for item in items]
+    (folder / "items.jsonl").write_text("".join(lines))
+    write_checksums(folder, [file for file in sorted(folder.iterdir()) if file.name != "sha256.json"])
+    return folder
+
+
+def test_names_with_brackets_and_commas(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    names = {"item1": "B[1]", "item2": "[B]", "item3": "Salt, fine", "item4": "Salt"}
+    model = renamed(joint_run, tmp_path / "out", names)
+    recommend.main([f"--model={joint_run}", "--history=item1,item2", "--k=17"])
+    expected = [line.split(" text of ")[1] for line in shown(capsys).splitlines()[4:]]
+    for history in ("B[1],[B]", "[B[1],[B]]", " B[1] , [B] "):
+        recommend.main([f"--model={model}", f"--history={history}", "--k=17"])
+        output = capsys.readouterr()
+        assert output.err == ""
+        assert output.out.startswith("This history: 2 items, the last 2, newest last\n  - text of item1\n")
+        assert [line.split(" text of ")[1] for line in output.out.splitlines()[4:]] == expected
+    recommend.main([f"--model={model}", "--history=[B]", "--k=2"])
+    assert shown(capsys).startswith("This history: 1 items, the last 1, newest last\n  - text of item2\n")
+    for history in ("Salt, fine", "item9,Salt,fine", "[Salt, fine]", "[item9, Salt, fine,B[1]]"):
+        with pytest.raises(InputError, match=r"'Salt, fine' is one name with commas.* --users_file"):
+            recommend.main([f"--model={model}", f"--history={history}"])
+    assert inference_requests.names_in("Salt, coarse", ["Salt, fine", "Salt"]) == ["Salt", "coarse"]
+
+
+def test_a_history_of_which_nothing_is_known_is_an_error(joint_run: Path, tmp_path: Path):
+    users = tmp_path / "users.jsonl"
+    users.write_text('{"user": "ann", "history": ["itme12"]}\n{"user": "bob", "history": []}\nuser1\n')
+    for flag, said in (
+        (
+            "--history=itme12",
+            r"nothing is known of 1 of 1 histories: .*'itme12' \(did you mean item12, item2, item1\?\)",
+        ),
+        (f"--users_file={users}", "nothing is known of 1 of 3 histories: ann: .*'itme12'.*; an empty history, "),
+    ):
+        with pytest.raises(InputError, match=said):
+            recommend.main([f"--model={joint_run}", flag, "--k=2"])
+
+
+def test_items_of_the_dataset_that_the_model_lacks_are_said(
+    joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    sequences = json.loads((joint_run.parents[2] / "datasets/Tiny/all_item_seqs.json").read_text())
+    model = renamed(joint_run, tmp_path / "out", {item: f"other {item}" for item in set(sequences["user2"])})
+    with pytest.raises(InputError, match="nothing is known of 1 of 1 histories: user2: skipped, not in the catalogue"):
+        recommend.main([f"--model={model}", "--users=user2", "--k=2"])
+    recommend.main([f"--model={model}", "--all_users", f"--output={tmp_path}/recs.jsonl", "--k=2"])
+    output = capsys.readouterr()
+    assert "user2: skipped, not in the catalogue: " in output.err
+    assert "users have no known history and got the most popular items" in output.out
+    by_user = {line["user"]: line["source"] for line in rows(tmp_path / "recs.jsonl")}
+    assert by_user["user2"] == "most_popular"
+
+
+def test_who_has_fewer_than_k_items_left_gets_these(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    names = [f"item{number}" for number in range(1, 21)]
+    histories = {"ann": names[:2], "most": names[:17], "all": names}
+    users = tmp_path / "users.jsonl"
+    users.write_text("".join(json.dumps({"user": u, "history": h}) + "\n" for u, h in histories.items()))
+    flags = [f"--model={joint_run}", f"--users_file={users}", "--k=4"]
+    recommend.main([*flags, f"--output={tmp_path}/recs.jsonl"])
+    assert capsys.readouterr().err == "fewer than k=4 items are left for 2 of 3 users, who get these\n"
+    lines = rows(tmp_path / "recs.jsonl")
+    assert [len(line["items"]) for line in lines] == [len(line["scores"]) for line in lines] == [4, 3, 0]
+    assert set(lines[1]["items"]) == set(names[17:])
+    recommend.main([*flags, f"--output={tmp_path}/recs.csv"])
+    with open(tmp_path / "recs.csv", newline="") as file:
+        flat = [(user, int(rank), item) for user, rank, item, *_ in list(csv.reader(file))[1:]]
+    assert flat == [(line["user"], rank, item) for line in lines for rank, item in enumerate(line["items"], start=1)]
+    capsys.readouterr()
+    recommend.main(flags)
+    tables = shown(capsys).split("\n\n")
+    assert [len(table.splitlines()) for table in tables] == [1 + 2 + 1 + 4, 1 + 3 + 1 + 3, 1 + 3 + 1]
+
+
+def test_one_user_with_few_items_left_does_not_stop_all_users(
+    joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    sequences = json.loads((joint_run.parents[2] / "datasets/Tiny/all_item_seqs.json").read_text())
+    left = {user: 20 - len(set(sequence)) for user, sequence in sequences.items()}
+    k = min(left.values()) + 1
+    recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/recs.jsonl", f"--k={k}"])
+    few = sum(count < k for count in left.values())
+    assert capsys.readouterr().err == f"fewer than k={k} items are left for {few} of 30 users, who get these\n"
+    assert {line["user"]: len(line["items"]) for line in rows(tmp_path / "recs.jsonl")} == {
+        user: min(k, count) for user, count in left.items()
+    }
 
 
 def test_unknown_items_of_many_users_are_one_line(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
