@@ -39,10 +39,13 @@ class TokenizerConfig:
     """texts per batch of the text encoder"""
     sent_emb_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """precision that the text encoder computes in; the file is float32"""
-    sent_emb_prompt: str = ""
-    """put before every text, for encoders that want it, such as "passage: " """
+    sent_emb_prompt: str | None = None
+    """put before every text, for encoders that want it, such as "passage: "; by default the encoder's own default
+    prompt, if it has one; given with nothing, none"""
     sent_emb_max_length: int | None = None
     """tokens of a text that are read; by default the encoder's own limit"""
+    sent_emb_trust_remote_code: bool = False
+    """run code that comes with the encoder, for encoders that need their own"""
     sent_emb_dim: int = 768
     """dimensions of the text embeddings"""
     sent_emb_pca: int = 128

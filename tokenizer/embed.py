@@ -9,6 +9,9 @@ Processes share the work and make the same file as one. Interrupted, it goes on 
 
 import hashlib
 import json
+import os
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,7 @@ from tokenizer.folder import announce_published
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import atomic_path, read_json, sha256_of, write_json
 from utils.runtime import choose_device, join_processes, run_command, seed_everything
 from utils.shards import Shards
 
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 TEXTS_PER_SHARD = 4096
+
+# What the side file says of the encoder itself; older ones do not, and not every encoder is at hand.
+_ENCODER_FACTS = ("encoder_sha256", "commit", "default_prompt")
+
+# How the networks call their table of learnt positions.
+_POSITIONS = (".position_embeddings", ".embed_positions", ".wpe")
 
 
 def embed(config: TokenizerConfig) -> Path:
@@ -83,9 +92,54 @@ def embedding_settings(config: TokenizerConfig, texts: list[str]) -> dict[str, o
     }
     if config.sent_emb_model == tfidf.NAME:
         return settings | {"seed": config.rand_seed}
-    given = {name: getattr(config, f"sent_emb_{name}") for name in ("dtype", "prompt", "max_length")}
-    usual = TokenizerConfig(config.dataset)
-    return settings | {name: value for name, value in given.items() if value != getattr(usual, f"sent_emb_{name}")}
+    names = ("dtype", "prompt", "max_length", "trust_remote_code")
+    given, usual = {name: getattr(config, f"sent_emb_{name}") for name in names}, TokenizerConfig(config.dataset)
+    facts = _encoder_facts(config)
+    if config.sent_emb_prompt == "" and facts and "default_prompt" not in facts:
+        del given["prompt"]  # there is nothing to switch off
+    differing = {name: value for name, value in given.items() if value != getattr(usual, f"sent_emb_{name}")}
+    return settings | facts | differing
+
+
+def _encoder_facts(config: TokenizerConfig) -> dict[str, object]:
+    """Return what is known of the encoder: its folder's hash or its commit, and its default prompt if it has one."""
+    folder = Path(config.sent_emb_model)
+    is_local = folder.is_dir()
+    if not is_local:
+        folder = _downloaded(config.sent_emb_model)
+    if folder is None or not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+        return {}
+    facts: dict[str, object] = {"encoder_sha256": _folder_sha256(folder)} if is_local else {"commit": folder.name}
+    file = folder / "config_sentence_transformers.json"
+    own = read_json(file) if file.is_file() else {}
+    prompt = (own.get("prompts") or {}).get(own.get("default_prompt_name"))
+    return facts | ({"default_prompt": prompt} if prompt else {})
+
+
+def _downloaded(name: str) -> Path | None:
+    """Return the folder of a hub's encoder in the cache, named by its commit; None where it was not downloaded."""
+    from huggingface_hub import try_to_load_from_cache  # tfidf does without
+    from huggingface_hub.errors import HFValidationError
+
+    cache = os.getenv("SENTENCE_TRANSFORMERS_HOME")
+    for repository in (name,) if "/" in name else (name, f"sentence-transformers/{name}"):
+        for file in ("modules.json", "config.json"):
+            with suppress(HFValidationError):  # a path to nowhere is no name
+                found = try_to_load_from_cache(repository, file, cache_dir=cache)
+                if isinstance(found, str):
+                    return Path(found).parent
+    return None
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Hash the names and contents of an encoder's files, but for hidden ones and pages that describe it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
+        if file.is_file() and file.suffix != ".md" and not hidden:
+            digest.update(f"{name.as_posix()}\0{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _side_file(config: TokenizerConfig) -> Path:
@@ -97,7 +151,14 @@ def _made_with(config: TokenizerConfig) -> dict[str, object]:
 
 
 def _changed(before: dict[str, object], now: dict[str, object]) -> list[str]:
-    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    """Name the settings that differ; what only one of the two knows of the encoder is no difference."""
+    either = before.keys() | now.keys()
+    same = {name for name in _ENCODER_FACTS if name not in before or name not in now}
+    if "encoder_sha256" not in same and before["encoder_sha256"] == now["encoder_sha256"]:
+        same.add("model")  # wherever it lies
+    if "default_prompt" not in either and not before.get("prompt") and not now.get("prompt"):
+        same.add("prompt")  # switched off, or never there
+    return [name for name in sorted(either - same) if before.get(name) != now.get(name)]
 
 
 def check_encoder(config: TokenizerConfig) -> None:
@@ -116,7 +177,7 @@ def encode_texts(config: TokenizerConfig, texts: list[str]) -> np.ndarray:
     if config.sent_emb_model == tfidf.NAME:
         return tfidf.load_tfidf(config.folder).encode(texts)
     model = _load_sentence_transformer(config, choose_device(config.device))
-    found = model.encode(texts, prompt=config.sent_emb_prompt or None, batch_size=config.sent_emb_batch_size)
+    found = model.encode(texts, batch_size=config.sent_emb_batch_size)
     return np.asarray(found, dtype=np.float32)
 
 
@@ -158,7 +219,8 @@ def _encode_shards(
 ) -> None:
     """Embed the shards that are missing, each process its share; a shard's batches are the same whoever makes it."""
     model = _load_sentence_transformer(config, device)
-    prompt = config.sent_emb_prompt or None
+    if "encoder_sha256" not in settings:
+        settings = embedding_settings(config, texts)  # a hub's encoder may have been downloaded only now
     dimensions = len(model.encode(texts[0], show_progress_bar=False))
     if dimensions != config.sent_emb_dim:
         raise InputError(f"{config.sent_emb_model} gives {dimensions} dimensions; pass --sent_emb_dim={dimensions}")
@@ -175,7 +237,7 @@ def _encode_shards(
     mine = missing[processes.process_index :: processes.num_processes]
     for index in tqdm(mine, desc="embeddings", unit="shard", disable=not processes.is_main_process):
         part = distinct[index * TEXTS_PER_SHARD : (index + 1) * TEXTS_PER_SHARD]
-        found = model.encode(part, prompt=prompt, batch_size=config.sent_emb_batch_size, show_progress_bar=False)
+        found = model.encode(part, batch_size=config.sent_emb_batch_size, show_progress_bar=False)
         with atomic_path(shards.path(index)) as temporary:
             found.astype("<f4").tofile(temporary)
     processes.wait_for_everyone()
@@ -187,23 +249,55 @@ def _encode_shards(
 
 
 def _load_sentence_transformer(config: TokenizerConfig, device: torch.device) -> "SentenceTransformer":
-    """Load the encoder by name or folder, in the configured precision and with the configured limit."""
+    """Load the encoder by name or folder, in the configured precision, with the configured limit and prompt."""
     from sentence_transformers import SentenceTransformer  # takes seconds to import, and tfidf does without
 
     name = config.sent_emb_model
     try:
-        model = SentenceTransformer(name, device=str(device)).to(getattr(torch, config.sent_emb_dtype))
+        model = SentenceTransformer(name, device=str(device), trust_remote_code=config.sent_emb_trust_remote_code)
+        model = model.to(getattr(torch, config.sent_emb_dtype))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error) and not config.sent_emb_trust_remote_code:
+            raise InputError(
+                f"the text encoder {name} needs code that comes with it; read that code, and if you trust it, "
+                "let it run with --sent_emb_trust_remote_code"
+            ) from error
         if Path(name).is_dir():
             raise InputError(f"the folder {name} is no sentence-transformers model: {reason}") from error
         raise InputError(
             f"the text encoder {name} could not be loaded or downloaded ({reason}); pass a local model folder with "
             f"--sent_emb_model=/path/to/{config.encoder_name}, or the built-in encoder with --sent_emb_model=tfidf"
         ) from error
-    if config.sent_emb_max_length is not None:
-        model.max_seq_length = config.sent_emb_max_length
+    _limit_length(config, model)
+    if config.sent_emb_prompt is not None:
+        model.prompts["given"] = config.sent_emb_prompt
+        model.default_prompt_name = "given" if config.sent_emb_prompt else None
     return model
+
+
+def _limit_length(config: TokenizerConfig, model: "SentenceTransformer") -> None:
+    """Set how many tokens of a text are read, never more than the encoder has positions for."""
+    wanted, own, positions = config.sent_emb_max_length, model.max_seq_length, _positions(model)
+    if wanted is not None:
+        refused = f"--sent_emb_max_length={wanted}: the text encoder {config.sent_emb_model} reads"
+        if wanted > positions:
+            raise InputError(f"{refused} at most {positions} tokens of a text; give {positions} or less")
+        if own == inf:
+            raise InputError(f"{refused} texts to their end, whatever their length; leave the flag out")
+        model.max_seq_length = wanted
+    elif positions < inf and (own is None or own > positions):
+        model.max_seq_length = int(positions)
+
+
+def _positions(model: "SentenceTransformer") -> float:
+    """Return how many tokens the encoder has learnt positions for; infinity where it has none that end."""
+    found = [inf]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.endswith(_POSITIONS):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's, MPNet's
+            found.append(module.num_embeddings - getattr(module, "offset", first))  # BART's, OPT's
+    return min(found)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,8 @@ PCA_FILE = "pca.safetensors"
 _FREE_SETTINGS = (
     *("data_dir", "dataset", "ckpt_name", "device", "reproducibility", "sent_emb_batch_size", "assign"),
     *("overwrite", "resume", "checkpoint_minutes"),
-    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length"),  # the embeddings' hash stands for these
+    # the embeddings' hash stands for these
+    *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length", "sent_emb_trust_remote_code"),
 )
 
 

@@ -1,5 +1,8 @@
 import json
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from tokenizer import embed as embedding
 from tokenizer.config import TokenizerConfig
-from tokenizer.embed import embed, load_embeddings
+from tokenizer.embed import check_encoder, embed, encode_texts, load_embeddings
 from utils.errors import InputError
 
 MakeConfig = Callable[..., TokenizerConfig]
@@ -21,6 +24,14 @@ MakeConfig = Callable[..., TokenizerConfig]
 @pytest.fixture
 def texts(dataset: Path) -> list[str]:
     return list(json.loads((dataset / "metadata.sentence.json").read_text()).values())
+
+
+def save_network(folder: Path, seed: int = 0, **changes: int) -> None:
+    """Draw the encoder's weights and write them to its folder."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    words = len(PreTrainedTokenizerFast.from_pretrained(folder))
+    BertModel(BertConfig(vocab_size=words, **sizes | changes)).save_pretrained(folder)
 
 
 @pytest.fixture
@@ -33,9 +44,7 @@ def tiny_model(tmp_path: Path, texts: list[str]) -> Path:
     pieces.save(str(folder / "pieces.json"))
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     PreTrainedTokenizerFast(tokenizer_file=str(folder / "pieces.json"), **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=pieces.get_vocab_size(), **sizes)).save_pretrained(folder)
+    save_network(folder)
     pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -83,6 +92,133 @@ def test_prompt_and_truncation(make_config: MakeConfig, tiny_model: Path, texts:
     np.testing.assert_allclose(load_embeddings(config, len(texts))[8], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=r"max_length was 5, now None; prompt was 'acme ', now None"):
         embed(encoder_config(make_config, tiny_model))
+
+
+def side_file(config: TokenizerConfig) -> Path:
+    return config.embedding_file.with_name(f"{config.embedding_file.name}.json")
+
+
+def test_an_encoder_folder_is_known_by_its_content(
+    make_config: MakeConfig, tiny_model: Path, texts: list[str], capsys: pytest.CaptureFixture
+):
+    config = encoder_config(make_config, tiny_model)
+    before = embed(config).read_bytes()
+    (tiny_model / "README.md").write_text("a page about it")
+    (tiny_model.parent / "new").mkdir()
+    moved = tiny_model.rename(tiny_model.parent / "new" / tiny_model.name)
+    embed(encoder_config(make_config, moved))
+    assert "reused" in capsys.readouterr().out
+    moved.rename(tiny_model)
+
+    save_network(tiny_model, seed=1)
+    with pytest.raises(InputError, match=r"encoder_sha256 was '\w{64}', now '\w{64}'; --overwrite"):
+        embed(config)
+    with pytest.raises(InputError, match="encoder_sha256"):
+        check_encoder(config)
+    assert config.embedding_file.read_bytes() == before
+    settings = json.loads(side_file(config).read_text())
+    del settings["encoder_sha256"]  # as older files
+    side_file(config).write_text(json.dumps(settings))
+    embed(config)
+    assert config.embedding_file.read_bytes() == before
+    embed(replace(config, overwrite=True, sent_emb_dtype="bfloat16"))
+    embed(replace(config, overwrite=True))
+    expected = mean_pooled(tiny_model, texts[8])
+    np.testing.assert_allclose(load_embeddings(config, len(texts))[8], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hubs_encoder_is_known_by_its_commit(
+    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "hub"))
+    cached, first, second = tmp_path / "hub/models--some--tiny", "1" * 40, "2" * 40
+    for commit in (first, second):
+        shutil.copytree(tiny_model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(first)
+    config = make_config(sent_emb_model="some/tiny", sent_emb_dim=16)
+    embed(config)
+    settings = json.loads(side_file(config).read_text())
+    assert settings.keys() == {"model", "dim", "items", "texts_sha256", "commit"}
+    assert settings["commit"] == first
+    (cached / "refs/main").write_text(second)
+    with pytest.raises(InputError, match=f"commit was '{first}', now '{second}'"):
+        embed(config)
+    shutil.rmtree(cached)
+    embed(config)
+
+
+def test_a_default_prompt_is_recorded_and_can_be_switched_off(
+    make_config: MakeConfig, tiny_model: Path, texts: list[str]
+):
+    config, off = (encoder_config(make_config, tiny_model, sent_emb_prompt=prompt) for prompt in (None, ""))
+    plain = embed(config).read_bytes()
+    without = side_file(config).read_text()
+    assert json.loads(without).keys() == {"model", "dim", "items", "texts_sha256", "encoder_sha256"}
+    embed(off)  # there is nothing to switch off
+
+    prompts = {"prompts": {"item": "acme ", "query": "drill "}, "default_prompt_name": "item"}
+    (tiny_model / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    embed(replace(config, overwrite=True))
+    settings = json.loads(side_file(config).read_text())
+    assert settings["default_prompt"] == "acme "
+    expected = mean_pooled(tiny_model, "acme " + texts[8])
+    np.testing.assert_allclose(load_embeddings(config, len(texts))[8], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encode_texts(config, [texts[8]])[0], expected, rtol=1e-4, atol=1e-5)
+    for refuse in (embed, check_encoder):
+        with pytest.raises(InputError, match="prompt"):
+            refuse(off)
+    for name in ("default_prompt", "encoder_sha256"):  # as older files
+        del settings[name]
+    side_file(config).write_text(json.dumps(settings))
+    embed(config)
+    with pytest.raises(InputError, match="prompt was None, now ''"):
+        embed(off)
+
+    flags = [f"--{name}={getattr(config, name)}" for name in ("dataset", "data_dir", "sent_emb_model", "device")]
+    flags += ["--sent_emb_dim=16", "--sent_emb_pca=6", "--sent_emb_batch_size=7"]
+    embedding.main([*flags, "--sent_emb_prompt=", "--overwrite"])
+    assert config.embedding_file.read_bytes() == plain
+    assert json.loads(side_file(config).read_text())["prompt"] == ""
+    with pytest.raises(InputError, match="prompt was '', now None"):
+        embed(config)
+
+
+def test_more_tokens_than_the_encoder_has_positions(make_config: MakeConfig, tiny_model: Path):
+    save_network(tiny_model, max_position_embeddings=32)
+    long_text = "acme drill " * 40
+    for use in (embed, lambda config: encode_texts(config, [long_text])):
+        with pytest.raises(InputError, match=r"--sent_emb_max_length=64: .* reads at most 32 tokens of a text"):
+            use(encoder_config(make_config, tiny_model, sent_emb_max_length=64))
+    ids = PreTrainedTokenizerFast.from_pretrained(tiny_model)(long_text)["input_ids"]
+    expected = mean_pooled(tiny_model, ids[:32])
+    (tiny_model / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": False}))
+    for length in (32, None):
+        found = encode_texts(encoder_config(make_config, tiny_model, sent_emb_max_length=length), [long_text])
+        np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoders_own_code_runs_only_if_asked(
+    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tiny_model / "doubling.py").write_text(
+        "from sentence_transformers.models import Pooling\n\n\nclass Doubling(Pooling):\n"
+        "    def forward(self, features, **others):\n        features = super().forward(features)\n"
+        "        features['sentence_embedding'] = 2 * features['sentence_embedding']\n        return features\n"
+    )
+    modules = json.loads((tiny_model / "modules.json").read_text())
+    modules[1]["type"] = "doubling.Doubling"
+    (tiny_model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=r"needs code that comes with it; .*--sent_emb_trust_remote_code"):
+        embed(encoder_config(make_config, tiny_model))
+    config = encoder_config(make_config, tiny_model, sent_emb_trust_remote_code=True)
+    embed(config)
+    assert json.loads(side_file(config).read_text())["trust_remote_code"] is True
+    expected = 2 * mean_pooled(tiny_model, texts[8])
+    np.testing.assert_allclose(load_embeddings(config, len(texts))[8], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_near(make_config: MakeConfig, tiny_model: Path, texts: list[str]):
