@@ -50,7 +50,7 @@ say_how_to_continue() {
 }
 trap say_how_to_continue EXIT
 
-[ "${DRY_RUN:-0}" = 1 ] || use_environment requirements.txt
+[ "$DRY_RUN" = 1 ] || use_environment requirements.txt
 READY=$SECONDS
 source "$SETUP_ROOT/utils/launch.sh"
 unset PRETRAINED RUN_NAME FINETUNE  # a shell that uses the scripts may have them
@@ -63,14 +63,14 @@ step() { STEP="$1"; echo; echo "== $STEP ($((SECONDS - STARTED)) s)"; }
 
 # Say that what made file $1 is not run again; fail where it has to be run.
 reused() {
-  [ -e "$1" ] && [ "${DRY_RUN:-0}" != 1 ] && echo "Reused: $1 was made before."
+  [ -e "$1" ] && [ "$DRY_RUN" != 1 ] && echo "Reused: $1 was made before."
 }
 
 # Refuse to mix results of different settings.
 check_settings() {
   local settings="${TOKENIZER_FLAGS[*]} | ${MODEL_FLAGS[*]} | ${PRETRAIN_FLAGS[*]} | ${FINETUNE_FLAGS[*]} | ${SINGLE_FLAGS[*]}"
   local file="$RUNS/quickstart.settings"
-  [ "${DRY_RUN:-0}" = 1 ] && return
+  [ "$DRY_RUN" = 1 ] && return
   if [ -e "$file" ] && [ "$(cat "$file")" != "$settings" ]; then
     echo "error: $RUNS was made with other settings than those at the top of quickstart.sh now;" \
       "bash quickstart.sh --fresh starts over" >&2

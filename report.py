@@ -144,7 +144,8 @@ def compare(config: ReportConfig) -> None:
     """Print and write the comparison of several runs."""
     paths = []
     for pattern in config.compare:
-        matches = [Path(match) for match in sorted(glob(pattern))]
+        named = Path(pattern)  # a name that exists is that name and no pattern: x[1]
+        matches = [named] if named.exists() else [Path(match) for match in sorted(glob(pattern))]
         if not matches:
             raise InputError(f"{pattern} matches no run")
         several = len(matches) > 1  # of a pattern's matches, those that are no finished run are passed over

@@ -48,7 +48,7 @@ fetch() {
 # Refuse a file with another number of rows than the paper's.
 check_rows() {
   local rows
-  [ "${DRY_RUN:-0}" != 1 ] && [ -n "$ROWS" ] || return 0
+  [ "$DRY_RUN" != 1 ] && [ -n "$ROWS" ] || return 0
   rows="$(gzip -dc "$INTERACTIONS" | awk 'END { print NR - 1 }')"
   [ "$rows" = "$ROWS" ] || {
     echo "error: $INTERACTIONS has $rows rows, the official 5-core file has $ROWS; remove it and run the same command" \

@@ -18,6 +18,8 @@ from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
 from reporting.report_data import PAPER, ReportData, metric_titles
 from utils.files import read_json
 
+BASELINE = "One tokenizer, no pre-training"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,7 +66,7 @@ def headline_section(data: ReportData) -> Section:
     titles = metric_titles(list(run.tokenizer["test"]))
     rows = [popularity_row(data.interactions, list(titles))]
     if baseline:
-        rows.append(run_row(f"One tokenizer, no pre-training: {baseline.folder.name}", baseline))
+        rows.append(run_row(f"{BASELINE}: {baseline.folder.name}", baseline))
     rows.append(run_row(run.folder.name, run))
     marked = len(rows) - 1
     rows += paper_rows(run.settings["dataset"], list(titles))
@@ -111,7 +113,9 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
         styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
         styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
         shown = [index for index, row in enumerate(rows) if name in row.metrics]
-        labels = [short(rows[index].name.split(":")[0], 32) for index in shown]
+        labels = [
+            short(BASELINE if rows[index].name.startswith(f"{BASELINE}:") else rows[index].name, 32) for index in shown
+        ]
         intervals = [rows[index].intervals[name] for index in shown]
         draw_rows(axes, labels, intervals, [styles[index] for index in shown])
         axes.set_xlim(left=0)

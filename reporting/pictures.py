@@ -4,11 +4,12 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,11 +21,20 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#777777"
 WIDTH, HEIGHT = 5.4, 3.3  # inches
+# Matplotlib's own font, and what is installed of those for other writings: the first that has a character draws it.
+OTHER_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC"),
+    *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang SC"),
+    *("PingFang HK", "Hiragino Sans GB", "Heiti TC", "Malgun Gothic", "Arial Unicode MS", "Unifont"),
+)
+INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+FONTS = ["DejaVu Sans", *(name for name in OTHER_FONTS if name in INSTALLED)]
 STYLE = {
     **{"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold"},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.grid": True},
     **{"grid.color": "#E6E6E6", "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.6},
     **{"axes.axisbelow": True, "figure.constrained_layout.use": True},
+    **{"font.family": FONTS, "text.usetex": False, "text.parse_math": False},  # no $ is the beginning of a formula
 }
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
@@ -87,7 +97,7 @@ def picture(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
         axes = figure.add_subplot()
-        axes.set_title(title)
+        axes.set_title(drawable(title))
         places = draw(axes) or []
         handles, labels = axes.get_legend_handles_labels()
         if labels and legend:
@@ -148,6 +158,7 @@ def draw_lines(axes: Axes, lines: dict[str, Line], xlabel: str, points: bool = F
     """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last."""
     many = len(lines) > len(COLOURS)
     for index, (name, (x, y)) in enumerate(lines.items()):
+        name = drawable(name)
         style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "label": name}
         if many:
             ends = {0: COLOURS[0], len(lines) - 1: COLOURS[1]}
@@ -165,8 +176,29 @@ def draw_rows(axes: Axes, names: Sequence[str], intervals: Sequence[Interval], s
     for row, interval, style in zip(rows, intervals, styles, strict=True):
         below, above = max(interval.mean - interval.low, 0.0), max(interval.high - interval.mean, 0.0)
         axes.errorbar(interval.mean, row, xerr=[[below], [above]], capsize=4, **{"fmt": "o", **style})
-    axes.set_yticks(rows, names)
+    axes.set_yticks(rows, [drawable(name) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
+
+
+@cache
+def glyphs() -> frozenset[int]:
+    """Return the code points that the fonts of pictures have, plain and bold."""
+    found = set()
+    for name in FONTS:
+        files = {
+            font_manager.findfont(font_manager.FontProperties(family=name, weight=weight)) for weight in (400, 700)
+        }
+        found |= set.intersection(*(set(font_manager.get_font(file).get_charmap()) for file in files))
+    return frozenset(found)
+
+
+def drawable(text: str) -> str:
+    """Return a text as a picture can show it: each text of a picture that is the user's goes through this.
+
+    Blanks of all kinds become a space, and characters that no font has a question mark.
+    """
+    text = "".join(c if ord(c) in glyphs() else "?" for c in " ".join(text.split()))
+    return f"\u200b{text}" if text.startswith("_") else text  # a legend leaves out what begins with an underscore
 
 
 def short(text: str, length: int = 60) -> str:

@@ -12,7 +12,18 @@ from sklearn.manifold import TSNE
 
 from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import PIECES, Section
-from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, line_picture, picture, short
+from reporting.pictures import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    Picture,
+    by_epoch,
+    draw_lines,
+    drawable,
+    line_picture,
+    picture,
+    short,
+)
 from reporting.report_data import PAPER, ReportData
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
@@ -166,7 +177,7 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
             centre = np.median(points[members, :2], axis=0)
             colour, marker = COLOURS[index], MARKERS[index]
             nearest = members[np.argmin(((points[members, :2] - centre) ** 2).sum(axis=1))]
-            label = f"{code}: {short(texts[rows[nearest]], 40)}".replace("$", r"\$")
+            label = drawable(f"{code}: {short(texts[rows[nearest]], 40)}")
             axes.scatter(*points[members, :2].T, s=18, color=colour, marker=marker, linewidths=0, label=label)
         axes.set_xticks([])
         axes.set_yticks([])

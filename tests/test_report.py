@@ -241,6 +241,16 @@ def test_compare_expands_patterns_and_drops_what_is_named_twice_or_unfinished(ru
         report.main(["--compare", str(folders[1]), str(folders[1])])
 
 
+def test_a_name_that_exists_is_no_pattern(runs, monkeypatch):
+    compared: list = []
+    monkeypatch.setattr(report, "compare_runs", lambda found, file: compared.append(found) or "the table")
+    for name in ("x[1]", "x1", "y"):
+        make_run(runs / name, [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    report.main(["--compare", str(runs / "x[1]"), str(runs / "y")])
+    report.main(["--compare", str(runs / "x[12]"), str(runs / "y")])
+    assert [[run.folder.name for run in found] for found in compared] == [["x[1]", "y"], ["x1", "y"]]
+
+
 def test_a_run_without_its_results_per_user(runs, capsys):
     run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
     (run / "test_results_2.json").unlink()

@@ -17,7 +17,7 @@ from utils.config import expand_epochs, parse_config
 
 PREFIX = "rqvae/sentence-t5-base_256,256,256,256"
 DATASETS = ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games", "Another"]
-PARSED = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "select": FinetuneConfig}
+PARSED = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "select": FinetuneConfig, "report": ReportConfig}
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +182,56 @@ def test_more_than_one_process_starts_under_accelerate(world):
         ]
 
 
-@pytest.mark.parametrize("gpus", ["0", "two", "-1", "1.5"])
+@pytest.mark.parametrize("gpus", ["0", "00", "two", "-1", "1.5", "9999999"])
 def test_number_of_processes_is_checked(world, gpus):
     result = run_script("pretrain.sh", folder=world.folder, DRY_RUN="1", NUM_GPUS=gpus)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"error: NUM_GPUS={gpus} is not a number of processes\n"
+
+
+def test_number_of_processes_may_begin_with_0(world):
+    (command,) = dry_run(world, "pretrain.sh", DATASET="Another", NUM_GPUS="08")
+    assert "NUM_GPUS=8, the paper has 4" in command.said
+    assert command.launcher[command.launcher.index("--num_processes") + 1] == "8"
+
+
+@pytest.mark.parametrize("word", ["1", "yes", "true", "on", "YES", "True"])
+def test_words_that_switch_on(world, word):
+    command = dry_run(world, "pretrain.sh", DATASET="Another", DRY_RUN=word, RESUME=word, CPU=word, NUM_GPUS="2")[0]
+    assert (command.config.resume, command.launcher[:2]) == (True, ["env", "ACCELERATE_USE_CPU=true"])
+    assert dry_run(world, "pretrain.sh", DATASET="Another", REPORT=word)[1].name == "report"
+
+
+@pytest.mark.parametrize("word", ["0", "no", "false", "off", "NO", "False", ""])
+def test_words_that_switch_off(world, tmp_path, word):
+    (command,) = dry_run(
+        world, "pretrain.sh", DATASET="Another", RESUME=word, CPU=word, REPORT=word or "0", NUM_GPUS="2"
+    )
+    assert (command.config.resume, "env" in command.launcher) == (False, False)
+    environment = {"DATASET": "Another", "DATA_DIR": "data", "CKPT_DIR": str(tmp_path), "DRY_RUN": word}
+    result = run_script("finetune.sh", folder=world.folder, **environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path}/Another holds no finished pre-training")
+
+
+@pytest.mark.parametrize(
+    "script", ["pretrain.sh", "finetune.sh", "tokenizer/run.sh", "data/prepare.sh", "quickstart.sh"]
+)
+def test_other_words_are_refused(tmp_path, script):
+    for name in ("DRY_RUN", "RESUME", "REPORT", "SKIP_INSTALL", "CPU"):
+        result = run_script(script, folder=tmp_path, **{"NUM_GPUS": "2", "DRY_RUN": "1", name: "2"})
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == f"error: {name}=2 is neither on (1, yes, true, on) nor off (0, no, false, off)\n"
+
+
+def test_cdpath_changes_nothing():
+    plain, other = (run_script("tokenizer/run.sh", DRY_RUN="1", CDPATH=path) for path in ("", ".:/tmp"))
+    assert other.returncode == 0
+    assert (other.stdout, other.stderr) == (plain.stdout, plain.stderr)
+    assert f"--data_dir={ROOT}/datasets" in shlex.split(other.stdout.splitlines()[0])
+    command = ["bash", "-c", 'source utils/setup.sh; echo "$SETUP_ROOT"']
+    found = subprocess.run(command, cwd=ROOT, env=os.environ | {"CDPATH": ".:/tmp"}, capture_output=True, text=True)
+    assert found.stdout == f"{ROOT}\n"
 
 
 def test_defaults_lie_in_the_project(world):
@@ -347,8 +392,10 @@ def test_fine_tuning_is_single_or_joint(world):
 def test_every_setting_that_a_script_reads_is_explained_in_it(script):
     text = (ROOT / script).read_text()
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-    read = set(re.findall(r"\$\{([A-Z_]+):-", text + (ROOT / "utils" / "launch.sh").read_text()))
-    read -= {"VIRTUAL_ENV", "PYTHONPATH", "CPU"}
+    shared = "".join((ROOT / "utils" / name).read_text() for name in ("launch.sh", "switches.sh"))
+    read = set(re.findall(r"(?:\$\{|^switch )([A-Z_]+)(?::-| [01])", text + shared, re.MULTILINE))
+    assert {"DATASET", "DRY_RUN", "RESUME", "REPORT"} <= read
+    read -= {"VIRTUAL_ENV", "PYTHONPATH", "CPU", "SKIP_INSTALL"}
     assert {name for name in read if not re.search(rf"\b{name}\b", comments)} == set()
 
 

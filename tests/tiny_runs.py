@@ -103,6 +103,7 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment:
         "FINETUNE",
         "CPU",
         "RESUME",
+        "SKIP_INSTALL",
     )
     inherited = {name: value for name, value in os.environ.items() if name not in (*ours, "DRY_RUN")}
     inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "REPORT": "0"}

@@ -22,6 +22,8 @@ from utils.files import write_json
 from utils.runtime import run_command
 from utils.text_table import text_table
 
+ON, OFF = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -194,6 +196,14 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def is_dry_run() -> bool:
+    """Return whether DRY_RUN is on, as utils/switches.sh reads it."""
+    value = os.environ.get("DRY_RUN") or "0"
+    if value.lower() not in ON + OFF:
+        raise InputError(f"DRY_RUN={value} is neither on ({', '.join(ON)}) nor off ({', '.join(OFF)})")
+    return value.lower() in ON
+
+
 def main() -> None:
     """Run one of the two subcommands."""
     arguments = sys.argv[1:]
@@ -212,11 +222,13 @@ def main() -> None:
         try:
             candidates = plan(checkpoints, expand_epochs(words[2]), config, pretrained, joint)
         except InputError as error:
-            if os.environ.get("DRY_RUN") != "1":
+            if not is_dry_run():
                 raise
             note(f"dry run, the words in capitals are not known yet: {error}")
             candidates = outline(checkpoints, config, pretrained, joint)
-        print(*(candidate.line() for candidate in candidates), sep="\n")
+        for candidate in candidates:  # as bytes: a path is not to be changed for what a terminal can print
+            sys.stdout.buffer.write(os.fsencode(candidate.line() + "\n"))
+        sys.stdout.flush()
     elif words[:1] == ["select"] and len(words) > 2:
         folder = Path(config.ckpt_dir) / config.dataset
         selection = select([folder / name for name in words[2:]])

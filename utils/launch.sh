@@ -6,11 +6,13 @@
 #   RESUME=1   go on with what was interrupted, exactly where it was; start anew where there is nothing to resume
 #   REPORT=0   make no report.html at the end
 #
+# 1, yes, true and on switch on; 0, no, false and off switch off.
 # Paths given by the user are relative to the folder the script is called from; the defaults lie in the project.
 
 set -euo pipefail
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/switches.sh"
+ROOT="$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1 TOKENIZERS_PARALLELISM=false
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then PYTHON="$VIRTUAL_ENV/bin/python"
@@ -18,7 +20,7 @@ elif [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"
 else PYTHON="$(command -v python3 || command -v python)"
 fi
 
-[ "${DRY_RUN:-0}" = 1 ] || "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "jsonargparse"))))' || {
+[ "$DRY_RUN" = 1 ] || "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "jsonargparse"))))' || {
   echo "error: $PYTHON lacks the packages of requirements.txt; bash quickstart.sh installs them, or" \
     "$PYTHON -m pip install -r $ROOT/requirements.txt" >&2
   exit 1
@@ -46,14 +48,18 @@ DATA_DIR="${DATA_DIR:-$ROOT/datasets}"
 CKPT_DIR="${CKPT_DIR:-$ROOT/ckpt}"
 NUM_GPUS="${NUM_GPUS:-1}"
 
-if [ "${RESUME:-0}" = 1 ]; then RESUME_FLAG=--resume; else RESUME_FLAG=""; fi
+if [ "$RESUME" = 1 ]; then RESUME_FLAG=--resume; else RESUME_FLAG=""; fi
 
-case "$NUM_GPUS" in '' | *[!0-9]* | 0) echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2; exit 2 ;; esac
+if [[ ! "$NUM_GPUS" =~ ^0*[1-9][0-9]{0,5}$ ]]; then
+  echo "error: NUM_GPUS=$NUM_GPUS is not a number of processes" >&2
+  exit 2
+fi
+NUM_GPUS=$((10#$NUM_GPUS))  # 08 is 8, not an octal number
 
 # Print a command under DRY_RUN=1, else run it. SIGTERM is passed on to it, also where the script alone got it (kill,
 # docker stop): the command saves its state and ends with code 75, and then so does the script.
 run() {
-  if [ "${DRY_RUN:-0}" = 1 ]; then printf '%q ' "$@"; echo; return; fi
+  if [ "$DRY_RUN" = 1 ]; then printf '%q ' "$@"; echo; return; fi
   local child code=0
   (trap - INT; exec "$@") &  # bash has commands in the background ignore SIGINT
   child=$!
@@ -71,7 +77,7 @@ launch() {
     run "$PYTHON" -m "$@"
   else
     local where=()
-    if [ "${CPU:-0}" = 1 ]; then where=(env ACCELERATE_USE_CPU=true); fi  # accelerate's --cpu would start one process
+    if [ "$CPU" = 1 ]; then where=(env ACCELERATE_USE_CPU=true); fi  # accelerate's --cpu would start one process
     run ${where[@]+"${where[@]}"} "$PYTHON" -m accelerate.commands.launch --multi_gpu --num_processes "$NUM_GPUS" \
       --num_machines 1 --mixed_precision no --dynamo_backend no --module "$@"
   fi
@@ -91,7 +97,7 @@ accumulation() {
 # Make report.html of what file or folder $1 of <ckpt_dir>/<dataset> names, both as in the flags after it. The run stands
 # even where its report fails.
 report() {
-  [ "${REPORT:-1}" = 1 ] || return 0
+  [ "$REPORT" = 1 ] || return 0
   run "$PYTHON" -m report --run="$(value_of ckpt_dir "${@:2}")/$(value_of dataset "${@:2}")/$1" --users=0 --reuse ||
     echo "the report could not be made; the run itself is finished" >&2
 }

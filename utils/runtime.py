@@ -1,6 +1,7 @@
 """Process-wide matters: exit codes, seeds, the device, the Accelerator, and what a run ran on."""
 
 import errno
+import io
 import os
 import platform
 import random
@@ -32,8 +33,12 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; what a user can mend or has asked for becomes one sentence and an exit code.
 
     InputError 2; numbers that are not finite and failures of disk or memory 1; SIGTERM and SIGINT with a saved state
-    75, SIGINT without one 130. `--debug` shows the traceback of an error instead.
+    75, SIGINT without one 130. `--debug` shows the traceback of an error instead. What the terminal cannot print is
+    printed as its code, such as \\u4e2d.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:

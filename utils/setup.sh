@@ -6,7 +6,8 @@
 
 set -euo pipefail
 
-SETUP_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/switches.sh"
+SETUP_ROOT="$(CDPATH="" cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Whether $1 is a Python of version 3.11 or newer.
 recent_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
@@ -67,7 +68,7 @@ use_environment() {
     echo "error: $VIRTUAL_ENV has $("$VIRTUAL_ENV/bin/python" --version 2>&1); Python 3.11 or newer is needed" >&2
     exit 2
   }
-  [ "${SKIP_INSTALL:-0}" = 1 ] && return
+  [ "$SKIP_INSTALL" = 1 ] && return
   missing="$(missing_requirements "$VIRTUAL_ENV/bin/python" "$SETUP_ROOT/$1")"
   if [ -n "$missing" ]; then
     echo "Installing $1 into $VIRTUAL_ENV (missing: $missing)"

@@ -71,6 +71,14 @@ def test_a_baseline_may_have_fewer_cut_offs(finished):
     assert metrics_table(rows).splitlines()[1].split()[3] == "-"
 
 
+def test_names_stand_whole_beside_their_points(monkeypatch):
+    seen: list = []
+    monkeypatch.setattr("reporting.headline.draw_rows", lambda axes, names, *_: seen.append(names))
+    names = ["Most popular items", "One tokenizer, no pre-training: single", "lr:0.1"]
+    metric_picture([Row(name, {"recall@5": 0.1}) for name in names], "recall@5", "Recall@5", 2)
+    assert seen == [["Most popular items", "One tokenizer, no pre-training", "lr:0.1"]]
+
+
 def test_papers_rows_stand_beside_its_datasets():
     (row,) = (row for row in paper_rows("Video_Games", ["recall@10", "ndcg@10"]) if row.name == "MTGRec (paper)")
     assert row.metrics == {"recall@10": 0.0956, "ndcg@10": 0.0517}

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import sys
@@ -266,6 +267,29 @@ def test_command_plans_from_the_best_epoch_and_outlines_a_dry_run(runs, monkeypa
     monkeypatch.setattr(sys, "argv", ["candidates", "plan", "best", "0", "--pretrained=", *where])
     candidates.main()
     assert capsys.readouterr().out == f"best_15\t{TOY}\t[15]\t{runs / 'p' / 'model'}\n"
+
+
+def test_a_dry_run_is_known_by_several_words(monkeypatch):
+    words = ["1", "yes", "true", "on", "True", "0", "no", "false", "off", "OFF", ""]
+    found = []
+    for word in words:
+        monkeypatch.setenv("DRY_RUN", word)
+        found.append(candidates.is_dry_run())
+    assert found == [True] * 5 + [False] * 6
+    monkeypatch.setenv("DRY_RUN", "maybe")
+    with pytest.raises(
+        InputError, match=r"DRY_RUN=maybe is neither on \(1, yes, true, on\) nor off \(0, no, false, off"
+    ):
+        candidates.is_dry_run()
+
+
+def test_a_plans_paths_are_whole_whatever_can_be_printed(runs, monkeypatch):
+    where = ["--dataset=Tiny", f"--data_dir={runs.parent.parent / 'datasets'}", f"--ckpt_dir={runs.parent}"]
+    monkeypatch.setattr(sys, "argv", ["candidates", "plan", "best", "0", "--pretrained=absent_中", *where])
+    monkeypatch.setenv("DRY_RUN", "yes")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    candidates.main()
+    assert sys.stdout.buffer.getvalue().decode() == "best_TOKENIZER\tPREFIX\t[TOKENIZER]\tabsent_中/model\n"
 
 
 def test_run_name_is_refused_where_the_script_makes_it(runs, monkeypatch):

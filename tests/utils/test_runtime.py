@@ -1,4 +1,5 @@
 import errno
+import io
 import random
 import subprocess
 import sys
@@ -39,6 +40,22 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_success_returns(capsys: pytest.CaptureFixture):
     run_command(lambda: print("done"))
     assert capsys.readouterr() == ("done\n", "")
+
+
+def test_what_cannot_be_printed_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    def main() -> None:
+        print("dé: 中")
+        raise InputError("no 中")
+
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 2
+    for stream, said in zip(streams.values(), (b"d\\xe9: \\u4e2d\n", b"error: no \\u4e2d\n"), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue() == said
 
 
 @pytest.mark.parametrize(("error", "code"), [(InputError("mend it"), 2), (FloatingPointError("mend it"), 1)])
