@@ -175,20 +175,25 @@ def position_bias(stack: nn.Module, queries: int, keys: int) -> Tensor:
     return bias(position_buckets(queries, keys, bias.weight.device, *kind)).permute(2, 0, 1)
 
 
-@torch.compiler.assume_constant_result  # else a compiled step would hold the CPU's operations, and use no CUDA graph
 def position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
-    """Return the bucket of each query's distance to each key, int64 [queries, keys]."""
-    return _position_buckets(queries, keys, device, *kind)
+    """Return the bucket of each query's distance to each key, int64 [queries, keys].
+
+    They are computed on the CPU for every device: distances of 16, 32 and 64 lie on a bucket's edge, where another
+    device's logarithm may round to the other side. A compiled step computes them in its graph.
+    """
+    if torch.compiler.is_compiling():
+        return _position_buckets(queries, keys, device, *kind)
+    return _kept_position_buckets(queries, keys, device, *kind)
+
+
+def _position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    distances = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+    return T5Attention._relative_position_bucket(distances, *kind)
 
 
 @lru_cache(maxsize=256)
-def _position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
-    """Compute the buckets on the CPU for every device.
-
-    Distances of 16, 32 and 64 lie on a bucket's edge, where another device's logarithm may round to the other side.
-    """
-    distances = torch.arange(keys) - torch.arange(keys - queries, keys)[:, None]
-    return T5Attention._relative_position_bucket(distances, *kind).to(device)
+def _kept_position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    return _position_buckets(queries, keys, torch.device("cpu"), *kind).to(device)
 
 
 def project(t5: T5ForConditionalGeneration, hidden: Tensor) -> Tensor:
