@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.token_table import level_sizes
+from tokenizer.window import evenly_spaced, strides
 
 
 @dataclass
@@ -79,12 +80,20 @@ class TokenizerConfig:
     """epochs (not steps) over which the learning rate rises from 0"""
     batch_size: int = 2048
     """items per training step; the last, smaller batch is kept"""
+    steps_per_epoch: int | None = None
+    """training steps of an epoch, with equally many items in each, at most batch_size of them (else there are more
+    steps); by default as many as batches of batch_size need"""
     epochs: int = 10000
     """epochs of RQ-VAE training"""
     mixed_precision: Literal["no", "bf16"] = "no"
     """precision of the encoder and the decoder in training: no (float32) or bf16; quantisation is always float32"""
     save_last: int = 51
-    """how many of the last epochs are kept, each one a tokenizer"""
+    """how many of the last epochs are kept, each one a tokenizer; not used with drift"""
+    drift: float | None = None
+    """choose num_tokenizers of the epochs of the last half, evenly spaced and the last one among them, so that the
+    first and the last differ in about this share of the items; by default the save_last last epochs are taken"""
+    num_tokenizers: int = 25
+    """how many epochs are chosen with drift"""
 
     @property
     def folder(self) -> Path:
@@ -126,9 +135,12 @@ class TokenizerConfig:
         return self.level_sizes[:-1]
 
     @property
-    def kept_epochs(self) -> range:
-        """The last `save_last` epochs, 1-based."""
-        return range(max(1, self.epochs - self.save_last + 1), self.epochs + 1)
+    def kept_epochs(self) -> list[int]:
+        """The epochs whose weights training keeps, 1-based, in rising order; with drift some are chosen at its end."""
+        if self.drift is None:
+            return evenly_spaced(self.epochs, self.save_last, 1)
+        last, count = self.epochs, self.num_tokenizers
+        return sorted({epoch for stride in strides(last, count) for epoch in evenly_spaced(last, count, stride)})
 
     def problems(self) -> list[str]:
         """Return one sentence for each setting that is out of range or contradicts another."""
@@ -152,6 +164,9 @@ class TokenizerConfig:
             ("warmup_steps", 0 <= self.warmup_steps <= self.epochs, f"(epochs) must be in 0..epochs={self.epochs}"),
             *((name, _is_name(getattr(self, name)), "must be the name of a folder, not a path") for name in folders),
             ("sent_emb_max_length", length is None or length >= 1, "must be at least 1"),
+            ("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1, "must be at least 1"),
+            ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
+            ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
         ]

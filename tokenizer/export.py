@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.advice import tokenizer_advice
+from data.advice import relation_advice, tokenizer_advice
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, load_token_table, write_sem_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
 from tokenizer.folder import announce_published, load_tokenizer, lock_tokenizer, sem_ids_file, sem_ids_prefix
-from tokenizer.quality import disambiguation_codes, drift, format_report, tokenizer_quality
+from tokenizer.quality import disambiguation_codes, format_report, relatedness, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, whole_characters, write_json, write_text
@@ -86,7 +86,9 @@ def write_tokenizers(
         if epoch is not None:
             sem_ids[epoch] = ids.astype(np.int32)
     report = {"items": len(names), "codebook_sizes": list(config.codebook_sizes)}
-    report |= {"tokenizers": qualities, "drift": drift(sem_ids)}
+    report |= {"tokenizers": qualities}
+    if sem_ids:
+        report |= relatedness(list(sem_ids), np.stack(list(sem_ids.values())))
     write_text(config.tokenizer_folder / "quality.txt", format_report(report) + "\n")
     write_json(config.tokenizer_folder / QUALITY_FILE, report)
     return report
@@ -149,7 +151,11 @@ def main(argv: list[str] | None = None) -> None:
     elif report := export(config):
         print(format_report(report))
         *_, last = report["tokenizers"].values()  # the best one if there is such; the others resemble it
-        for line in tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"]):
+        advice = tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"])
+        if len(report.get("epochs", ())) > 1:
+            *_, ends = report["drift"].values()
+            advice += relation_advice(ends["first"], ends["any"])
+        for line in advice:
             print(f"warning: {line}")
         print(f"{config.tokenizer_folder}: {len(report['tokenizers'])} files {sem_ids_prefix(config)}*.sem_ids")
 

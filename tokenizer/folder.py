@@ -70,6 +70,8 @@ def training_settings(config: TokenizerConfig, **arrays: np.ndarray) -> dict[str
     """Return what determines a training: its settings, and the hash <name>_sha256 of each array."""
     settings: dict[str, object] = {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
     settings["sent_emb_model"] = config.encoder_name
+    if config.drift is None:
+        del settings["num_tokenizers"]  # not used
     for name, values in arrays.items():
         settings[f"{name}_sha256"] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
     return settings
@@ -119,4 +121,6 @@ def load_tokenizer(config: TokenizerConfig, embeddings: np.ndarray | None = None
     different = differences(training["settings"], training_settings(config, **arrays))
     if different:
         raise InputError(f"{folder} was trained with other settings: {different}; give those, or train anew")
-    return KINDS[config.kind](config, load_pca(config))
+    tokenizer = KINDS[config.kind](config, load_pca(config))
+    tokenizer.epochs = training.get("epochs", tokenizer.epochs)  # those that were chosen, with --drift
+    return tokenizer

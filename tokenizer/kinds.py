@@ -1,6 +1,6 @@
 """The kinds of tokenizers: what each can do, and the table in which `--kind` looks them up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,15 +13,16 @@ from tokenizer.rqvae_training import RQVAETokenizer
 class Tokenizer(Protocol):
     """A finished training at work: it turns embeddings into codes, as each of its epochs learnt to.
 
-    A kind keeps what it learns in the tokenizer's folder, in *.safetensors files and in epochs/, which are removed
-    before a training begins anew. All else there, the PCA too, is the commands'.
+    A kind keeps what it learns in the tokenizer's folder, in *.safetensors files and in epochs/<1-based epoch>.*, which
+    are removed before a training begins anew; with --drift, those of the epochs that are not chosen are removed when it
+    has finished. All else there, the PCA too, is the commands'.
 
     Args:
         whiten: The training's PCA, float32 [N, sent_emb_dim] to [N, input_size]; without PCA it changes nothing.
     """
 
     title: str  # on the progress line
-    epochs: Sequence[int | None]  # the related tokenizers there are, in order: 1-based epochs, None for the best one
+    epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]): ...
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.quality import disambiguation_codes
+from tokenizer.quality import share_differing
 
 CANDIDATES = 10  # nearest codewords that a code is drawn among
 BISECTIONS = 12
@@ -67,12 +67,6 @@ def neighbour_codes(
                 temperature = _solve(lambda t, side=side: share_differing(codes, drawn(side, t)), wanted, hottest)
             found[middle + side * place] = drawn(side, temperature)
     return found
-
-
-def share_differing(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the share of items that two tokenizers, int [N, H], give other tokens, disambiguation included."""
-    ids = [np.column_stack([codes, disambiguation_codes(codes)]) for codes in (first, second)]
-    return float((ids[0] != ids[1]).any(axis=1).mean())
 
 
 def estimated_codebooks(embeddings: np.ndarray, codes: np.ndarray, sizes: Sequence[int]) -> list[Tensor]:

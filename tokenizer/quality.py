@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.distances import distances, most_central
+from utils.text_table import text_table
+
 GAPS = (1, 5, 10, 20, 30)
 
 
@@ -35,6 +38,12 @@ def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> 
     return highest[group] + result
 
 
+def share_differing(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the share of items that two tokenizers, int [N, H], give other tokens, disambiguation included."""
+    ids = [np.column_stack([codes, disambiguation_codes(codes)]) for codes in (first, second)]
+    return float((ids[0] != ids[1]).any(axis=1).mean())
+
+
 def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
     """Judge one tokenizer by its codes, int [N, H], 0-based, without disambiguation, of K codes at each level.
 
@@ -57,33 +66,49 @@ def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[
     }
 
 
-def drift(sem_ids: dict[int, np.ndarray], gaps: Sequence[int] = GAPS) -> dict[int, dict[str, float]]:
-    """Return how many items' semantic IDs differ between two tokenizers, by their distance in epochs.
+def drift(sem_ids: np.ndarray, gaps: Sequence[int] = GAPS) -> dict[int, dict[str, float]]:
+    """Return how many items' semantic IDs differ between two tokenizers, by how many places these are apart.
 
-    Source: arXiv 2504.04400, Table 5.
+    Source: arXiv 2504.04400, Table 5; neighbours there are neighbouring epochs.
 
     Args:
-        sem_ids: {1-based epoch: int [N, L]}, disambiguation included.
+        sem_ids: int [G, N, L], disambiguation included, tokenizers in their order in training.
+        gaps: Places apart; 1 are neighbours.
 
     Returns:
         {gap: {first, any, any_codebook, pairs}}: share of items whose first / any / any but the disambiguation token
-        differs, means over all pairs of epochs at that distance; gaps without a pair are left out.
+        differs, means over all pairs at that distance; gaps without a pair are left out.
     """
-    found = {}
-    for gap in gaps:
-        pairs = [(epoch, epoch + gap) for epoch in sem_ids if epoch + gap in sem_ids]
-        if pairs:
-            differs = [sem_ids[low] != sem_ids[high] for low, high in pairs]
-            levels = {"first": slice(1), "any": slice(None), "any_codebook": slice(-1)}
-            found[gap] = {
-                name: float(np.mean([different[:, which].any(axis=1).mean() for different in differs]))
-                for name, which in levels.items()
-            } | {"pairs": len(pairs)}
-    return found
+    levels = {"first": slice(1), "any": slice(None), "any_codebook": slice(-1)}
+    matrices = {name: distances(sem_ids[:, :, which]) for name, which in levels.items()}
+    return {
+        gap: {name: float(matrix.diagonal(gap).mean()) for name, matrix in matrices.items()}
+        | {"pairs": len(sem_ids) - gap}
+        for gap in gaps
+        if gap < len(sem_ids)
+    }
+
+
+def relatedness(epochs: Sequence[int], sem_ids: np.ndarray) -> dict[str, object]:
+    """Judge how tokenizers of one dataset, int [G, N, L] of 1-based epochs in rising order, are related.
+
+    Returns:
+        epochs; drift of every gap in GAPS and of the ends; distances [G, G], rounded to 4 places;
+        different_ids, how many different semantic IDs an item has on average; middle, the three most central epochs.
+    """
+    last = len(sem_ids) - 1
+    different = [len(np.unique(ids, axis=0)) for ids in sem_ids.swapaxes(0, 1)]
+    return {
+        "epochs": list(epochs),
+        "drift": drift(sem_ids, sorted({*(gap for gap in GAPS if gap < last), last} - {0})),
+        "distances": distances(sem_ids).round(4).tolist(),
+        "different_ids": float(np.mean(different)),
+        "middle": [epochs[index] for index in most_central(sem_ids, 3)],
+    }
 
 
 def format_report(report: dict[str, object]) -> str:
-    """Return {"items", "codebook_sizes", "tokenizers": {name: tokenizer_quality}, "drift": drift} as text."""
+    """Return {"items", "codebook_sizes", "tokenizers": {name: tokenizer_quality}} and `relatedness` as text."""
     sizes = report["codebook_sizes"]
     head = ["tokenizer", "collisions", "largest"]
     head += [f"{name} {level}" for name in ("used", "perplexity") for level in range(len(sizes))]
@@ -92,17 +117,20 @@ def format_report(report: dict[str, object]) -> str:
         + [f"{perplexity:.1f}" for perplexity in quality["perplexity"]]
         for name, quality in report["tokenizers"].items()
     ]
-    parts = [f"{report['items']} items, codebooks of {', '.join(map(str, sizes))}", _table(head, rows)]
-    if report["drift"]:
-        head = ["gap (epochs)", "first token", "any token", "any but disambiguation", "pairs"]
+    parts = [f"{report['items']} items, codebooks of {', '.join(map(str, sizes))}", text_table(head, rows)]
+    if report.get("drift"):
+        kinds = {"first token": "first", "any token": "any", "any but disambiguation": "any_codebook"}
         rows = [
-            [str(gap), *(f"{values[kind]:.2%}" for kind in ("first", "any", "any_codebook")), str(values["pairs"])]
+            [str(gap), *(f"{values[kind]:.2%}" for kind in kinds.values()), str(values["pairs"])]
             for gap, values in report["drift"].items()
         ]
-        parts += ["Share of items whose tokens differ between two tokenizers:", _table(head, rows)]
+        parts += [
+            "Share of items whose tokens differ between two tokenizers:",
+            text_table(["apart", *kinds, "pairs"], rows),
+        ]
+    if "middle" in report:
+        parts.append(
+            f"An item has {report['different_ids']:.2f} different semantic IDs on average. The middle tokenizers, "
+            f"which are nearest to all others: {', '.join(map(str, report['middle']))}."
+        )
     return "\n\n".join(parts)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in (head, *rows))

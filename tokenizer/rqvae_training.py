@@ -61,6 +61,11 @@ def build_optimizer(model: RQVAE, config: TokenizerConfig) -> torch.optim.Optimi
     return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
+def steps_per_epoch(num_items: int, config: TokenizerConfig) -> int:
+    """Return how many steps one epoch over the training items has."""
+    return min(num_items, max(config.steps_per_epoch or 1, math.ceil(num_items / config.batch_size)))
+
+
 def learning_rate(step: int, steps_per_epoch: int, config: TokenizerConfig) -> float:
     """Return the learning rate of the 0-based optimizer step `step`: warm-up from 0, then constant or linear to 0."""
     warmup, total = config.warmup_steps * steps_per_epoch, config.epochs * steps_per_epoch
@@ -95,10 +100,11 @@ def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -
         loss, reconstruction and quantization: means over the items.
     """
     torch.manual_seed((config.rand_seed * 1_000_003 + state.epoch) % 2**63)
-    steps = math.ceil(len(inputs) / config.batch_size)
+    steps = steps_per_epoch(len(inputs), config)
     totals = torch.zeros(3, device=inputs.device)
     order = torch.randperm(len(inputs), device=inputs.device)
-    for step, rows in enumerate(order.split(config.batch_size), start=state.epoch * steps):
+    batches = order.split(config.batch_size) if config.steps_per_epoch is None else order.tensor_split(steps)
+    for step, rows in enumerate(batches, start=state.epoch * steps):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, config)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
@@ -160,7 +166,7 @@ class RQVAETokenizer:
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
         self.config, self.whiten = config, whiten
-        self.epochs = [*config.kept_epochs, None]
+        self.epochs: list[int | None] = [*config.kept_epochs, None]
         self.device = choose_device(config.device)
         self.model = build_model(config).to(self.device).eval()
 
@@ -169,9 +175,10 @@ class RQVAETokenizer:
         cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
     ) -> dict[str, object]:
         """Write epochs/<epoch>.safetensors, best.safetensors and last.safetensors (the whole RQ-VAE)."""
+        kept = set(config.kept_epochs)
 
         def on_epoch(state: TrainingState, metrics: dict[str, object]) -> None:
-            if state.epoch in config.kept_epochs:
+            if state.epoch in kept:
                 save_weights(epoch_file(config, state.epoch), encoding_state(state.model), epoch=state.epoch)
             writer(metrics, state.snapshot)
 
@@ -180,7 +187,7 @@ class RQVAETokenizer:
         save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
         save_weights(config.tokenizer_folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
         print(
-            f"{config.tokenizer_folder}: epochs {config.kept_epochs[0]}..{config.epochs} kept, "
+            f"{config.tokenizer_folder}: {len(kept)} epochs of {min(kept)}..{config.epochs} kept, "
             f"best epoch {state.best_epoch} with loss {state.best_loss:.4f}, {writer.seconds:.0f} s"
         )
         return {"best_epoch": state.best_epoch, "best_loss": state.best_loss}

@@ -20,8 +20,8 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.export import write_tokenizers
 from tokenizer.folder import sem_ids_prefix
-from tokenizer.neighbours import estimated_codebooks, neighbour_codes, share_differing
-from tokenizer.quality import format_report
+from tokenizer.neighbours import estimated_codebooks, neighbour_codes
+from tokenizer.quality import format_report, share_differing
 from tokenizer.whitening import fit_whitening
 from utils.claims import claim
 from utils.config import parse_config
@@ -50,10 +50,6 @@ class VaryConfig(TokenizerConfig):
         found = super().problems()
         if not self.sem_ids:
             found.append("--sem_ids is needed")
-        if self.num_tokenizers < 2:
-            found.append(f"--num_tokenizers={self.num_tokenizers} must be at least 2")
-        if not 0 <= self.drift < 1:
-            found.append(f"--drift={self.drift} must be at least 0 and below 1")
         if not 0 <= self.kept_levels < self.n_codebooks:
             found.append(f"--kept_levels={self.kept_levels} must be in 0..{self.n_codebooks - 1}")
         return found

@@ -8,7 +8,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from data.advice import judge_tokenizer
+from data.advice import judge_tokenizers
 from data.interactions import dataset_folder
 from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, trained_identifiers
@@ -140,7 +140,7 @@ def start_run(
     state = on_main_process(lambda: claim_folder(run, config, data, accelerator), accelerator)
     snapshot = read_snapshot(state) if state else None
     start_tracker(accelerator, config, 1 + snapshot.values["progress"]["step"] if snapshot else 1)
-    warnings = [f"warning: {line}" for line in judge_tokenizer(data.table)]
+    warnings = [f"warning: {line}" for line in judge_tokenizers(data.table)]
     for line in describe(config, data, recommender, accelerator) + warnings:
         run.say(line)
     return Trainer(config, accelerator, run, data, recommender, snapshot)

@@ -1,6 +1,6 @@
 import torch
 
-from data.advice import judge_tokenizer, tokenizer_advice
+from data.advice import judge_tokenizers, tokenizer_advice
 from data.token_table import TokenTable, Vocabulary
 
 
@@ -19,6 +19,6 @@ def test_collisions_above_30_percent():
 def test_last_tokenizer_is_judged():
     tokens = torch.zeros(2, 5, 3, dtype=torch.int32)
     tokens[1, 1:] = torch.tensor([[1, 6, 9], [1, 6, 10], [2, 7, 9], [2, 8, 9]])  # levels of 4 codes
-    found = judge_tokenizer(TokenTable(tokens, [], Vocabulary((4, 4, 4))))
+    found = judge_tokenizers(TokenTable(tokens, [], Vocabulary((4, 4, 4))))
     assert found == tokenizer_advice([2, 3], [4, 4], 0.5)  # two of four items share both codes
     assert len(found) == 1

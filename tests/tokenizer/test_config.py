@@ -17,13 +17,13 @@ def test_defaults_are_the_papers():
     assert (config.n_codebooks, config.codebook_size, config.beta, config.vq_type) == (3, 256, 0.25, "ema")
     assert (config.learner, config.lr, config.batch_size, config.epochs) == ("adagrad", 0.001, 2048, 10000)
     assert (config.encoder_name, config.sent_emb_dim, config.input_size) == ("sentence-t5-base", 768, 128)
-    assert config.kept_epochs == range(9950, 10001)
+    assert config.kept_epochs == list(range(9950, 10001))
     assert config.embedding_file == Path("datasets/Video_Games/sentence-t5-base.sent_emb")
 
 
 def test_no_pca_and_fewer_epochs_than_kept():
     config = parse("--dataset=A", "--sent_emb_pca=-1", "--epochs=5", "--sent_emb_model=models/all-MiniLM-L6-v2/")
-    assert (config.input_size, config.kept_epochs, config.encoder_name) == (768, range(1, 6), "all-MiniLM-L6-v2")
+    assert (config.input_size, config.kept_epochs, config.encoder_name) == (768, [1, 2, 3, 4, 5], "all-MiniLM-L6-v2")
 
 
 def test_all_problems_come_in_one_message():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizer.neighbours import estimated_codebooks, neighbour_codes, share_differing
+from tokenizer.neighbours import estimated_codebooks, neighbour_codes
+from tokenizer.quality import share_differing
 from tokenizer.quantizer import ResidualQuantizer, nearest_codes
 
 NUM_ITEMS, SIZES = 300, (4, 16, 16)

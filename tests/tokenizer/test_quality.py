@@ -33,12 +33,11 @@ def test_quality_of_one_tokenizer():
 
 
 def test_drift_between_tokenizers():
-    """Epochs 5, 6, 7: at gap 1 the pairs (5, 6) and (6, 7), at gap 2 the pair (5, 7)."""
-    ids = np.ones((4, 3), dtype=int)
-    sem_ids = {5: ids.copy(), 6: ids.copy(), 7: ids.copy()}
-    sem_ids[6][0, 0] = 2  # first code of one item
-    sem_ids[7][:2, 1] = 2  # second code of two items
-    sem_ids[7][2, 2] = 2  # disambiguation of a third
+    """Three tokenizers: at gap 1 the pairs (0, 1) and (1, 2), at gap 2 the pair (0, 2)."""
+    sem_ids = np.ones((3, 4, 3), dtype=int)
+    sem_ids[1][0, 0] = 2  # first code of one item
+    sem_ids[2][:2, 1] = 2  # second code of two items
+    sem_ids[2][2, 2] = 2  # disambiguation of a third
     found = drift(sem_ids, gaps=(1, 2, 3))
     assert found == {
         1: {"first": 0.25, "any": (0.25 + 0.75) / 2, "any_codebook": (0.25 + 0.5) / 2, "pairs": 2},
