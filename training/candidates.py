@@ -1,8 +1,10 @@
-"""Which (checkpoint, tokenizer) pairs finetune.sh trains, and which of them wins on validation (paper section 2.4).
+"""Which fine-tunings finetune.sh runs, and which candidate of them wins on validation (paper section 2.4).
 
-python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per pair, tab-separated
+python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per fine-tuning, tab-separated
 python -m training.candidates plan best 0:4 --dataset=Sample               from pre-training's best epoch
-python -m training.candidates select finetune --dataset=Sample             table of the pairs, <name>.winner.json
+python -m training.candidates select finetune RUN... --dataset=Sample      table of candidates, <name>.winner.json
+
+A candidate is a fine-tuned run with one of its tokenizers.
 """
 
 import json
@@ -22,12 +24,20 @@ from utils.files import write_json
 from utils.runtime import run_command
 from utils.text_table import text_table
 
-ON, OFF = ("1", "yes", "true", "on"), ("0", "no", "false", "off")
+
+@dataclass
+class PlanConfig(FinetuneConfig):
+    """The flags of finetune.py, and what finetune.sh is told by its environment."""
+
+    pretrained: str = ""
+    """Run or model folder, none for from scratch, empty for the newest finished pre-training; pretrained_model wins."""
+    joint: bool = False
+    """One run with all tokenizers for each checkpoint instead of one for each tokenizer."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One fine-tuning run."""
+class FineTuning:
+    """One run that is planned."""
 
     name: str  # what distinguishes it: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint
     model: str  # folder of the checkpoint, "" to train from scratch
@@ -40,14 +50,14 @@ class Candidate:
         return "\t".join([self.name, prefixes, f"[{','.join(map(str, self.epochs))}]", self.model])
 
 
-def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joint: bool) -> list[Candidate]:
+def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joint: bool) -> list[FineTuning]:
     """Return every checkpoint {name: model folder} with every tokenizer (prefix, epoch), or with all together."""
     if joint:
         prefixes, epochs = (tuple(dict.fromkeys(part)) for part in zip(*tokenizers, strict=True))
-        return [Candidate(f"{name}_joint", model, prefixes, epochs) for name, model in models.items()]
+        return [FineTuning(f"{name}_joint", model, prefixes, epochs) for name, model in models.items()]
     labels = group_labels(tokenizers)
     return [
-        Candidate(f"{name}_{label}", model, (prefix,), (epoch,))
+        FineTuning(f"{name}_{label}", model, (prefix,), (epoch,))
         for name, model in models.items()
         for label, (prefix, epoch) in zip(labels, tokenizers, strict=True)
     ]
@@ -96,20 +106,16 @@ def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
     return sorted(present[-1 - place] for place in fitting) or present[:1]
 
 
-def plan(
-    checkpoints: list[int], back: list[int], config: FinetuneConfig, pretrained: str, joint: bool
-) -> list[Candidate]:
-    """Return the fine-tuning runs.
+def plan(checkpoints: list[int], back: list[int], config: PlanConfig) -> list[FineTuning]:
+    """Return what is to be fine-tuned.
 
     Args:
         checkpoints: 1-based epochs of pre-training that are wanted; none for its best one.
-        back: Places of the tokenizers, counted back from the last.
-        config: Fine-tuning flags; sem_id_epochs overrides `back`, pretrained_model overrides `pretrained`.
-        pretrained: Run or model folder, "none" for from scratch, "" for the newest finished pre-training.
-        joint: One run with all tokenizers for each checkpoint instead of one for each tokenizer.
+        back: Places of the tokenizers, counted back from the last; config.sem_id_epochs overrides them.
+        config: The flags.
     """
     dataset = dataset_folder(config.data_dir, config.dataset)
-    models, settings = starting_points(checkpoints, config, config.pretrained_model or pretrained)
+    models, settings = starting_points(checkpoints, config)
     prefix = config.token_prefix or settings.get("token_prefix")
     groups = resolve_groups(dataset, prefix, None, config.token_suffix, config.num_tokenizers)
     epochs = expand_epochs(config.sem_id_epochs)
@@ -119,11 +125,12 @@ def plan(
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         epochs = tokenizers_back(present, back)
     prefixes = dict.fromkeys(group.prefix for group in groups)
-    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], joint)
+    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], config.joint)
 
 
-def starting_points(checkpoints: list[int], config: FinetuneConfig, pretrained: str) -> tuple[dict[str, str], dict]:
+def starting_points(checkpoints: list[int], config: PlanConfig) -> tuple[dict[str, str], dict]:
     """Return {name: model folder} of what is fine-tuned, and the settings of the run that it lies in, if any."""
+    pretrained = config.pretrained_model or config.pretrained
     if pretrained == "none":
         note("no pre-trained model: training from scratch")
         return {"scratch": ""}, {}
@@ -141,22 +148,22 @@ def starting_points(checkpoints: list[int], config: FinetuneConfig, pretrained: 
     return {name: str(model) for name, model in models.items()}, run.settings if run else {}
 
 
-def outline(checkpoints: list[int], config: FinetuneConfig, pretrained: str, joint: bool) -> list[Candidate]:
+def outline(checkpoints: list[int], config: PlanConfig) -> list[FineTuning]:
     """Return a plan for a dry run without the files to plan by, with words in capitals for what is not known yet."""
-    pretrained = config.pretrained_model or pretrained or "PRETRAINING"
+    pretrained = config.pretrained_model or config.pretrained or "PRETRAINING"
     models = {"best": f"{pretrained}/model"}
     if pretrained == "none":
         models = {"scratch": ""}
     elif checkpoints:
         models = {"CHECKPOINT": f"{pretrained}/checkpoints/epoch_CHECKPOINT"}
     prefixes = config.token_prefix or "PREFIX"
-    epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if joint else "TOKENIZER"]
     prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
-    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], joint)
+    epochs = expand_epochs(config.sem_id_epochs) or ["TOKENIZERS" if config.joint else "TOKENIZER"]
+    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], config.joint)
 
 
 def select(runs: list[Path]) -> dict:
-    """Compare finished runs by validation; one with several tokenizers counts as a candidate for each of them.
+    """Compare finished runs by validation; one with several tokenizers is a candidate with each of them.
 
     Returns:
         {"winner": candidate, "candidates": [...]}, each {"run", "epoch", "prefix", "best_epoch", "valid", "test"}; only
@@ -196,48 +203,45 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def is_dry_run() -> bool:
-    """Return whether DRY_RUN is on, as utils/switches.sh reads it."""
-    value = os.environ.get("DRY_RUN") or "0"
-    if value.lower() not in ON + OFF:
-        raise InputError(f"DRY_RUN={value} is neither on ({', '.join(ON)}) nor off ({', '.join(OFF)})")
-    return value.lower() in ON
+def print_plan(checkpoints: str, back: str, config: PlanConfig) -> None:
+    """Print a line for each fine-tuning, as bytes: a path is not to be changed for what a terminal can print."""
+    if config.run_name is not None:
+        raise InputError(
+            f"finetune.sh makes the names of its runs: set RUN_NAME={config.run_name} instead of --run_name"
+        )
+    wanted = [] if checkpoints == "best" else expand_epochs(checkpoints)
+    try:
+        planned = plan(wanted, expand_epochs(back), config)
+    except InputError as error:
+        if os.environ.get("DRY_RUN") != "1":  # utils/switches.sh makes 1 of the other words
+            raise
+        note(f"dry run, the words in capitals are not known yet: {error}")
+        planned = outline(wanted, config)
+    for fine_tuning in planned:
+        sys.stdout.buffer.write(os.fsencode(fine_tuning.line() + "\n"))
+    sys.stdout.flush()
+
+
+def print_selection(name: str, runs: list[str], config: PlanConfig) -> None:
+    """Print the candidates of the named runs and write <name>.winner.json."""
+    folder = Path(config.ckpt_dir) / config.dataset
+    selection, file = select([folder / run for run in runs]), folder / f"{name}{WINNER_SUFFIX}"
+    write_json(file, selection)
+    print(selection_table(selection))
+    print(f"winner: {selection['winner']['run']}  (all of this: {file})")
 
 
 def main() -> None:
     """Run one of the two subcommands."""
-    arguments = sys.argv[1:]
-    words = list(takewhile(lambda argument: not argument.startswith("--"), arguments))
-    switches = [argument for argument in arguments if argument.startswith(("--pretrained=", "--joint="))]
-    flags = [argument for argument in arguments[len(words) :] if argument not in switches]
-    config, _ = parse_config(FinetuneConfig, flags, "finetune.sh", "Flags of finetune.py.")
-    own = dict(switch.removeprefix("--").split("=", 1) for switch in switches)
-    if words[:1] == ["plan"] and len(words) == 3:
-        if config.run_name is not None:
-            raise InputError(
-                f"finetune.sh makes the names of its runs: set RUN_NAME={config.run_name} instead of --run_name"
-            )
-        pretrained, joint = own.get("pretrained", ""), own.get("joint", "") == "true"
-        checkpoints = [] if words[1] == "best" else expand_epochs(words[1])
-        try:
-            candidates = plan(checkpoints, expand_epochs(words[2]), config, pretrained, joint)
-        except InputError as error:
-            if not is_dry_run():
-                raise
-            note(f"dry run, the words in capitals are not known yet: {error}")
-            candidates = outline(checkpoints, config, pretrained, joint)
-        for candidate in candidates:  # as bytes: a path is not to be changed for what a terminal can print
-            sys.stdout.buffer.write(os.fsencode(candidate.line() + "\n"))
-        sys.stdout.flush()
-    elif words[:1] == ["select"] and len(words) > 2:
-        folder = Path(config.ckpt_dir) / config.dataset
-        selection = select([folder / name for name in words[2:]])
-        file = folder / f"{words[1]}{WINNER_SUFFIX}"
-        write_json(file, selection)
-        print(selection_table(selection))
-        print(f"winner: {selection['winner']['run']}  (all of this: {file})")
-    else:
-        raise InputError("usage: training.candidates plan CHECKPOINTS|best PLACES | select NAME RUN...")
+    words = list(takewhile(lambda argument: not argument.startswith("--"), sys.argv[1:]))
+    config, _ = parse_config(PlanConfig, sys.argv[1 + len(words) :], "finetune.sh", "Flags of finetune.py.")
+    match words:
+        case ["plan", checkpoints, back]:
+            print_plan(checkpoints, back, config)
+        case ["select", name, *runs] if runs:
+            print_selection(name, runs, config)
+        case _:
+            raise InputError("usage: training.candidates plan CHECKPOINTS|best PLACES | select NAME RUN...")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,22 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_runs import fake_run
 
 from training import candidates
-from training.candidates import Candidate, newest_pretraining, plan, select, selection_table, tokenizers_back
-from training.config import FinetuneConfig
+from training.candidates import (
+    FineTuning,
+    PlanConfig,
+    newest_pretraining,
+    plan,
+    select,
+    selection_table,
+    tokenizers_back,
+)
 from utils.errors import InputError
 
 STAGES = [60, 20, 20]
@@ -26,8 +34,8 @@ def runs(dataset: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def make_config(runs: Path, **settings: object) -> FinetuneConfig:
-    return FinetuneConfig(
+def make_config(runs: Path, **settings: object) -> PlanConfig:
+    return PlanConfig(
         **{"dataset": "Tiny", "data_dir": str(runs.parent.parent / "datasets"), "ckpt_dir": str(runs.parent)} | settings
     )
 
@@ -38,9 +46,9 @@ def pretraining(folder: Path, kept: tuple[int, ...] = (90, 100, 110, 120, 200), 
 
 def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs):
     run = pretraining(runs / "pretrain_tau1")
-    found = plan([90, 120], [5, 6, 9], make_config(runs), "", joint=False)
+    found = plan([90, 120], [5, 6, 9], make_config(runs))
     assert found == [
-        Candidate(f"{checkpoint}_{epoch}", str(run / "checkpoints" / f"epoch_{checkpoint}"), (TOY,), (epoch,))
+        FineTuning(f"{checkpoint}_{epoch}", str(run / "checkpoints" / f"epoch_{checkpoint}"), (TOY,), (epoch,))
         for checkpoint in (90, 120)
         for epoch in (6, 9, 10)
     ]
@@ -48,7 +56,7 @@ def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs)
 
 def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):
     pretraining(runs / "pretrain_tau1", sem_id_epochs=[3, 5, 7])
-    found = plan([90], [0, 2], make_config(runs), "", joint=False)
+    found = plan([90], [0, 2], make_config(runs))
     assert [c.epochs for c in found] == [(3,), (7,)]
 
 
@@ -65,7 +73,7 @@ def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
 
 def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
     run = fake_run(runs / "p", {"best_epoch": 18}, (5, 10, 15, 20), epoch_per_stage=STAGES)
-    found = plan([90, 100], [0], make_config(runs), "", joint=False)
+    found = plan([90, 100], [0], make_config(runs))
     assert [(c.name, Path(c.model)) for c in found] == [
         ("best_15", run / "model"),
         ("last_15", run / "checkpoints" / "epoch_20"),
@@ -77,33 +85,33 @@ def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
 
 def test_the_best_epoch_alone_where_no_epoch_is_wanted(runs, capsys):
     run = fake_run(runs / "p", {"best_epoch": 70}, (10, 100), epoch_per_stage=STAGES)
-    (found,) = plan([], [0], make_config(runs), "", joint=False)
+    (found,) = plan([], [0], make_config(runs))
     assert (found.name, found.model) == ("best_15", str(run / "model"))
     assert "the best epoch of pre-training (70) is fine-tuned" in capsys.readouterr().err
 
 
 def test_some_missing_checkpoints_are_named(runs, capsys):
     pretraining(runs / "p", kept=(10, 100))
-    assert [c.name for c in plan([90, 100], [0], make_config(runs), "", joint=False)] == ["100_15"]
+    assert [c.name for c in plan([90, 100], [0], make_config(runs))] == ["100_15"]
     assert "kept only 100 of the epochs 90, 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kept", "best"), [((10, 20), 20), ((), 7)])
 def test_best_alone_where_it_is_the_last_or_nothing_else_was_kept(runs, capsys, kept, best):
     fake_run(runs / "p", {"best_epoch": best}, kept, epoch_per_stage=STAGES)
-    assert [c.name for c in plan([90], [0], make_config(runs), "", joint=False)] == ["best_15"]
+    assert [c.name for c in plan([90], [0], make_config(runs))] == ["best_15"]
     assert f"its best epoch ({best}) is fine-tuned" in capsys.readouterr().err
 
 
 def test_from_scratch(runs, capsys):
-    found = plan([90, 100], [0, 1], make_config(runs), "none", joint=False)
-    assert found == [Candidate("scratch_14", "", (TOY,), (14,)), Candidate("scratch_15", "", (TOY,), (15,))]
+    found = plan([90, 100], [0, 1], make_config(runs, pretrained="none"))
+    assert found == [FineTuning("scratch_14", "", (TOY,), (14,)), FineTuning("scratch_15", "", (TOY,), (15,))]
     assert "training from scratch" in capsys.readouterr().err
 
 
 def test_joint_is_one_run_for_each_checkpoint(runs):
     pretraining(runs / "p")
-    found = plan([90, 100], [5, 6, 7], make_config(runs), "", joint=True)
+    found = plan([90, 100], [5, 6, 7], make_config(runs, joint=True))
     assert [(c.name, c.prefixes, c.epochs) for c in found] == [
         ("90_joint", (TOY,), (8, 9, 10)),
         ("100_joint", (TOY,), (8, 9, 10)),
@@ -115,10 +123,10 @@ def test_explicit_epochs_and_model_win(runs, tmp_path):
     model = tmp_path / "elsewhere" / "weights.pth"
     model.parent.mkdir()
     model.write_text("")
-    config = make_config(runs, sem_id_epochs="2:3", pretrained_model=str(model))
-    assert plan([90], [0], config, str(runs / "p"), joint=False) == [
-        Candidate("weights_2", str(model), (TOY,), (2,)),
-        Candidate("weights_3", str(model), (TOY,), (3,)),
+    config = make_config(runs, sem_id_epochs="2:3", pretrained_model=str(model), pretrained=str(runs / "p"))
+    assert plan([90], [0], config) == [
+        FineTuning("weights_2", str(model), (TOY,), (2,)),
+        FineTuning("weights_3", str(model), (TOY,), (3,)),
     ]
 
 
@@ -133,20 +141,21 @@ def twins(dataset: Path) -> list[str]:
 
 
 def test_several_prefixes_are_tuned_one_by_one_or_jointly(runs, twins):
-    config = make_config(runs, token_prefix=["twin_8,8,8,8", "other/toy_8,8,8,8"])
-    assert plan([90], [0, 1], config, "none", joint=False) == [
-        Candidate(f"scratch_{number}_{epoch}", "", (prefix,), (epoch,))
+    config = make_config(runs, token_prefix=["twin_8,8,8,8", "other/toy_8,8,8,8"], pretrained="none")
+    assert plan([90], [0, 1], config) == [
+        FineTuning(f"scratch_{number}_{epoch}", "", (prefix,), (epoch,))
         for number, prefix in enumerate(twins)
         for epoch in (14, 15)
     ]
-    assert plan([90], [0, 1], config, "none", joint=True) == [Candidate("scratch_joint", "", tuple(twins), (14, 15))]
+    assert plan([90], [0, 1], replace(config, joint=True)) == [FineTuning("scratch_joint", "", tuple(twins), (14, 15))]
 
 
 def test_prefix_is_that_of_pre_training_unless_given(runs, twins):
     run = pretraining(runs / "p", kept=(90,), token_prefix=TWIN, sem_id_epochs=[14, 15])
 
     def prefixes(pretrained: Path | str, **settings: object) -> list[tuple[str, ...]]:
-        return [c.prefixes for c in plan([90], [0], make_config(runs, **settings), str(pretrained), joint=False)]
+        config = make_config(runs, pretrained=str(pretrained), **settings)
+        return [c.prefixes for c in plan([90], [0], config)]
 
     for pretrained in ("", run, run / "model", run / "checkpoints" / "epoch_90"):
         assert prefixes(pretrained) == [(TWIN,)]
@@ -156,16 +165,16 @@ def test_prefix_is_that_of_pre_training_unless_given(runs, twins):
 
 
 def test_lines_are_what_the_script_reads():
-    assert Candidate("90_7", "m", (TOY,), (7,)).line() == f"90_7\t{TOY}\t[7]\tm"
-    assert Candidate("scratch_joint", "", (TOY, TWIN), (7, 8)).line() == f'scratch_joint\t["{TOY}","{TWIN}"]\t[7,8]\t'
+    assert FineTuning("90_7", "m", (TOY,), (7,)).line() == f"90_7\t{TOY}\t[7]\tm"
+    assert FineTuning("scratch_joint", "", (TOY, TWIN), (7, 8)).line() == f'scratch_joint\t["{TOY}","{TWIN}"]\t[7,8]\t'
 
 
 def test_an_unfinished_run_is_nothing_to_start_from(runs):
     run = pretraining(runs / "p")
     (run / "results.json").unlink()
     with pytest.raises(InputError, match=r"p is an unfinished run; name one of its checkpoints, or finish it first"):
-        plan([90], [0], make_config(runs), str(run), joint=False)
-    (found,) = plan([90], [0], make_config(runs), str(run / "checkpoints" / "epoch_90"), joint=False)
+        plan([90], [0], make_config(runs, pretrained=str(run)))
+    (found,) = plan([90], [0], make_config(runs, pretrained=str(run / "checkpoints" / "epoch_90")))
     assert (found.name, found.model) == ("epoch_90_15", str(run / "checkpoints" / "epoch_90"))
 
 
@@ -185,12 +194,12 @@ def test_no_pre_training_says_what_to_do(runs):
 
 def test_absent_model_or_tokenizers(runs, dataset):
     with pytest.raises(InputError, match="does not exist; PRETRAINED=none trains from scratch"):
-        plan([90], [0], make_config(runs), str(runs / "absent"), joint=False)
+        plan([90], [0], make_config(runs, pretrained=str(runs / "absent")))
     for file in (dataset / "rqvae").glob("*.sem_ids"):
         file.unlink()
     (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
     with pytest.raises(InputError, match=r"has no numbered \.sem_ids files"):
-        plan([90], [0], make_config(runs), "none", joint=False)
+        plan([90], [0], make_config(runs, pretrained="none"))
 
 
 def result(epoch: int, valid: float, test: float, prefix: str = "rqvae/toy") -> dict:
@@ -269,24 +278,10 @@ def test_command_plans_from_the_best_epoch_and_outlines_a_dry_run(runs, monkeypa
     assert capsys.readouterr().out == f"best_15\t{TOY}\t[15]\t{runs / 'p' / 'model'}\n"
 
 
-def test_a_dry_run_is_known_by_several_words(monkeypatch):
-    words = ["1", "yes", "true", "on", "True", "0", "no", "false", "off", "OFF", ""]
-    found = []
-    for word in words:
-        monkeypatch.setenv("DRY_RUN", word)
-        found.append(candidates.is_dry_run())
-    assert found == [True] * 5 + [False] * 6
-    monkeypatch.setenv("DRY_RUN", "maybe")
-    with pytest.raises(
-        InputError, match=r"DRY_RUN=maybe is neither on \(1, yes, true, on\) nor off \(0, no, false, off"
-    ):
-        candidates.is_dry_run()
-
-
 def test_a_plans_paths_are_whole_whatever_can_be_printed(runs, monkeypatch):
     where = ["--dataset=Tiny", f"--data_dir={runs.parent.parent / 'datasets'}", f"--ckpt_dir={runs.parent}"]
     monkeypatch.setattr(sys, "argv", ["candidates", "plan", "best", "0", "--pretrained=absent_中", *where])
-    monkeypatch.setenv("DRY_RUN", "yes")
+    monkeypatch.setenv("DRY_RUN", "1")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     candidates.main()
     assert sys.stdout.buffer.getvalue().decode() == "best_TOKENIZER\tPREFIX\t[TOKENIZER]\tabsent_中/model\n"
