@@ -1,7 +1,8 @@
 """Which fine-tunings finetune.sh runs, and which candidate of them wins on validation (paper section 2.4).
 
 python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per fine-tuning, tab-separated
-python -m training.candidates plan best 0:4 --dataset=Sample               from pre-training's best epoch
+python -m training.candidates plan best middle:3 --dataset=Sample          from pre-training's best epoch, with the
+                                                                           tokenizers that are nearest to all others
 python -m training.candidates select finetune RUN... --dataset=Sample      table of candidates, <name>.winner.json
 
 A candidate is a fine-tuned run with one of its tokenizers.
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from data.distances import most_central
 from data.interactions import dataset_folder
-from data.token_table import group_labels, resolve_groups
+from data.token_table import Group, Vocabulary, group_labels, level_sizes, resolve_groups
 from evaluation.run import RESULTS_FILE, WINNER_SUFFIX, Run, finished_runs, run_around, winning_row
 from training.config import FinetuneConfig
+from training.data import Source
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
@@ -106,12 +109,23 @@ def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
     return sorted(present[-1 - place] for place in fitting) or present[:1]
 
 
-def plan(checkpoints: list[int], back: list[int], config: PlanConfig) -> list[FineTuning]:
+def middle_tokenizers(groups: list[Group], count: int, config: PlanConfig) -> list[int]:
+    """Return the epochs of the `count` tokenizers that are nearest to all others, in rising order.
+
+    Differs from the paper, which names epochs: its 9986..9991 of 9976..10000 are the middle of a walk as well.
+    """
+    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size))
+    sem_ids = Source(dataset_folder(config.data_dir, config.dataset), groups, vocabulary).table.tokens[:, 1:]
+    return [groups[index].epoch for index in most_central(sem_ids.numpy(), count)]
+
+
+def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTuning]:
     """Return what is to be fine-tuned.
 
     Args:
         checkpoints: 1-based epochs of pre-training that are wanted; none for its best one.
-        back: Places of the tokenizers, counted back from the last; config.sem_id_epochs overrides them.
+        places: Of the tokenizers, counted back from the last, such as 9:14, or middle:<how many>; config.sem_id_epochs
+            overrides them.
         config: The flags.
     """
     dataset = dataset_folder(config.data_dir, config.dataset)
@@ -123,7 +137,12 @@ def plan(checkpoints: list[int], back: list[int], config: PlanConfig) -> list[Fi
         present = settings.get("sem_id_epochs") or sorted({group.epoch for group in groups if group.epoch is not None})
         if not present:
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
-        epochs = tokenizers_back(present, back)
+        word, _, count = places.partition(":")
+        if word == "middle":
+            of_first = [group for group in groups if group.prefix == groups[0].prefix and group.epoch in present]
+            epochs = middle_tokenizers(of_first, int(count), config)
+        else:
+            epochs = tokenizers_back(present, expand_epochs(places))
     prefixes = dict.fromkeys(group.prefix for group in groups)
     return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], config.joint)
 
@@ -203,7 +222,7 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def print_plan(checkpoints: str, back: str, config: PlanConfig) -> None:
+def print_plan(checkpoints: str, places: str, config: PlanConfig) -> None:
     """Print a line for each fine-tuning, as bytes: a path is not to be changed for what a terminal can print."""
     if config.run_name is not None:
         raise InputError(
@@ -211,7 +230,7 @@ def print_plan(checkpoints: str, back: str, config: PlanConfig) -> None:
         )
     wanted = [] if checkpoints == "best" else expand_epochs(checkpoints)
     try:
-        planned = plan(wanted, expand_epochs(back), config)
+        planned = plan(wanted, places, config)
     except InputError as error:
         if os.environ.get("DRY_RUN") != "1":  # utils/switches.sh makes 1 of the other words
             raise
@@ -236,12 +255,14 @@ def main() -> None:
     words = list(takewhile(lambda argument: not argument.startswith("--"), sys.argv[1:]))
     config, _ = parse_config(PlanConfig, sys.argv[1 + len(words) :], "finetune.sh", "Flags of finetune.py.")
     match words:
-        case ["plan", checkpoints, back]:
-            print_plan(checkpoints, back, config)
+        case ["plan", checkpoints, places]:
+            print_plan(checkpoints, places, config)
         case ["select", name, *runs] if runs:
             print_selection(name, runs, config)
         case _:
-            raise InputError("usage: training.candidates plan CHECKPOINTS|best PLACES | select NAME RUN...")
+            raise InputError(
+                "usage: training.candidates plan CHECKPOINTS|best PLACES|middle:COUNT | select NAME RUN..."
+            )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import fake_run
 
+from data.interactions import load_interactions
 from training import candidates
 from training.candidates import (
     FineTuning,
@@ -46,7 +47,7 @@ def pretraining(folder: Path, kept: tuple[int, ...] = (90, 100, 110, 120, 200), 
 
 def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs):
     run = pretraining(runs / "pretrain_tau1")
-    found = plan([90, 120], [5, 6, 9], make_config(runs))
+    found = plan([90, 120], "5,6,9", make_config(runs))
     assert found == [
         FineTuning(f"{checkpoint}_{epoch}", str(run / "checkpoints" / f"epoch_{checkpoint}"), (TOY,), (epoch,))
         for checkpoint in (90, 120)
@@ -56,8 +57,23 @@ def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs)
 
 def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):
     pretraining(runs / "pretrain_tau1", sem_id_epochs=[3, 5, 7])
-    found = plan([90], [0, 2], make_config(runs))
+    found = plan([90], "0,2", make_config(runs))
     assert [c.epochs for c in found] == [(3,), (7,)]
+
+
+def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, runs: Path):
+    """Epoch by epoch one more item changes its third code; epoch 8, in the middle, differs in all items."""
+    names = load_interactions(dataset).item_names[1:]
+    for epoch in range(1, 16):
+        codes = {name: [number % 8, number // 8, int(number < epoch), 1] for number, name in enumerate(names)}
+        if epoch == 8:
+            codes = {name: [number % 8, number // 8, 7, 1] for number, name in enumerate(names)}
+        (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").write_text(json.dumps(codes))
+    pretraining(runs / "pretrain_tau1")
+    found = plan([90], "middle:3", make_config(runs, codebook_size=8))
+    assert [c.epochs for c in found] == [(6,), (7,), (9,)]
+    pretraining(runs / "pretrain_tau1", sem_id_epochs=[1, 2, 3])
+    assert [c.name for c in plan([90], "middle:1", make_config(runs, codebook_size=8))] == ["90_2"]
 
 
 def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
@@ -73,7 +89,7 @@ def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
 
 def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
     run = fake_run(runs / "p", {"best_epoch": 18}, (5, 10, 15, 20), epoch_per_stage=STAGES)
-    found = plan([90, 100], [0], make_config(runs))
+    found = plan([90, 100], "0", make_config(runs))
     assert [(c.name, Path(c.model)) for c in found] == [
         ("best_15", run / "model"),
         ("last_15", run / "checkpoints" / "epoch_20"),
@@ -85,33 +101,33 @@ def test_missing_checkpoints_fall_back_to_best_and_last_saying_so(runs, capsys):
 
 def test_the_best_epoch_alone_where_no_epoch_is_wanted(runs, capsys):
     run = fake_run(runs / "p", {"best_epoch": 70}, (10, 100), epoch_per_stage=STAGES)
-    (found,) = plan([], [0], make_config(runs))
+    (found,) = plan([], "0", make_config(runs))
     assert (found.name, found.model) == ("best_15", str(run / "model"))
     assert "the best epoch of pre-training (70) is fine-tuned" in capsys.readouterr().err
 
 
 def test_some_missing_checkpoints_are_named(runs, capsys):
     pretraining(runs / "p", kept=(10, 100))
-    assert [c.name for c in plan([90, 100], [0], make_config(runs))] == ["100_15"]
+    assert [c.name for c in plan([90, 100], "0", make_config(runs))] == ["100_15"]
     assert "kept only 100 of the epochs 90, 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kept", "best"), [((10, 20), 20), ((), 7)])
 def test_best_alone_where_it_is_the_last_or_nothing_else_was_kept(runs, capsys, kept, best):
     fake_run(runs / "p", {"best_epoch": best}, kept, epoch_per_stage=STAGES)
-    assert [c.name for c in plan([90], [0], make_config(runs))] == ["best_15"]
+    assert [c.name for c in plan([90], "0", make_config(runs))] == ["best_15"]
     assert f"its best epoch ({best}) is fine-tuned" in capsys.readouterr().err
 
 
 def test_from_scratch(runs, capsys):
-    found = plan([90, 100], [0, 1], make_config(runs, pretrained="none"))
+    found = plan([90, 100], "0,1", make_config(runs, pretrained="none"))
     assert found == [FineTuning("scratch_14", "", (TOY,), (14,)), FineTuning("scratch_15", "", (TOY,), (15,))]
     assert "training from scratch" in capsys.readouterr().err
 
 
 def test_joint_is_one_run_for_each_checkpoint(runs):
     pretraining(runs / "p")
-    found = plan([90, 100], [5, 6, 7], make_config(runs, joint=True))
+    found = plan([90, 100], "5,6,7", make_config(runs, joint=True))
     assert [(c.name, c.prefixes, c.epochs) for c in found] == [
         ("90_joint", (TOY,), (8, 9, 10)),
         ("100_joint", (TOY,), (8, 9, 10)),
@@ -124,7 +140,7 @@ def test_explicit_epochs_and_model_win(runs, tmp_path):
     model.parent.mkdir()
     model.write_text("")
     config = make_config(runs, sem_id_epochs="2:3", pretrained_model=str(model), pretrained=str(runs / "p"))
-    assert plan([90], [0], config) == [
+    assert plan([90], "0", config) == [
         FineTuning("weights_2", str(model), (TOY,), (2,)),
         FineTuning("weights_3", str(model), (TOY,), (3,)),
     ]
@@ -142,12 +158,12 @@ def twins(dataset: Path) -> list[str]:
 
 def test_several_prefixes_are_tuned_one_by_one_or_jointly(runs, twins):
     config = make_config(runs, token_prefix=["twin_8,8,8,8", "other/toy_8,8,8,8"], pretrained="none")
-    assert plan([90], [0, 1], config) == [
+    assert plan([90], "0,1", config) == [
         FineTuning(f"scratch_{number}_{epoch}", "", (prefix,), (epoch,))
         for number, prefix in enumerate(twins)
         for epoch in (14, 15)
     ]
-    assert plan([90], [0, 1], replace(config, joint=True)) == [FineTuning("scratch_joint", "", tuple(twins), (14, 15))]
+    assert plan([90], "0,1", replace(config, joint=True)) == [FineTuning("scratch_joint", "", tuple(twins), (14, 15))]
 
 
 def test_prefix_is_that_of_pre_training_unless_given(runs, twins):
@@ -155,7 +171,7 @@ def test_prefix_is_that_of_pre_training_unless_given(runs, twins):
 
     def prefixes(pretrained: Path | str, **settings: object) -> list[tuple[str, ...]]:
         config = make_config(runs, pretrained=str(pretrained), **settings)
-        return [c.prefixes for c in plan([90], [0], config)]
+        return [c.prefixes for c in plan([90], "0", config)]
 
     for pretrained in ("", run, run / "model", run / "checkpoints" / "epoch_90"):
         assert prefixes(pretrained) == [(TWIN,)]
@@ -173,8 +189,8 @@ def test_an_unfinished_run_is_nothing_to_start_from(runs):
     run = pretraining(runs / "p")
     (run / "results.json").unlink()
     with pytest.raises(InputError, match=r"p is an unfinished run; name one of its checkpoints, or finish it first"):
-        plan([90], [0], make_config(runs, pretrained=str(run)))
-    (found,) = plan([90], [0], make_config(runs, pretrained=str(run / "checkpoints" / "epoch_90")))
+        plan([90], "0", make_config(runs, pretrained=str(run)))
+    (found,) = plan([90], "0", make_config(runs, pretrained=str(run / "checkpoints" / "epoch_90")))
     assert (found.name, found.model) == ("epoch_90_15", str(run / "checkpoints" / "epoch_90"))
 
 
@@ -194,12 +210,12 @@ def test_no_pre_training_says_what_to_do(runs):
 
 def test_absent_model_or_tokenizers(runs, dataset):
     with pytest.raises(InputError, match="does not exist; PRETRAINED=none trains from scratch"):
-        plan([90], [0], make_config(runs, pretrained=str(runs / "absent")))
+        plan([90], "0", make_config(runs, pretrained=str(runs / "absent")))
     for file in (dataset / "rqvae").glob("*.sem_ids"):
         file.unlink()
     (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
     with pytest.raises(InputError, match=r"has no numbered \.sem_ids files"):
-        plan([90], [0], make_config(runs, pretrained="none"))
+        plan([90], "0", make_config(runs, pretrained="none"))
 
 
 def result(epoch: int, valid: float, test: float, prefix: str = "rqvae/toy") -> dict:
