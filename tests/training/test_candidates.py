@@ -72,8 +72,11 @@ def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, ru
     pretraining(runs / "pretrain_tau1")
     found = plan([90], "middle:3", make_config(runs, codebook_size=8))
     assert [c.epochs for c in found] == [(6,), (7,), (9,)]
-    pretraining(runs / "pretrain_tau1", sem_id_epochs=[1, 2, 3])
-    assert [c.name for c in plan([90], "middle:1", make_config(runs, codebook_size=8))] == ["90_2"]
+    pretraining(runs / "pretrain_tau2", sem_id_epochs=[1, 2, 3])
+    assert [
+        c.name
+        for c in plan([90], "middle:1", make_config(runs, codebook_size=8, pretrained=str(runs / "pretrain_tau2")))
+    ] == ["90_2"]
 
 
 def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
