@@ -38,6 +38,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../utils/launch.sh"
 row() { awk -v name="$1" '$1 == name' <<<"$SETTINGS"; }
 SELECTED="$(row "$DATASET")"
 read -r _ SENT_EMB_MODEL SENT_EMB_DIM SENT_EMB_PCA HIDDEN_SIZES EPOCHS TOKENIZERS <<<"${SELECTED:-$(row default)}"
+[ -z "$(value_of save_last "$@")" ] || TOKENIZERS="${TOKENIZERS/--drift=*/}"  # consecutive epochs are wanted
 FLAGS=(
   --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_name="$CKPT_NAME"
   --sent_emb_model="$SENT_EMB_MODEL" --sent_emb_dim="$SENT_EMB_DIM" --sent_emb_pca="$SENT_EMB_PCA"

@@ -41,13 +41,23 @@ def dry_run(*flags: str, folder: Path, **environment: str) -> dict[str, Tokenize
     return {command[2]: parse_config(TokenizerConfig, command[3:], "test", "")[0] for command in commands}
 
 
-@pytest.mark.parametrize("name", ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games", "Another"])
+@pytest.mark.parametrize("name", ["Musical_Instruments", "Industrial_and_Scientific", "Video_Games"])
 def test_every_flag_parses_and_is_the_papers(name: str, tmp_path: Path):
     configs = dry_run(folder=tmp_path, DATASET=name, DATA_DIR=str(tmp_path))
     assert list(configs) == ["tokenizer.embed", "tokenizer.train", "tokenizer.export"]
     for config in configs.values():
         assert {key: getattr(config, key) for key in PAPER} == PAPER
         assert (config.dataset, config.data_dir) == (name, str(tmp_path))
+
+
+def test_other_data_get_the_papers_steps_and_tokenizers_by_drift(tmp_path: Path):
+    environment = {"DATASET": "Another", "DATA_DIR": str(tmp_path)}
+    names = ("epochs", "steps_per_epoch", "num_tokenizers", "drift")
+    for config in dry_run(folder=tmp_path, **environment).values():
+        assert [getattr(config, name) for name in names] == [600, 12, 25, 0.5]
+        assert {key: getattr(config, key) for key in PAPER} == PAPER | {"epochs": 600}
+    for config in dry_run("--save_last=31", folder=tmp_path, **environment).values():
+        assert [getattr(config, name) for name in ("save_last", "steps_per_epoch", "drift")] == [31, 12, None]
 
 
 def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
