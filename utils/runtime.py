@@ -77,6 +77,7 @@ def seed_everything(seed: int, reproducible: bool = True) -> None:
     torch.backends.cudnn.deterministic = reproducible
     torch.backends.cudnn.benchmark = not reproducible
     torch.use_deterministic_algorithms(reproducible, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # hundreds of fills a step, and nobody reads them
 
 
 def choose_device(name: str) -> torch.device:
