@@ -94,6 +94,10 @@ class TokenizerConfig:
     first and the last differ in about this share of the items; by default the save_last last epochs are taken"""
     num_tokenizers: int = 25
     """how many epochs are chosen with drift"""
+    kept_levels: int = 1
+    """for kinds whose codebooks are not trained: levels, from the first on, whose codes all tokenizers share"""
+    sem_ids: str = ""
+    """for the kind neighbours: file of the semantic IDs that become the middle tokenizer"""
 
     @property
     def folder(self) -> Path:
@@ -149,7 +153,7 @@ class TokenizerConfig:
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
         not_negative, folders = ("beta", "weight_decay", "checkpoint_minutes"), ("dataset", "ckpt_name")
         pca, dim, length, levels = self.sent_emb_pca, self.sent_emb_dim, self.sent_emb_max_length, self.n_codebooks
-        listed = isinstance(self.codebook_size, list)
+        listed, fixed = isinstance(self.codebook_size, list), self.kind in ("rqkmeans", "neighbours")
         sizes = self.codebook_size if listed else [self.codebook_size]
         count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
         rules = [  # (flag, whether its value is right, else what to say of it)
@@ -167,12 +171,15 @@ class TokenizerConfig:
             ("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1, "must be at least 1"),
             ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
             ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
+            ("kept_levels", not fixed or 0 <= self.kept_levels < levels, f"must be in 0..{levels - 1}"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
         ]
         found = [f"--{name}={getattr(self, name)} {complaint}" for name, right, complaint in rules if not right]
         if self.overwrite and self.resume:
             found.append("--overwrite starts anew and --resume goes on; give one of them")
+        if self.kind == "neighbours" and not self.sem_ids:
+            found.append("--sem_ids is needed")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
         return found

@@ -7,6 +7,7 @@ import numpy as np
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
+from tokenizer.fixed_codebooks import Neighbours, RQKMeans
 from tokenizer.rqvae_training import RQVAETokenizer
 
 
@@ -32,6 +33,8 @@ class Tokenizer(Protocol):
     ) -> dict[str, object]:
         """Write what a tokenizer needs into its folder, and return what training.json says of the result.
 
+        Where it returns "epochs", these are the tokenizers, not those that an instance has from the settings.
+
         Args:
             inputs: float32 [N, input_size], all items after PCA, row i = item id i + 1.
             items: int [training items], ids of the items to train on.
@@ -48,4 +51,4 @@ class Tokenizer(Protocol):
         ...
 
 
-KINDS: dict[str, type[Tokenizer]] = {"rqvae": RQVAETokenizer}
+KINDS: dict[str, type[Tokenizer]] = {"rqvae": RQVAETokenizer, "rqkmeans": RQKMeans, "neighbours": Neighbours}

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
+from tokenizer.kmeans import fit_kmeans
 from tokenizer.quality import tokenizer_quality
 from tokenizer.rqvae import RQVAE, encoding_state, load_weights, save_weights
+from tokenizer.window import choose_epochs
 from utils.runtime import choose_device
 from utils.snapshots import Snapshot, load_optimizer_, optimizer_tensors, under_prefix, with_prefix
 
-_MANY_ITEMS = 50_000  # from here on k-means looks at samples of the items at each step
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
 
 
@@ -79,18 +78,14 @@ def learning_rate(step: int, steps_per_epoch: int, config: TokenizerConfig) -> f
 def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
     """Set every level's codes to the k-means centres of what the levels before it leave of the encoder's output.
 
-    It takes all training items, float [N, input size]. In one OpenMP thread sums have one order, and the same seed
-    gives the same centres.
+    It takes all training items, float [N, input size].
     """
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
-        size = len(layer.codebook)
-        with threadpool_limits(1, user_api="openmp"):
-            kind = KMeans if len(residual) <= _MANY_ITEMS else partial(MiniBatchKMeans, batch_size=2**14)
-            kmeans = kind(size, n_init="auto", random_state=seed).fit(residual.cpu().numpy())
-        centers = torch.from_numpy(kmeans.cluster_centers_).to(residual)
+        found, labels = fit_kmeans(residual.cpu().numpy(), len(layer.codebook), seed)
+        centers = torch.from_numpy(found).to(residual)
         layer.initialize_(centers)
-        residual = residual - centers[torch.from_numpy(kmeans.labels_).to(residual.device).long()]
+        residual = residual - centers[torch.from_numpy(labels).to(residual.device)]
 
 
 def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -> dict[str, float]:
@@ -186,11 +181,18 @@ class RQVAETokenizer:
         state = train_rqvae(config, rows, on_epoch, writer.snapshot)
         save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
         save_weights(config.tokenizer_folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
+        result: dict[str, object] = {"best_epoch": state.best_epoch, "best_loss": state.best_loss}
         print(
             f"{config.tokenizer_folder}: {len(kept)} epochs of {min(kept)}..{config.epochs} kept, "
             f"best epoch {state.best_epoch} with loss {state.best_loss:.4f}, {writer.seconds:.0f} s"
         )
-        return {"best_epoch": state.best_epoch, "best_loss": state.best_loss}
+        if config.drift is not None:
+            tokenizer, all_items = cls(config, lambda embeddings: embeddings), torch.from_numpy(inputs).to(rows.device)
+            codes = partial(tokenizer.codes, all_items)
+            chosen = choose_epochs(codes, config.epochs, config.num_tokenizers, config.drift)
+            print(f"{config.tokenizer_folder}: {len(chosen)} epochs {chosen[0]}..{chosen[-1]} chosen by their drift")
+            result["epochs"] = [*chosen, None]
+        return result
 
     def prepare(self, embeddings: np.ndarray) -> Tensor:
         """Return what the RQ-VAE encodes, on its device: float32 [N, input_size]."""

@@ -10,6 +10,7 @@ best.safetensors, last.safetensors, pca.safetensors, metrics.jsonl, config.yaml 
 
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -19,13 +20,12 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.epoch_writer import METRICS_FILE, STATE_FOLDER, EpochWriter
 from tokenizer.folder import PCA_FILE, announce_published, differences, load_pca, read_training, training_settings
-from tokenizer.kinds import KINDS, Tokenizer
+from tokenizer.kinds import KINDS
 from tokenizer.whitening import fit_whitening
-from tokenizer.window import choose_epochs
 from utils.claims import claim
 from utils.config import HANDLING_FLAGS, dump_config, parse_config
 from utils.errors import InputError
-from utils.files import remove_leftovers, write_json, write_text
+from utils.files import remove_leftovers, sha256_of, write_json, write_text
 from utils.interrupts import listening
 from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import choose_device, run_command, seed_everything
@@ -43,6 +43,10 @@ def train(config: TokenizerConfig) -> None:
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
     _check_sizes(config, embeddings, items)
     settings = training_settings(config, embeddings=embeddings, training_items=items)
+    if config.sem_ids:
+        if not Path(config.sem_ids).is_file():
+            raise InputError(f"--sem_ids={config.sem_ids}: there is no such file")
+        settings["sem_ids_sha256"] = sha256_of(Path(config.sem_ids))
     with FileLock(config.tokenizer_folder / LOCK_FILE):
         if not _reusable(config, settings):
             _train(config, settings, embeddings, items)
@@ -104,23 +108,11 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
     with EpochWriter(kind.title, config, snapshot) as writer, listening():
         result = kind.train(config, inputs, items, writer)
     result |= {"seconds": writer.seconds}
-    if config.drift is not None:
-        result["epochs"] = _choose_epochs(config, kind(config, load_pca(config)), embeddings)
     write_json(folder / TRAINING_FILE, {"finished": True, "settings": settings, **result})  # from here on it is reused
-    for file in (folder / "epochs").iterdir():
-        if int(file.stem) not in result.get("epochs", config.kept_epochs):
+    for file in (folder / "epochs").glob("*") if "epochs" in result else ():
+        if int(file.stem) not in result["epochs"]:
             file.unlink()
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
-
-
-def _choose_epochs(config: TokenizerConfig, tokenizer: Tokenizer, embeddings: np.ndarray) -> list[int | None]:
-    """Return the epochs, 1-based, that are as far apart as asked, and the best (None) where there is one."""
-    inputs = tokenizer.prepare(embeddings)
-    chosen = choose_epochs(
-        lambda epoch: tokenizer.codes(inputs, epoch), config.epochs, config.num_tokenizers, config.drift
-    )
-    print(f"{config.tokenizer_folder}: {len(chosen)} epochs {chosen[0]}..{chosen[-1]} chosen by their drift")
-    return chosen + [epoch for epoch in tokenizer.epochs if epoch is None]
 
 
 def _begin_anew(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:

@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_stops(make_config: MakeConfig):
 
 def test_many_items_start_from_mini_batches(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch):
     """Three clear clusters: the centres are their means, also when k-means sees samples."""
-    monkeypatch.setattr("tokenizer.rqvae_training._MANY_ITEMS", 100)
+    monkeypatch.setattr("tokenizer.kmeans._MANY", 100)
     config = make_config(codebook_size=3, n_codebooks=1)
     torch.manual_seed(0)
     model = build_model(config)

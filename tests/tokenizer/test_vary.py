@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokenizer import embed, export
 from tokenizer.vary import main
 from utils.errors import InputError
 
@@ -53,11 +54,33 @@ def test_the_middle_is_the_given_one_and_the_ends_are_as_far_apart_as_asked(data
 def test_what_is_there_stays_unless_it_may_be_replaced(dataset, given):
     main(flags(dataset, given))
     before = read(dataset / "neighbours")
-    with pytest.raises(InputError, match="holds semantic IDs already; name another folder with --ckpt_name"):
+    with pytest.raises(InputError, match=r"trained with other settings \(drift was 0.4, now 0.2"):
         main(flags(dataset, given, drift=0.2))
     np.testing.assert_array_equal(read(dataset / "neighbours")[5], before[5])
     main(flags(dataset, given, drift=0.2, num_tokenizers=3, overwrite="true"))
     assert list(read(dataset / "neighbours")) == [1, 2, 3]
+
+
+def test_again_with_the_same_flags_it_is_reused(dataset, given, capsys):
+    main(flags(dataset, given))
+    capsys.readouterr()
+    main(flags(dataset, given))
+    assert "reused" in capsys.readouterr().out
+
+
+def test_new_items_get_the_nearest_codes_by_all_tokenizers(dataset, given):
+    """An item with the text of an old one has its embedding, and so its codes where these are the nearest."""
+    embedded = [*flags(dataset, given), "--sent_emb_model=tfidf", "--sent_emb_dim=12"]
+    embed.main([flag for flag in embedded if not flag.startswith("--kept")])
+    main(embedded)
+    config = dataset / "neighbours" / "config.yaml"
+    new = dataset / "new.json"
+    new.write_text(json.dumps({"another": json.loads((dataset / "metadata.sentence.json").read_text())["item7"]}))
+    given.unlink()
+    export.main([f"--config_file={config}", f"--assign={new}"])
+    found = json.loads((dataset / "neighbours" / "new_items.json").read_text())["semantic_ids"]
+    assert list(found) == ["1", "2", "3", "4", "5"]
+    assert len({tuple(codes["another"][:-1]) for codes in found.values()}) == 1
 
 
 def test_pre_training_takes_them(dataset, given):

@@ -1,0 +1,112 @@
+"""Kinds of tokenizers that are one set of codebooks, fitted or given, and with --drift related ones around it."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data.interactions import load_interactions
+from data.token_table import read_sem_ids
+from tokenizer.config import TokenizerConfig
+from tokenizer.epoch_writer import EpochWriter
+from tokenizer.kmeans import fit_kmeans
+from tokenizer.neighbours import estimated_codebooks, neighbour_codes
+from tokenizer.quantizer import nearest_codes
+from tokenizer.rqvae import save_weights
+from utils.errors import InputError
+
+_FILE = "codebooks.safetensors"
+
+
+class FixedCodebooks:
+    """One tokenizer, or with --drift num_tokenizers around it, numbered from 1; see `tokenizer.kinds.Tokenizer`.
+
+    The dataset's items have the codes that were drawn for them. New items have the nearest codes, by all tokenizers.
+    """
+
+    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
+        self.config, self.prepare = config, whiten
+        self.epochs = [None] if config.drift is None else list(range(1, config.num_tokenizers + 1))
+
+    @classmethod
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+        """Return the codebooks, H of float32 [K, D], and all items' codes, int64 [N, H]; arguments as `train` has."""
+        raise NotImplementedError
+
+    @classmethod
+    def train(
+        cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
+    ) -> dict[str, object]:
+        """Write codebooks.safetensors: the codebooks, and the codes of all items, int32 [tokenizers, N, H]."""
+        codebooks, codes = cls.start(config, inputs, items)
+        related = codes[None]
+        if config.drift is not None:
+            settings = (config.num_tokenizers, config.drift, config.rand_seed, config.kept_levels)
+            try:
+                related = neighbour_codes(torch.from_numpy(inputs), codebooks, codes, *settings)
+            except ValueError as error:
+                complaint = f"--drift={config.drift} cannot be had: {error}"
+                raise InputError(f"{complaint}; lower it, or --kept_levels") from None
+        state = {f"codebook_{level}": codebook for level, codebook in enumerate(codebooks)}
+        state["codes"] = torch.from_numpy(related).int()
+        save_weights(config.tokenizer_folder / _FILE, state, inputs_sha256=_sha256(inputs))
+        return {}
+
+    def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Return the codes of float32 [N, D]."""
+        file = self.config.tokenizer_folder / _FILE
+        if not file.is_file():
+            raise InputError(f"{file} does not exist; make it with python -m tokenizer.train")
+        with safe_open(file, "pt") as stored:
+            if stored.metadata()["inputs_sha256"] == _sha256(inputs):
+                return stored.get_tensor("codes")[self.epochs.index(epoch)].numpy().astype(np.int64)
+            levels = range(len(self.config.codebook_sizes))
+            codebooks = [stored.get_tensor(f"codebook_{level}") for level in levels]
+        return nearest_residual_codes(torch.from_numpy(inputs), codebooks)
+
+
+class RQKMeans(FixedCodebooks):
+    """Residual k-means: level by level, k-means on what the levels before leave of the training items' embeddings."""
+
+    title = "k-means"
+
+    @classmethod
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+        """Fit the codebooks to the training items."""
+        residual, codebooks = inputs[items - 1], []
+        for size in config.codebook_sizes:
+            centers, labels = fit_kmeans(residual, size, config.rand_seed)
+            codebooks.append(torch.from_numpy(centers))
+            residual = residual - centers[labels]
+        return codebooks, nearest_residual_codes(torch.from_numpy(inputs), codebooks)
+
+
+class Neighbours(FixedCodebooks):
+    """Semantic IDs from a file, of any origin; a codeword is the mean of what its items leave."""
+
+    title = "neighbours"
+
+    @classmethod
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+        """Read the file."""
+        names = load_interactions(config.folder).item_names[1:]
+        codes = read_sem_ids(Path(config.sem_ids), names, config.level_sizes)[:, :-1].astype(np.int64)
+        return estimated_codebooks(inputs, codes, config.codebook_sizes), codes
+
+
+def nearest_residual_codes(inputs: Tensor, codebooks: list[Tensor]) -> np.ndarray:
+    """Quantise float [N, D] level by level with the nearest codewords: int64 [N, H], 0-based."""
+    residual, codes = inputs, []
+    for codebook in codebooks:
+        used = codebook.isfinite().all(dim=1).nonzero()[:, 0]  # an estimated codeword without items is nowhere
+        codes.append(used[nearest_codes(residual, codebook[used])])
+        residual = residual - codebook[codes[-1]]
+    return torch.stack(codes, 1).numpy()
+
+
+def _sha256(inputs: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(inputs)).hexdigest()
