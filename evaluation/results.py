@@ -1,4 +1,4 @@
-"""Result files per user: written, read, cut into groups, and joined into an ensemble."""
+"""Result files per user: written, read, cut into bins of users, and joined into an ensemble."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -160,14 +160,14 @@ def ensemble(results: list[Results]) -> Results:
     return joined
 
 
-def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
-    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value, int [U]; empty groups are left out.
+def user_bins(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
+    """Cut users into bins {"0-19": bool [U], "20-39": ..., "40+": ...} of a value, int [U]; empty ones are left out.
 
-    Each of the rising `edges` is the lowest value of a group; the first group begins at 0.
+    Each of the rising `edges` is the lowest value of a bin; the first bin begins at 0.
     """
-    groups = {}
+    bins = {}
     for low, high in pairwise([0, *edges, np.inf]):
         members = (values >= low) & (values < high)
         if members.any():
-            groups[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
-    return groups
+            bins[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
+    return bins

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from data.interactions import Interactions
-from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users
+from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.popularity import popularity_recommendations
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
@@ -34,7 +34,7 @@ class Row:
         """The interval of each metric; NaN without results per user."""
         if self.values is None:
             return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
-        return dict(zip(self.metrics, bootstrap_over_users(self.values, RESAMPLES), strict=True))
+        return dict(zip(self.metrics, bootstrap_over_users(self.values), strict=True))
 
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:

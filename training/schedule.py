@@ -4,16 +4,16 @@ import math
 from itertools import accumulate
 
 
-def cosine_factor(position: int, warmup: int, total: int) -> float:
+def cosine_factor(done: int, warmup: int, total: int) -> float:
     """Return the learning rate's factor: linear warm-up, then half a cosine to zero, which it keeps.
 
     Differs from the reference code: there the factor rises again beyond `total`, which uneven global batches reach.
-    `position` is 0-based and counts batches of one process, as the other two.
+    All three count batches of one process; `done` are those before the step.
     """
-    if position < warmup:
-        return position / max(1, warmup)
-    progress = min(1.0, (position - warmup) / max(1, total - warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if done < warmup:
+        return done / max(1, warmup)
+    share = min(1.0, (done - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:

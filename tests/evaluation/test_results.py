@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.results import Results, ensemble, groups_of, read_comparable, read_results
+from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins
 from utils.errors import InputError
 
 
@@ -37,8 +37,8 @@ def test_equal_scores_stand_in_order_of_appearance():
 
 
 def test_groups():
-    groups = groups_of(np.asarray([0, 19, 20, 99, 1000]), [20, 40, 60])
-    assert {name: members.tolist() for name, members in groups.items()} == {
+    bins = user_bins(np.asarray([0, 19, 20, 99, 1000]), [20, 40, 60])
+    assert {name: members.tolist() for name, members in bins.items()} == {
         "0-19": [True, True, False, False, False],
         "20-39": [False, False, True, False, False],
         "60+": [False, False, False, True, True],
