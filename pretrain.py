@@ -11,8 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 from training.config import PretrainConfig
-from training.curriculum import current_probabilities, curriculum_advice, entropy, influence_positions, rule_of
-from training.schedule import stage_ends
+from training.curriculum import (
+    current_probabilities,
+    curriculum_advice,
+    entropy,
+    influence_positions,
+    rule_of,
+    stage_ends,
+)
 from training.setup import resolve_config, start_run
 from training.trainer import Trainer
 from utils.config import parse_config

@@ -99,32 +99,27 @@ class RecommendConfig:
         return found
 
 
-def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: dict[str, list[str]]) -> list[Request]:
-    """Return whom to recommend to, with their histories; puts each user's unknown items into `skipped`."""
-    catalogue = model.catalogue
-
-    def of_history(user: str, history: list[str]) -> Request:
-        known, unknown = catalogue.known(history)
-        if unknown:
-            skipped[user] = unknown
-        return Request(user, 0, known)
-
+def find_requests(config: RecommendConfig, model: RecommendationModel) -> list[Request]:
+    """Return whom to recommend to, with their histories."""
+    catalogue, settings = model.catalogue, model.settings
+    rows: list[tuple[str, list[str] | None]] = []  # users and histories; None: the dataset's
     if config.history:
-        return [of_history("", names_in(config.history, catalogue.ids))]
-    rows = read_users_file(Path(config.users_file)) if config.users_file else []
-    if rows and all(history is not None for _, history in rows):
-        return [of_history(user, history) for user, history in rows]
-    settings = model.settings
-    interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
-    if not rows:
-        users = interactions.user_names
-        users = users if config.all_users else names_in(config.users, set(users))
-        if not users:
-            raise InputError(f"--users={config.users} names no user")
-        return requests_of_users(users, interactions, catalogue, skipped)
-    without_history = [user for user, history in rows if history is None]
-    of_dataset = iter(requests_of_users(without_history, interactions, catalogue, skipped))
-    return [next(of_dataset) if history is None else of_history(user, history) for user, history in rows]
+        rows = [("", names_in(config.history, catalogue.ids))]
+    elif config.users_file:
+        rows = read_users_file(Path(config.users_file))
+    of_dataset = iter(())
+    if not rows or any(history is None for _, history in rows):
+        interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
+        if not rows:
+            users = interactions.user_names
+            rows = [(user, None) for user in (users if config.all_users else names_in(config.users, set(users)))]
+            if not rows:
+                raise InputError(f"--users={config.users} names no user")
+        without_history = [user for user, history in rows if history is None]
+        of_dataset = iter(requests_of_users(without_history, interactions, catalogue))
+    return [
+        next(of_dataset) if history is None else Request(user, 0, *catalogue.known(history)) for user, history in rows
+    ]
 
 
 def notes_on_few_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> list[str]:
@@ -230,13 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     config.model = str(resolve_winner(config.model))
     processes, device = join_processes(config.device)
     model = load(config.model, device, config.data_dir, config.new_items)
-    skipped: dict[str, list[str]] = {}
-    requests = find_requests(config, model, skipped)
+    requests = find_requests(config, model)
     if not config.all_users:
-        check_known(requests, skipped, model.catalogue)
+        check_known(requests, model.catalogue)
     few = notes_on_few_items(config, model, requests)
     if processes.is_main_process:
-        for note in [*unknown_items_notes(skipped, model.catalogue), *few]:
+        for note in [*unknown_items_notes(requests, model.catalogue), *few]:
             print(note, file=sys.stderr)
     if config.output:
         write_output(config, model, requests, processes)

@@ -1,4 +1,4 @@
-"""Result files per user: written, read, cut into bins of users, and joined into an ensemble."""
+"""What is recommended to each user: result files, ensembles of them, bins of users, the most-popular baseline."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.batching import Tokenization
+from data.interactions import Interactions, split_positions, training_interactions
 from evaluation.metrics import mean_metrics, per_user, target_ranks
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -158,6 +159,16 @@ def ensemble(results: list[Results]) -> Results:
         joined.items.append(best + [None] * padding)
         joined.scores.append([total[item] for item in best] + [min(total.values())] * padding)
     return joined
+
+
+def most_popular(interactions: Interactions, split: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a baseline's items [users of the split, k], the same for everyone, and the targets [users].
+
+    They occur most often in x_1..x_{m-2}; equally popular ones stand by item id, seen ones are not excluded.
+    """
+    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)[1:]
+    targets = interactions.items[split_positions(interactions.offsets, split)]
+    return np.tile(np.argsort(-counts, kind="stable")[:k] + 1, (len(targets), 1)), targets
 
 
 def user_bins(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 
 from data.batching import Tokenization
 from data.interactions import Interactions
-from evaluation.predict import search
+from evaluation.predict import predict
 from inference.model_folder import TrainedModel, load_trained_model
 from utils.errors import InputError
 from utils.runtime import choose_device
@@ -97,13 +97,12 @@ class RecommendationModel:
         counts = np.asarray([min(k, self.available(history, exclude_seen)) for history in histories]) * ~empty
         for count in np.unique(counts[counts > 0]).tolist():
             rows = counts == count
-            found, score = search(
+            found = predict(
                 *(self.recommender, tokenization, targets[rows], 0, count, max(num_beams, count), batch_size),
-                trie=self.table.trie(0),
+                constrained=True,
                 banned=seen if exclude_seen else None,
             )
-            items[rows, :count] = self.table.items_of(0, found).cpu().numpy()
-            scores[rows, :count] = score.cpu().numpy()
+            items[rows, :count], scores[rows, :count] = found.items, found.scores
         return Recommendations(items, scores, empty)
 
     def _tokenization(self, histories: Sequence[np.ndarray], user_ids: np.ndarray | None) -> Tokenization:

@@ -5,7 +5,7 @@ It is JSON lines, CSV or Parquet, and written in shards, so that an interruption
 
 import difflib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Request:
     user: str  # "" for a history without a user
     user_id: int  # in id_mapping.json, 0 for a user that is not there
     history: np.ndarray  # int [items], item ids of the catalogue, newest last
+    unknown: list[str]  # names of its history that the catalogue lacks
 
 
 def names_in(text: str, known: Collection[str]) -> list[str]:
@@ -64,26 +65,27 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def unknown_items_notes(skipped: dict[str, list[str]], catalogue: Catalogue) -> list[str]:
+def unknown_items_notes(requests: list[Request], catalogue: Catalogue) -> list[str]:
     """Say which items are skipped, with near matches, for the first users and the others in one line."""
-    notes = []
-    for user, unknown in list(skipped.items())[:NAMED]:
-        distinct = list(dict.fromkeys(unknown))
+    notes, skipping = [], [request for request in requests if request.unknown]
+    for request in skipping[:NAMED]:
+        distinct = list(dict.fromkeys(request.unknown))
         named = [f"{name!r}{near_matches(name, catalogue.ids)}" for name in distinct[:NAMED]]
         more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
-        notes.append(f"{user + ': ' if user else ''}skipped, not in the catalogue: {', '.join(named)}{more}")
-    if len(skipped) > NAMED:
-        notes.append(f"items of {len(skipped) - NAMED:,} more users are skipped, not in the catalogue")
+        whose = f"{request.user}: " if request.user else ""
+        notes.append(f"{whose}skipped, not in the catalogue: {', '.join(named)}{more}")
+    if len(skipping) > NAMED:
+        notes.append(f"items of {len(skipping) - NAMED:,} more users are skipped, not in the catalogue")
     return notes
 
 
-def check_known(requests: list[Request], skipped: dict[str, list[str]], catalogue: Catalogue) -> None:
+def check_known(requests: list[Request], catalogue: Catalogue) -> None:
     """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake.
 
     Raises:
         InputError: Names the first ones, with near matches.
     """
-    lost = {r.user: skipped[r.user] for r in requests if r.user in skipped and not len(r.history)}
+    lost = [request for request in requests if request.unknown and not len(request.history)]
     if lost:
         raise InputError(
             f"nothing is known of {len(lost):,} of {len(requests):,} histories: "
@@ -91,28 +93,25 @@ def check_known(requests: list[Request], skipped: dict[str, list[str]], catalogu
         )
 
 
-def requests_of_users(
-    users: list[str], interactions: Interactions, catalogue: Catalogue, skipped: dict[str, list[str]]
-) -> list[Request]:
-    """Return the users' whole item sequences as histories; puts each user's unknown items into `skipped`.
+def requests_of_users(users: Sequence[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
+    """Return the users' whole item sequences as histories.
 
     Raises:
         InputError: A user does not exist; names near matches.
     """
     row_of = {user: row for row, user in enumerate(interactions.user_names)}
-    unknown = [user for user in users if user not in row_of]
-    if unknown:
-        named = [f"{user!r}{near_matches(user, row_of)}" for user in unknown[:NAMED]]
-        raise InputError(f"{len(unknown)} users are not in the dataset: {', '.join(named)}")
+    strangers = [user for user in users if user not in row_of]
+    if strangers:
+        named = [f"{user!r}{near_matches(user, row_of)}" for user in strangers[:NAMED]]
+        raise InputError(f"{len(strangers)} users are not in the dataset: {', '.join(named)}")
     to_catalogue = np.asarray([0, *(catalogue.ids.get(name, 0) for name in interactions.item_names[1:])])
     requests = []
     for user in users:
         start, end = interactions.offsets[row_of[user] :][:2]
         items = interactions.items[start:end]
         history = to_catalogue[items]
-        if not history.all():
-            skipped[user] = [interactions.item_names[item] for item in items[history == 0]]
-        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0]))
+        unknown = [interactions.item_names[item] for item in items[history == 0]]
+        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0], unknown))
     return requests
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from data.interactions import Interactions
 from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
-from evaluation.popularity import popularity_recommendations
+from evaluation.results import most_popular
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
 from reporting.page import PIECES, Section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
@@ -39,7 +39,7 @@ class Row:
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:
     """Return the most-popular baseline."""
-    items, targets = popularity_recommendations(interactions, "test", max(parse_metric(name)[1] for name in names))
+    items, targets = most_popular(interactions, "test", max(parse_metric(name)[1] for name in names))
     ranks = target_ranks(items, targets)
     values = np.stack([per_user(name, ranks) for name in names], axis=1)
     return Row("Most popular items", mean_metrics(ranks, names), values)

@@ -1,8 +1,10 @@
 """The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
@@ -18,15 +20,28 @@ ARCHITECTURE_FLAGS = (
     *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
 )
 
-# Flags of either stage whose values, where they have one, are above 0.
+# What values must be, in the words of the message, and flags of either command that must, where they have a value.
 POSITIVE = (
     *("n_codebooks", "n_user_tokens", "max_item_seq_len", "num_layers", "num_decoder_layers", "d_model", "d_ff"),
     *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams", "steps"),
     *("schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
     *("lr", "max_grad_norm", "tau"),
 )
+NOT_NEGATIVE = ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes")
+SHARES = ("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio")
+RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
+    "must be positive": (POSITIVE, lambda value: 0 < value < math.inf),
+    "must not be negative": (NOT_NEGATIVE, lambda value: 0 <= value < math.inf),
+    "must be above 0 and at most 1": (SHARES, lambda value: 0 < value <= 1),
+    "must be at least 0 and below 1": (("dropout_rate",), lambda value: 0 <= value < 1),
+    "must be at least 0 and below 2**32": (("rand_seed",), lambda value: 0 <= value < 2**32),
+    "must be the name of a folder, not a path": (
+        ("dataset", "run_name"),
+        lambda value: value == Path(value).name and value not in ("", ".", ".."),
+    ),
+}
 
-# Flags of either stage that choose by name.
+# Flags of either command that choose by name.
 CHOICES = {
     "mixed_precision": ("no", "bf16"),
     "val_users": ("all", "new"),
@@ -38,7 +53,7 @@ CHOICES = {
 
 @dataclass
 class TrainingConfig:
-    """What both stages share."""
+    """What both commands share."""
 
     dataset: str = "Musical_Instruments"
     """Name of the dataset's folder."""
@@ -146,36 +161,34 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        found = []
-        for name in POSITIVE:
-            value = getattr(self, name, None)
-            if value is not None and not 0 < value < math.inf:
-                found.append(f"{name}={value} must be positive")
-        for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                found.append(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"):
-            if not 0 < getattr(self, name, 1.0) <= 1:
-                found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
-        for name in ("dataset", "run_name"):
-            value = getattr(self, name)
-            if value is not None and (value != Path(value).name or value in ("", ".", "..")):
-                found.append(f"{name}={value} must be the name of a folder, not a path")
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        found = [
+            f"{name}={values[name]} {rule}"
+            for rule, (names, holds) in RANGES.items()
+            for name in names
+            if name in values and not holds(values[name])
+        ]
+        found += [
+            f"{name}={values[name]} must be {' or '.join(choices)}"
+            for name, choices in CHOICES.items()
+            if name in values and values[name] not in choices
+        ]
         if self.overwrite and self.resume:
             found.append("overwrite starts anew and resume goes on; give one of them")
-        for name, end, text in (("rand_seed", 2**32, "2**32"), ("dropout_rate", 1, "1")):
-            if not 0 <= getattr(self, name) < end:
-                found.append(f"{name}={getattr(self, name)} must be at least 0 and below {text}")
         if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):
             found.append(
                 f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
             )
-        for name, choices in CHOICES.items():
-            if hasattr(self, name) and getattr(self, name) not in choices:
-                found.append(f"{name}={getattr(self, name)} must be {' or '.join(choices)}")
         if self.val_users == "new" and self.train_user_ratio == 1:
             found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
-        return found + self._problems_of_metrics() + self._problems_of_tokens()
+        if self.token_prefix == []:
+            found.append("token_prefix is an empty list")
+        for check, *given in ((level_sizes, self.n_codebooks, self.codebook_size), (expand_epochs, self.sem_id_epochs)):
+            try:
+                check(*given)
+            except InputError as error:
+                found.append(str(error))
+        return found + self._problems_of_metrics()
 
     def _problems_of_metrics(self) -> list[str]:
         wrong = [name for name in self.metrics if name not in METRICS]
@@ -187,23 +200,11 @@ class TrainingConfig:
             if beams and self.topk and max(self.topk) > beams:
                 found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
         try:
-            metric, cutoff = parse_metric(self.val_metric)
-            if metric not in self.metrics or cutoff not in self.topk:
+            parse_metric(self.val_metric)
+            if self.val_metric not in self.metric_names:
                 found.append(f"val_metric={self.val_metric} is not among metrics={self.metrics} at topk={self.topk}")
         except ValueError as error:
             found.append(f"val_metric: {error}")
-        return found
-
-    def _problems_of_tokens(self) -> list[str]:
-        found = ["token_prefix is an empty list"] if self.token_prefix == [] else []
-        for check, *values in (
-            (level_sizes, self.n_codebooks, self.codebook_size),
-            (expand_epochs, self.sem_id_epochs),
-        ):
-            try:
-                check(*values)
-            except InputError as error:
-                found.append(str(error))
         return found
 
     @property

@@ -5,6 +5,7 @@ Another rule than influence is one function that scores the tokenizers, and its 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,6 +123,16 @@ def estimate_influence(
         scores.append(inner_product(valid, adam_direction(train, *moments)))
         pause()
     return np.array(scores)
+
+
+def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:
+    """Return the 1-based last epoch of each stage, and the trailing stages that do not fit into `epochs` in all.
+
+    Where the stages end early, the remaining epochs are one more segment, after which nothing is estimated.
+    """
+    ends = [end for end in accumulate(epoch_per_stage) if end <= epochs]
+    dropped = epoch_per_stage[len(ends) :]
+    return ends if ends[-1:] == [epochs] else [*ends, epochs], dropped
 
 
 def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.ndarray:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from training.config import PretrainConfig, TrainingConfig
-from training.curriculum import rule_of
+from training.curriculum import rule_of, stage_ends
 from training.data import Data
 from training.run_folder import RunFolder
-from training.schedule import stage_ends
 from utils.progress import ProgressLine, duration
 
 # Time of one user and beam in evaluation, in training examples; until an evaluation has been timed.

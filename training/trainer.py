@@ -20,7 +20,6 @@ from training.data import Data
 from training.display import Display
 from training.evaluator import Evaluator, text_of
 from training.run_folder import RunFolder, log_hyperparameters
-from training.schedule import cosine_factor
 from utils.files import write_json
 from utils.interrupts import Stopped, listening, stop_requested
 from utils.snapshots import Snapshot
@@ -249,3 +248,15 @@ class Trainer:
             f"{self.display.epoch_name(epoch)}  loss {loss:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s, "
             f"{self.display.left_in_run()}",
         )
+
+
+def cosine_factor(done: int, warmup: int, total: int) -> float:
+    """Return the learning rate's factor: linear warm-up, then half a cosine to zero, which it keeps.
+
+    Differs from the reference code: there the factor rises again beyond `total`, which uneven global batches reach.
+    All three count batches of one process; `done` are those before the step.
+    """
+    if done < warmup:
+        return done / max(1, warmup)
+    share = min(1.0, (done - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * share))

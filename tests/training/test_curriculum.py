@@ -23,6 +23,7 @@ from training.curriculum import (
     inner_product,
     mean_gradient,
     sampling_probabilities,
+    stage_ends,
 )
 from utils.config import parse_config
 from utils.errors import InputError
@@ -206,3 +207,22 @@ def test_another_rule_is_a_function_and_a_line(dataset: Path, tmp_path: Path, mo
     np.testing.assert_allclose(list(line["probabilities"].values()), expected, rtol=1e-12)
     with pytest.raises(InputError, match="curriculum=first must be influence or uniform or last_first"):
         parse_config(PretrainConfig, ["--curriculum=first"], "", "")
+
+
+@pytest.mark.parametrize(
+    ("epoch_per_stage", "epochs", "ends", "dropped"),
+    [
+        ([60, 20, 20, 20, 20, 20, 20], 200, [60, 80, 100, 120, 140, 160, 180, 200], []),
+        ([60, 20, 20, 20, 20, 20, 20], 180, [60, 80, 100, 120, 140, 160, 180], []),
+        ([60, 20, 20, 20, 20, 20, 20], 110, [60, 80, 100, 110], [20, 20, 20, 20]),
+        ([60, 20, 20], 80, [60, 80], [20]),
+        ([60, 20], 10, [10], [60, 20]),
+        ([1, 1], 2, [1, 2], []),
+        ([3], 3, [3], []),
+        ([2, 9, 1], 4, [2, 4], [9, 1]),
+    ],
+)
+def test_stage_ends(epoch_per_stage: list[int], epochs: int, ends: list[int], dropped: list[int]):
+    given = list(epoch_per_stage)
+    assert stage_ends(epoch_per_stage, epochs) == (ends, dropped)
+    assert epoch_per_stage == given

@@ -16,7 +16,7 @@ import training.evaluator
 import training.trainer
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.setup import make_recommender, resolve_config, start_run
-from training.trainer import Trainer
+from training.trainer import Trainer, cosine_factor
 from utils.config import parse_config
 from utils.runtime import run_command
 from utils.snapshots import newest_snapshot, read_snapshot
@@ -383,3 +383,19 @@ def test_warnings_of_a_run_are_said_once(make_trainer, monkeypatch):
     log = trainer.run.log_file.read_text()
     assert log.count("warning: validation ndcg@10 has fallen 3 times in a row, from 1.6000 to 1.3000") == 1
     assert log.count("warning: validation") == 1
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (1, 1), (5, 5), (12, 10), (7, 100)])
+def test_cosine_equals_the_one_of_transformers(warmup: int, total: int):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    (factor,) = scheduler.lr_lambdas
+    for done in range(total + 1):
+        assert cosine_factor(done, warmup, total) == pytest.approx(factor(done), abs=1e-12)
+
+
+def test_cosine_by_hand():
+    assert [cosine_factor(done, 2, 10) for done in (0, 1, 2)] == [0, 0.5, 1]
+    assert cosine_factor(6, 2, 10) == pytest.approx(0.5)
+    assert cosine_factor(10, 2, 10) == 0
+    assert cosine_factor(18, 2, 10) == 0  # uneven global batches may step beyond the end
