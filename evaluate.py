@@ -140,11 +140,7 @@ def check_names(paths: list[Path]) -> None:
 
 
 def open_model(path: Path, config: EvaluateConfig, device: torch.device) -> tuple[Recommender, Tokenization]:
-    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names.
-
-    Raises:
-        InputError: The dataset's semantic IDs are others than those of the training.
-    """
+    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names."""
     settings = read_settings(path, config.data_dir)
     recommender = load_recommender(find_model_folder(path)).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
@@ -167,8 +163,7 @@ def evaluate_model(
 ) -> Iterator[dict[str, Any]]:
     """Evaluate a model with every combination of tokenizer, beams and constraint; write a result file for each.
 
-    Yields:
-        What was evaluated and what came out, for each, on the main process.
+    The main process yields what was evaluated and what came out, for each.
     """
     recommender, tokenization = open_model(path, config, device)
     interactions, table = tokenization.interactions, tokenization.table

@@ -123,11 +123,7 @@ def find_requests(config: RecommendConfig, model: RecommendationModel) -> list[R
 
 
 def notes_on_few_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> list[str]:
-    """Say how many users have fewer than k items left, if any.
-
-    Raises:
-        InputError: Nobody has k items left; names the first user.
-    """
+    """Say how many users have fewer than k items left, if any; raise InputError where nobody has k."""
     left = [model.available(request.history, config.exclude_seen) for request in requests]
     few = sum(count < config.k for count in left)
     if few == len(requests):
@@ -172,40 +168,30 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
 def write_output(
     config: RecommendConfig, model: RecommendationModel, requests: list[Request], processes: Accelerator
 ) -> None:
-    """Recommend to all users in shards, shared by the processes, and put the output file together.
-
-    Raises:
-        InputError: The file is there already.
-    """
+    """Recommend to all users in shards, shared by the processes, and put the output file together."""
     output = Path(config.output)
     claim(output, overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
-    settings = {
+    made_from = {
         "model": sha256_of(find_model_folder(config.model) / "model.safetensors"),
         "items": sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()),
         "requests": sha256(repr([(r.user, r.user_id, r.history.tolist()) for r in requests]).encode()),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
-    shards = Shards(output, settings, len(parts))
-    if processes.is_main_process:
-        note = shards.open()
-        if note:
-            print(f"{output}: {note}")
+    shards = Shards(output, made_from, len(parts))
+    if processes.is_main_process and (note := shards.open()):
+        print(f"{output}: {note}")
     processes.wait_for_everyone()
     missing = shards.missing()
     processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
     mine = missing[processes.process_index :: processes.num_processes]
     started = time.perf_counter()
-    bar = tqdm(
-        total=sum(len(parts[index]) for index in mine),
-        unit="user",
-        disable=not (processes.is_main_process and sys.stderr.isatty()),
-    )
-    for index in mine:
-        write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
-        bar.update(len(parts[index]))
-    bar.close()
+    shown, total = processes.is_main_process and sys.stderr.isatty(), sum(len(parts[index]) for index in mine)
+    with tqdm(total=total, unit="user", disable=not shown) as bar:
+        for index in mine:
+            write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
+            bar.update(len(parts[index]))
     processes.wait_for_everyone()
     if processes.is_main_process:
         seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)

@@ -39,8 +39,7 @@ def bootstrap_over_users(
             metrics; or [U] for a single one.
         resamples: How many times U users are drawn with replacement, the same for every metric.
 
-    Returns:
-        One for each metric; for [U] the interval itself.
+    There is one for each metric; for [U] the interval itself.
     """
     if differences.ndim == 1:
         return bootstrap_over_users(differences[:, None], resamples, seed)[0]

@@ -14,11 +14,7 @@ METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def parse_metric(name: str) -> tuple[str, int]:
-    """Split "ndcg@10" into ("ndcg", 10).
-
-    Raises:
-        ValueError: The name is of another form.
-    """
+    """Split "ndcg@10" into ("ndcg", 10); raise ValueError for a name of another form."""
     match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name)
     if not match or match[1] not in METRICS:
         raise ValueError(f"{name!r} is no metric; expected {' or '.join(METRICS)} with a cut-off, such as ndcg@10")

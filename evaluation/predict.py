@@ -26,7 +26,7 @@ def predict(
     banned: Callable[[np.ndarray], Tensor] | None = None,
     advance: Callable[[int], None] = lambda users: None,
 ) -> Predictions:
-    """Recommend k items for every target position, by beam search.
+    """Recommend k items for every target position, by beam search; raise Stopped where SIGTERM or SIGINT comes.
 
     Args:
         recommender: The model, not wrapped for several processes.
@@ -37,9 +37,6 @@ def predict(
         constrained: Find semantic IDs of items only.
         banned: Makes of a batch's positions the rows of the trie that must not be found, as `generate` takes them.
         advance: Called with the number of users that all processes have done since the last call.
-
-    Raises:
-        Stopped: SIGTERM or SIGINT came.
     """
     index, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table, device = tokenization.table, tokenization.items.device

@@ -97,8 +97,7 @@ def write_results(file: Path, predictions: Predictions, tokenization: Tokenizati
 def read_results(file: Path) -> Results:
     """Read a result file per user, this project's or the reference code's.
 
-    Raises:
-        InputError: It is none, its columns differ in length, or it does not say whether "None" is an item.
+    Raises InputError where it is none, its columns differ in length, or it leaves open whether "None" is an item.
     """
     content = read_json(file)
     try:
@@ -124,8 +123,7 @@ def read_results(file: Path) -> Results:
 def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
     """Read result files per user, of the same users, for metrics with cut-offs up to `cutoff`.
 
-    Raises:
-        InputError: Two differ in users or targets, or one lists fewer items, so that its misses would look like hits.
+    Raises InputError where users or targets differ, or one lists fewer items, so that its misses would look like hits.
     """
     results = list(map(read_results, files))
     for file, result in zip(files, results, strict=True):

@@ -105,8 +105,7 @@ class Run:
     def tokenizer(self) -> dict[str, Any]:
         """The chosen tokenizer: prefix, epoch and, of a finished run, the metrics valid and test.
 
-        Raises:
-            InputError: The run has several and is not finished, so that they cannot be told apart.
+        Raises InputError where an unfinished run has several, which cannot be told apart.
         """
         if self.is_finished:
             return self.results["per_tokenizer"][self.chosen]
@@ -152,11 +151,7 @@ def winning_row(selection: dict[str, Any]) -> int:
 
 
 def load_run(path: Path | str) -> Run:
-    """Read a finished run: its folder, or the <name>.winner.json beside it.
-
-    Raises:
-        InputError: It holds no results.
-    """
+    """Read a finished run: its folder, or the <name>.winner.json beside it; raise InputError if it is not finished."""
     folder = resolve_winner(path)
     for name in (RESULTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():

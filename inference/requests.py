@@ -40,8 +40,7 @@ class Request:
 def names_in(text: str, known: Collection[str]) -> list[str]:
     """Return the names of a list such as "item1, item2", or of "[item1, item2]" where no name has the brackets.
 
-    Raises:
-        InputError: A part of the text is one of the known names and has commas itself.
+    Raises InputError where a part of the text is one of the known names and has commas itself.
     """
 
     def split(whole: str) -> list[str]:
@@ -80,11 +79,7 @@ def unknown_items_notes(requests: list[Request], catalogue: Catalogue) -> list[s
 
 
 def check_known(requests: list[Request], catalogue: Catalogue) -> None:
-    """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake.
-
-    Raises:
-        InputError: Names the first ones, with near matches.
-    """
+    """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake."""
     lost = [request for request in requests if request.unknown and not len(request.history)]
     if lost:
         raise InputError(
@@ -94,11 +89,7 @@ def check_known(requests: list[Request], catalogue: Catalogue) -> None:
 
 
 def requests_of_users(users: Sequence[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
-    """Return the users' whole item sequences as histories.
-
-    Raises:
-        InputError: A user does not exist; names near matches.
-    """
+    """Return the users' whole item sequences as histories; raise InputError where a user does not exist."""
     row_of = {user: row for row, user in enumerate(interactions.user_names)}
     strangers = [user for user in users if user not in row_of]
     if strangers:
@@ -118,10 +109,8 @@ def requests_of_users(users: Sequence[str], interactions: Interactions, catalogu
 def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     """Read a user per line, or JSON {"user": name, "history": [item, ...]} per line; history is None where absent.
 
-    Numbers are taken for the names that data.prepare makes of them.
-
-    Raises:
-        InputError: A line is neither, names a user twice, or the file has none.
+    Numbers are taken for the names that data.prepare makes of them. Raises InputError where a line is neither or names
+    a user twice, or the file has none.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")

@@ -129,10 +129,8 @@ def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[KeysValues]:
     """Return each part's keys and values for a decoder layer's cross-attention."""
     attention = layer.EncDecAttention
     both = F.linear(encoded.hidden, torch.cat([attention.k.weight, attention.v.weight]))
-    parts = zip(
-        encoded.packing.split(both.unflatten(1, (2, attention.n_heads, -1))), encoded.packing.masks, strict=True
-    )
-    return [(*part.permute(2, 0, 3, 1, 4), mask) for part, mask in parts]
+    parts = encoded.packing.split(both.unflatten(1, (2, attention.n_heads, -1)))
+    return [(*part.permute(2, 0, 3, 1, 4), mask) for part, mask in zip(parts, encoded.packing.masks, strict=True)]
 
 
 def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValues]) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -99,13 +99,11 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
     return {**sizes, "n_codebooks": len(levels) - 1, "codebook_size": levels}
 
 
-def start_run(
-    config: ConfigType, dataset: Dataset, check: Callable[[Dataset], None] = lambda dataset: None
-) -> Trainer | None:
+def start_run(config: TrainingConfig, dataset: Dataset, check: Callable[[], Any] = lambda: None) -> Trainer | None:
     """Make everything that training needs; the run's folder comes last, when nothing can be wrong any more.
 
     `check` raises InputError where the dataset lacks what the command needs later, as is raised where the folder holds
-    another run, or the data or the model cannot be read. None is returned where the run is finished and --reuse is set.
+    another run, or the data or the model cannot be read. It is None where the run is finished and --reuse is set.
     """
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
     accelerator = start_accelerator(config, path)
@@ -119,7 +117,7 @@ def start_run(
         return None
     seed_everything(config.rand_seed, config.reproducibility)
     data = load_data(config, dataset, accelerator)
-    check(dataset)
+    check()
     recommender = make_recommender(config)
     if not config.allow_other_identifiers:
         remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
@@ -145,9 +143,9 @@ def start_accelerator(config: TrainingConfig, path: Path) -> Accelerator:
             log_with=tracker,
             project_dir=str(tracker_folder),
         )
-    except InputError:
-        raise
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         settings = f"--log_with={config.log_with} --mixed_precision={config.mixed_precision}"
         raise InputError(f"Accelerate does not start here with {settings}: {error}") from None
     if tracker and not accelerator.log_with:
