@@ -31,7 +31,7 @@ from evaluation.predict import predict
 from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins, write_results
 from evaluation.run import resolve_winner
 from inference.model_folder import read_settings
-from model.recommender import Recommender, find_model_folder, load_recommender
+from model.recommender import Recommender, load_recommender
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
@@ -142,7 +142,7 @@ def check_names(paths: list[Path]) -> None:
 def open_model(path: Path, config: EvaluateConfig, device: torch.device) -> tuple[Recommender, Tokenization]:
     """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names."""
     settings = read_settings(path, config.data_dir)
-    recommender = load_recommender(find_model_folder(path)).eval().to(device)
+    recommender = load_recommender(path).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
     folder = dataset_folder(settings["data_dir"], settings["dataset"])
     interactions = load_interactions(folder)

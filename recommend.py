@@ -22,20 +22,9 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from data.interactions import dataset_folder, load_interactions
 from evaluation.run import resolve_winner
 from inference.recommend import RecommendationModel, Recommendations, load
-from inference.requests import (
-    FORMATS,
-    Request,
-    check_known,
-    combine_shards,
-    names_in,
-    read_users_file,
-    requests_of_users,
-    unknown_items_notes,
-    write_shard,
-)
+from inference.requests import FORMATS, Request, combine_shards, find_requests, unknown_items_notes, write_shard
 from model.recommender import find_model_folder
 from utils.claims import claim
 from utils.config import parse_config
@@ -97,29 +86,6 @@ class RecommendConfig:
         if self.all_users and not self.output:
             found.append("--all_users needs --output")
         return found
-
-
-def find_requests(config: RecommendConfig, model: RecommendationModel) -> list[Request]:
-    """Return whom to recommend to, with their histories."""
-    catalogue, settings = model.catalogue, model.settings
-    rows: list[tuple[str, list[str] | None]] = []  # users and histories; None: the dataset's
-    if config.history:
-        rows = [("", names_in(config.history, catalogue.ids))]
-    elif config.users_file:
-        rows = read_users_file(Path(config.users_file))
-    of_dataset = iter(())
-    if not rows or any(history is None for _, history in rows):
-        interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
-        if not rows:
-            users = interactions.user_names
-            rows = [(user, None) for user in (users if config.all_users else names_in(config.users, set(users)))]
-            if not rows:
-                raise InputError(f"--users={config.users} names no user")
-        without_history = [user for user, history in rows if history is None]
-        of_dataset = iter(requests_of_users(without_history, interactions, catalogue))
-    return [
-        next(of_dataset) if history is None else Request(user, 0, *catalogue.known(history)) for user, history in rows
-    ]
 
 
 def notes_on_few_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> list[str]:
@@ -211,9 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     config.model = str(resolve_winner(config.model))
     processes, device = join_processes(config.device)
     model = load(config.model, device, config.data_dir, config.new_items)
-    requests = find_requests(config, model)
-    if not config.all_users:
-        check_known(requests, model.catalogue)
+    requests = find_requests(model, config.users, config.history, config.users_file, config.all_users)
     few = notes_on_few_items(config, model, requests)
     if processes.is_main_process:
         for note in [*unknown_items_notes(requests, model.catalogue), *few]:

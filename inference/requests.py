@@ -12,10 +12,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from data.interactions import Interactions
+from data.interactions import Interactions, dataset_folder, load_interactions
 from data.readers import literal, name_of, parse_line
 from inference.model_folder import Catalogue
-from inference.recommend import Recommendations
+from inference.recommend import RecommendationModel, Recommendations
 from utils.errors import InputError
 from utils.files import atomic_path
 
@@ -35,6 +35,38 @@ class Request:
     user_id: int  # in id_mapping.json, 0 for a user that is not there
     history: np.ndarray  # int [items], item ids of the catalogue, newest last
     unknown: list[str]  # names of its history that the catalogue lacks
+
+
+def find_requests(
+    model: RecommendationModel, users: str, history: str, users_file: str, all_users: bool
+) -> list[Request]:
+    """Return whom to recommend to, with their histories; the arguments are recommend.py's flags, one of which is given.
+
+    Raises InputError where a history has names and none is known: to take it for an empty one would hide a mistake.
+    """
+    catalogue, settings = model.catalogue, model.settings
+    rows: list[tuple[str, list[str] | None]] = []  # users and histories; None: the dataset's
+    if history:
+        rows = [("", names_in(history, catalogue.ids))]
+    elif users_file:
+        rows = read_users_file(Path(users_file))
+    of_dataset = iter(())
+    if not rows or any(items is None for _, items in rows):
+        interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
+        if not rows:
+            everybody = interactions.user_names
+            rows = [(user, None) for user in (everybody if all_users else names_in(users, set(everybody)))]
+            if not rows:
+                raise InputError(f"--users={users} names no user")
+        of_dataset = iter(requests_of_users([user for user, items in rows if items is None], interactions, catalogue))
+    found = [next(of_dataset) if items is None else Request(user, 0, *catalogue.known(items)) for user, items in rows]
+    lost = [request for request in found if request.unknown and not len(request.history)]
+    if lost and not all_users:
+        raise InputError(
+            f"nothing is known of {len(lost):,} of {len(found):,} histories: "
+            f"{'; '.join(unknown_items_notes(lost, catalogue))}; an empty history, [], gets the most popular items"
+        )
+    return found
 
 
 def names_in(text: str, known: Collection[str]) -> list[str]:
@@ -76,16 +108,6 @@ def unknown_items_notes(requests: list[Request], catalogue: Catalogue) -> list[s
     if len(skipping) > NAMED:
         notes.append(f"items of {len(skipping) - NAMED:,} more users are skipped, not in the catalogue")
     return notes
-
-
-def check_known(requests: list[Request], catalogue: Catalogue) -> None:
-    """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake."""
-    lost = [request for request in requests if request.unknown and not len(request.history)]
-    if lost:
-        raise InputError(
-            f"nothing is known of {len(lost):,} of {len(requests):,} histories: "
-            f"{'; '.join(unknown_items_notes(lost, catalogue))}; an empty history, [], gets the most popular items"
-        )
 
 
 def requests_of_users(users: Sequence[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:

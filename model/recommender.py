@@ -169,17 +169,23 @@ def build_recommender(architecture: Architecture) -> Recommender:
     return network_class(architecture.network)(architecture)
 
 
-def load_recommender(folder: Path | str, dropout_rate: float | None = None) -> Recommender:
-    """Read what `save_pretrained` wrote, with another dropout rate if given; raise InputError if that is not whole."""
-    file = Path(folder) / ARCHITECTURE_FILE
+def load_recommender(path: Path | str, dropout_rate: float | None = None) -> Recommender:
+    """Read what `save_pretrained` wrote, with another dropout rate if given; `path` as in `find_model_folder`."""
+    file = find_model_folder(path) / ARCHITECTURE_FILE
     config = read_json(file)
     network = Architecture.of_config(config, file).network
     if dropout_rate is not None:
         config["dropout_rate"] = dropout_rate
     recommender = network_class(network).from_config(config, file)
     recommender.semantic_ids_sha256 = config.get("semantic_ids_sha256", [])
-    recommender.load_pretrained(folder)
+    recommender.load_pretrained(file.parent)
     return recommender
+
+
+def read_architecture(path: Path | str) -> Architecture:
+    """Read a model's architecture; `path` as in `find_model_folder`."""
+    file = find_model_folder(path) / ARCHITECTURE_FILE
+    return Architecture.of_config(read_json(file), file)
 
 
 def find_model_folder(path: Path | str) -> Path:
@@ -188,11 +194,6 @@ def find_model_folder(path: Path | str) -> Path:
         if (folder / ARCHITECTURE_FILE).is_file():
             return folder
     raise InputError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
-
-
-def read_architecture(folder: Path | str) -> Architecture:
-    """Read a model folder's architecture; raise InputError if its config.json is broken, or another project's."""
-    return Architecture.of_config(read_json(Path(folder) / ARCHITECTURE_FILE), Path(folder) / ARCHITECTURE_FILE)
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:

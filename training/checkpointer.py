@@ -19,15 +19,7 @@ from training.data import Data
 from training.run_folder import RunFolder
 from utils.files import atomic_folder
 from utils.interrupts import Stopped, stop_requested
-from utils.snapshots import (
-    Snapshot,
-    link_folder,
-    load_optimizer_,
-    optimizer_tensors,
-    under_prefix,
-    with_prefix,
-    write_snapshot,
-)
+from utils.snapshots import Snapshot, link_folder, load_optimizer_, optimizer_tensors, under_prefix, write_snapshot
 
 AGREE_EVERY = 10  # optimizer steps between two agreements of several processes on saving or stopping
 
@@ -64,11 +56,9 @@ def process_state(loss_sums: Tensor) -> dict[str, Tensor]:
 
 def state_tensors(recommender: Recommender, optimizer: Optimizer, processes: list[dict]) -> dict[str, Tensor]:
     """Return the whole state; `processes` holds each one's `process_state`."""
-    tensors = with_prefix("model", dict(recommender.named_parameters()))
-    tensors |= with_prefix("optimizer", optimizer_tensors(optimizer))
-    for index, state in enumerate(processes):
-        tensors |= with_prefix(f"process{index}", state)
-    return tensors
+    parts = {"model": dict(recommender.named_parameters()), "optimizer": optimizer_tensors(optimizer)}
+    parts |= {f"process{index}": state for index, state in enumerate(processes)}
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

@@ -20,25 +20,20 @@ ARCHITECTURE_FLAGS = (
     *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
 )
 
-# What values must be, in the words of the message, and flags of either command that must, where they have a value.
-POSITIVE = (
-    *("n_codebooks", "n_user_tokens", "max_item_seq_len", "num_layers", "num_decoder_layers", "d_model", "d_ff"),
-    *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams", "steps"),
-    *("schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
-    *("lr", "max_grad_norm", "tau"),
+# What a flag's value must be, in the words of the message; every other number must be positive.
+POSITIVE = "must be positive", lambda value: 0 < value < math.inf
+NOT_NEGATIVE = "must not be negative", lambda value: 0 <= value < math.inf
+SHARE = "must be above 0 and at most 1", lambda value: 0 < value <= 1
+IS_NAME = (
+    "must be the name of a folder, not a path",
+    lambda value: value == Path(value).name and value not in ("", ".", ".."),
 )
-NOT_NEGATIVE = ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes")
-SHARES = ("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio")
-RANGES: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
-    "must be positive": (POSITIVE, lambda value: 0 < value < math.inf),
-    "must not be negative": (NOT_NEGATIVE, lambda value: 0 <= value < math.inf),
-    "must be above 0 and at most 1": (SHARES, lambda value: 0 < value <= 1),
-    "must be at least 0 and below 1": (("dropout_rate",), lambda value: 0 <= value < 1),
-    "must be at least 0 and below 2**32": (("rand_seed",), lambda value: 0 <= value < 2**32),
-    "must be the name of a folder, not a path": (
-        ("dataset", "run_name"),
-        lambda value: value == Path(value).name and value not in ("", ".", ".."),
-    ),
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"), NOT_NEGATIVE),
+    **dict.fromkeys(("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"), SHARE),
+    **dict.fromkeys(("dataset", "run_name"), IS_NAME),
+    "dropout_rate": ("must be at least 0 and below 1", lambda value: 0 <= value < 1),
+    "rand_seed": ("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32),
 }
 
 # Flags of either command that choose by name.
@@ -161,18 +156,13 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        values = {name: value for name, value in vars(self).items() if value is not None}
-        found = [
-            f"{name}={values[name]} {rule}"
-            for rule, (names, holds) in RANGES.items()
-            for name in names
-            if name in values and not holds(values[name])
-        ]
-        found += [
-            f"{name}={values[name]} must be {' or '.join(choices)}"
-            for name, choices in CHOICES.items()
-            if name in values and values[name] not in choices
-        ]
+        found = []
+        for name, value in vars(self).items():
+            rule, holds = RANGES.get(name, POSITIVE)
+            if (name in RANGES or type(value) in (int, float)) and value is not None and not holds(value):
+                found.append(f"{name}={value} {rule}")
+            if name in CHOICES and value not in CHOICES[name]:
+                found.append(f"{name}={value} must be {' or '.join(CHOICES[name])}")
         if self.overwrite and self.resume:
             found.append("overwrite starts anew and resume goes on; give one of them")
         if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):

@@ -59,6 +59,7 @@ class Data:
 def load_data(config: TrainingConfig, dataset: Dataset, accelerator: Accelerator) -> Data:
     """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
     interactions, seed = dataset.interactions, config.rand_seed
+    places = accelerator.num_processes, accelerator.process_index
     table = dataset.table.to(accelerator.device)
     train, valid, test = (split_positions(interactions.offsets, split) for split in ("train", "valid", "test"))
     if config.train_user_ratio < 1:
@@ -71,14 +72,7 @@ def load_data(config: TrainingConfig, dataset: Dataset, accelerator: Accelerator
         raise InputError(f"{dataset.folder}: no user has enough items for {' and '.join(empty)} examples")
     return Data(
         Tokenization(interactions, table, config.max_item_seq_len),
-        TrainingOrder(
-            train,
-            config.train_batch_size,
-            accelerator.num_processes,
-            accelerator.process_index,
-            config.gradient_accumulation_steps,
-            seed,
-        ),
+        TrainingOrder(train, config.train_batch_size, *places, config.gradient_accumulation_steps, seed),
         valid,
         valid_sample=random_share(valid, config.val_ratio, random_stream(seed, Stream.VALIDATION_SAMPLE)),
         test=random_share(test, config.test_ratio, random_stream(seed, Stream.TEST_SAMPLE)),

@@ -12,14 +12,7 @@ from data.advice import judge_tokenizer
 from data.interactions import dataset_folder
 from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE
-from model.recommender import (
-    Architecture,
-    Recommender,
-    build_recommender,
-    find_model_folder,
-    load_recommender,
-    read_architecture,
-)
+from model.recommender import Architecture, Recommender, build_recommender, load_recommender, read_architecture
 from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
 from training.config import ARCHITECTURE_FLAGS, TrainingConfig
 from training.data import Data, Dataset, load_data
@@ -93,7 +86,7 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
                 f"codebook_size={config.codebook_size} and n_user_tokens={config.n_user_tokens} make {expected}"
             )
         return sizes
-    architecture = read_architecture(find_model_folder(path))
+    architecture = read_architecture(path)
     sizes = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
     levels = list(architecture.level_sizes)
     return {**sizes, "n_codebooks": len(levels) - 1, "codebook_size": levels}
@@ -216,7 +209,7 @@ def make_recommender(config: TrainingConfig) -> Recommender:
     """Make the network from scratch, or read the pre-trained one; `config` has been resolved."""
     path = Path(config.pretrained_model)
     if config.pretrained_model and path.is_dir():
-        return load_recommender(find_model_folder(path), dropout_rate=config.dropout_rate)
+        return load_recommender(path, dropout_rate=config.dropout_rate)
     sizes = {name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__}
     levels = level_sizes(config.n_codebooks, config.codebook_size)
     recommender = build_recommender(Architecture(levels, dropout_rate=config.dropout_rate, **sizes))
