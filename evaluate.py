@@ -74,10 +74,10 @@ class EvaluateConfig:
     batch_size: int = 128
     """Users per batch and process."""
     popularity_edges: list[int] = field(default_factory=lambda: [20, 40, 60, 80, 100])
-    """Where the groups of the target's training interactions begin, after the group from 0 (as in the paper's Figure 5,
+    """Where the bins of the target's training interactions begin, after the bin from 0 (as in the paper's Figure 5,
     whose text names the group below 20)."""
     length_edges: list[int] = field(default_factory=lambda: [5, 10, 20])
-    """Where the groups of the history's length begin, after the group from 0."""
+    """Where the bins of the history's length begin, after the bin from 0."""
     resamples: int = RESAMPLES
     """Bootstrap samples of compare."""
     rand_seed: int = 2024

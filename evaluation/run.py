@@ -176,9 +176,9 @@ def single_tokenizer_run(run: Run) -> Run | None:
     None where there is none, or where `run` itself is such a run.
     """
 
-    def is_single(candidate: Run) -> bool:
-        from_scratch = not candidate.is_pretraining and not candidate.settings.get("pretrained_model")
-        return from_scratch and len(candidate.results["per_tokenizer"]) == 1
+    def is_single(other: Run) -> bool:
+        from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
+        return from_scratch and len(other.results["per_tokenizer"]) == 1
 
     if is_single(run):
         return None

@@ -64,18 +64,10 @@ def beam_search(
             nodes = trie.step(nodes.gather(1, beams), tokens, level)
             nodes = nodes.masked_fill(scores == float("-inf"), -1)
         ancestors = [rows.gather(1, beams) for rows in ancestors] + [beams]
-    return _first(sequences, scores / num_levels, num_return)
-
-
-def _first(sequences: Tensor, scores: Tensor, num_return: int) -> tuple[Tensor, Tensor]:
-    """Return the first k of M beams; those of score -inf, and those that are lacking, are padding."""
-    scores, sequences = scores[:, :num_return], sequences[:, :num_return]
-    sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), PAD_TOKEN)
-    missing = num_return - scores.shape[1]
-    if missing > 0:
-        scores = F.pad(scores, (0, missing), value=float("-inf"))
-        sequences = F.pad(sequences, (0, 0, 0, missing), value=PAD_TOKEN)
-    return sequences, scores
+    lacking = max(0, num_return - scores.shape[1])
+    scores = F.pad(scores[:, :num_return] / num_levels, (0, lacking), value=float("-inf"))
+    sequences = F.pad(sequences[:, :num_return], (0, 0, 0, lacking), value=PAD_TOKEN)
+    return sequences.masked_fill((scores == float("-inf")).unsqueeze(2), PAD_TOKEN), scores
 
 
 def take_beams(values: Tensor, beams: Tensor) -> Tensor:

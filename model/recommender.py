@@ -144,12 +144,12 @@ class Recommender(nn.Module):
         """Copy the weights of a folder into the network; raise InputError if it has no whole model, or another one."""
         self.load_weights(read_weights(folder), str(folder))
 
-    def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        """Copy a state dict, which came from `source`, into the network; raise InputError if names or shapes differ."""
+    def load_weights(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Copy a state dict, which came from `origin`, into the network; raise InputError if names or shapes differ."""
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
-            raise InputError(f"the weights of {source} do not fit the model: {' '.join(str(error).split())}") from None
+            raise InputError(f"the weights of {origin} do not fit the model: {' '.join(str(error).split())}") from None
 
 
 # The class of each --network, or "module:class", which is imported when it is first needed.

@@ -33,6 +33,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"), SHARE),
     **dict.fromkeys(("dataset", "run_name"), IS_NAME),
     "dropout_rate": ("must be at least 0 and below 1", lambda value: 0 <= value < 1),
+    "epoch_per_stage": ("must be a list of stages of 1 or more epochs", lambda value: min(value, default=0) >= 1),
     "rand_seed": ("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32),
 }
 
@@ -233,13 +234,6 @@ class PretrainConfig(TrainingConfig):
     """Users per process and batch in evaluation."""
     test_num_beams: int | None = None
     """Beams in the test; by default num_beams."""
-
-    def problems(self) -> list[str]:
-        """Name everything that is wrong with the settings."""
-        found = super().problems()
-        if not self.epoch_per_stage or min(self.epoch_per_stage) < 1:
-            found.append(f"epoch_per_stage={self.epoch_per_stage} must be a list of stages of 1 or more epochs")
-        return found
 
 
 @dataclass
