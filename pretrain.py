@@ -10,15 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from training import curriculum
+from training.checkpointer import TrainingState
 from training.config import PretrainConfig
-from training.curriculum import (
-    current_probabilities,
-    curriculum_advice,
-    entropy,
-    influence_positions,
-    rule_of,
-    stage_ends,
-)
 from training.setup import resolve_config, start_run
 from training.trainer import Trainer
 from utils.config import parse_config
@@ -42,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 def pretrain(trainer: Trainer, config: PretrainConfig) -> None:
     """Train stage by stage; at the end of each, weigh the tokenizers anew for the next."""
     state, num_groups = trainer.state, trainer.data.table.num_groups
-    rule = rule_of(config.curriculum, num_groups)
-    ends, dropped = stage_ends(config.epoch_per_stage, trainer.epochs)
+    rule = curriculum.rule_of(config.curriculum, num_groups)
+    ends, dropped = curriculum.stage_ends(config.epoch_per_stage, trainer.epochs)
     if dropped:
         trainer.run.say(f"the stages {dropped} at the end do not fit into {trainer.epochs} epochs and are dropped")
     for stage, end in enumerate(ends, start=1):
@@ -51,7 +45,7 @@ def pretrain(trainer: Trainer, config: PretrainConfig) -> None:
             continue
         if state.epoch < end:
             trainer.run.say(f"stage {stage}/{len(ends)}: epochs {state.epoch + 1}..{end}")
-        trainer.fit(end, current_probabilities(state.influences, state.learning_rates, num_groups, config.tau))
+        trainer.fit(end, current_probabilities(state, num_groups, config.tau))
         if state.stopped or end == trainer.epochs:
             return
         if config.load_best_for_next_stage and state.best_epoch:
@@ -64,7 +58,7 @@ def pretrain(trainer: Trainer, config: PretrainConfig) -> None:
 def score_tokenizers(trainer: Trainer, config: PretrainConfig, rule: Callable[..., np.ndarray], stage: int) -> None:
     """Score the tokenizers at the end of a 1-based stage, and tell what follows for the next one."""
     started, state, data = time.perf_counter(), trainer.state, trainer.data
-    examples = influence_positions(data.order, config.influence_sample_ratio), data.valid
+    examples = curriculum.influence_positions(data.order, config.influence_sample_ratio), data.valid
     with trainer.checkpointer.frozen_state(), trainer.display.influence(stage) as advance:
         scores = rule(
             *(trainer.recommender, trainer.optimizer, data.tokenization, *examples, config.train_batch_size),
@@ -74,7 +68,7 @@ def score_tokenizers(trainer: Trainer, config: PretrainConfig, rule: Callable[..
     state.learning_rates.append(trainer.learning_rate)
     state.influence_parts = []
     names, seconds = data.table.labels, time.perf_counter() - started
-    probabilities = current_probabilities(state.influences, state.learning_rates, len(names), config.tau)
+    probabilities = current_probabilities(state, len(names), config.tau)
     influence = dict(zip(names, scores.tolist(), strict=True))
     shares = dict(zip(names, probabilities.tolist(), strict=True))
     values = {"stage": stage, "epoch": state.epoch, "step": state.step, "learning_rate": trainer.learning_rate}
@@ -89,9 +83,17 @@ def score_tokenizers(trainer: Trainer, config: PretrainConfig, rule: Callable[..
         f"stage {stage} is over after epoch {state.epoch}; influence estimated in {duration(seconds)}",
         f"  the next stage's sampling probabilities: lowest {shares[low]:.4f} (tokenizer {low}), "
         f"highest {shares[high]:.4f} (tokenizer {high}), uniform {1 / len(names):.4f}",
-        f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
+        f"  their entropy: {curriculum.entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
     )
-    trainer.display.warn("curriculum", curriculum_advice(probabilities, config.tau))
+    trainer.display.warn("curriculum", curriculum.curriculum_advice(probabilities, config.tau))
+
+
+def current_probabilities(state: TrainingState, num_groups: int, tau: float) -> np.ndarray:
+    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly."""
+    if not state.influences:
+        return np.full(num_groups, 1 / num_groups)
+    scores = curriculum.accumulate_scores(np.array(state.influences), np.array(state.learning_rates))
+    return curriculum.sampling_probabilities(scores, tau)
 
 
 def default_run_name(config: PretrainConfig) -> str:

@@ -177,15 +177,6 @@ def rule_of(curriculum: str, num_groups: int) -> Callable[..., np.ndarray] | Non
     return RULES[curriculum] if num_groups > 1 else None
 
 
-def current_probabilities(
-    influences: list[list[float]], learning_rates: list[float], num_groups: int, tau: float
-) -> np.ndarray:
-    """Return the sampling probabilities [G] after the stages so far, each with its scores and its learning rate."""
-    if not influences:  # the first stage samples uniformly
-        return np.full(num_groups, 1 / num_groups)
-    return sampling_probabilities(accumulate_scores(np.array(influences), np.array(learning_rates)), tau)
-
-
 def curriculum_advice(probabilities: np.ndarray, tau: float) -> str | None:
     """Judge sampling probabilities, float64 [G], that came out at temperature tau."""
     highest, uniform = float(probabilities.max()), 1 / len(probabilities)

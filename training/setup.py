@@ -41,12 +41,8 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
     if len({tuple(group.epoch for group in groups if group.prefix == prefix) for prefix in prefixes}) > 1:
         raise InputError(f"the tokenizers {' '.join(prefixes)} have different epochs; choose some with --sem_id_epochs")
     numbered = [group.epoch for group in groups if group.prefix == prefixes[0] and group.epoch is not None]
-    config = replace(
-        config,
-        token_prefix=prefixes[0] if len(prefixes) == 1 else prefixes,
-        sem_id_epochs=numbered or None,
-        num_tokenizers=None,
-    )
+    prefix = prefixes[0] if len(prefixes) == 1 else prefixes
+    config = replace(config, token_prefix=prefix, sem_id_epochs=numbered or None, num_tokenizers=None)
     if config.pretrained_model:
         config = _take_architecture(config, given)
     vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
@@ -101,9 +97,7 @@ def start_run(config: TrainingConfig, dataset: Dataset, check: Callable[[], Any]
     path = Path(config.ckpt_dir) / config.dataset / config.run_name
     accelerator = start_accelerator(config, path)
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
-    run = RunFolder(
-        path, accelerator.is_main_process, log_file, lambda values, step: accelerator.log(values, step=step)
-    )
+    run = RunFolder(path, accelerator.is_main_process, log_file, lambda *event: accelerator.log(*event))
     batch = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
     if on_main_process(lambda: run.claim(config, batch, lambda: dataset.table.sha256), accelerator) == "reuse":
         accelerator.print(f"{run.path} is already finished with these settings")
