@@ -2,23 +2,20 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
-from model.recommender import NETWORKS
+from model.recommender import NETWORKS, Architecture
 from training.curriculum import RULES
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
-# Flags that a pre-trained model settles (model.recommender.Architecture).
-ARCHITECTURE_FLAGS = (
-    "network",
-    *("n_codebooks", "codebook_size", "n_user_tokens", "num_layers", "num_decoder_layers"),
-    *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
-)
+# Flags that a pre-trained model settles: its architecture, but for the dropout rate, which is the run's own.
+SIZE_FLAGS = tuple(field.name for field in fields(Architecture) if field.name not in ("level_sizes", "dropout_rate"))
+ARCHITECTURE_FLAGS = ("n_codebooks", "codebook_size", *SIZE_FLAGS)
 
 # What a flag's value must be, in the words of the message; every other number must be positive.
 POSITIVE = "must be positive", lambda value: 0 < value < math.inf

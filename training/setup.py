@@ -14,7 +14,7 @@ from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve
 from evaluation.run import ENVIRONMENT_FILE
 from model.recommender import Architecture, Recommender, build_recommender, load_recommender, read_architecture
 from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
-from training.config import ARCHITECTURE_FLAGS, TrainingConfig
+from training.config import ARCHITECTURE_FLAGS, SIZE_FLAGS, TrainingConfig
 from training.data import Data, Dataset, load_data
 from training.run_folder import RunFolder, start_tracker
 from training.trainer import Trainer
@@ -83,8 +83,8 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
             )
         return sizes
     architecture = read_architecture(path)
-    sizes = {name: getattr(architecture, name) for name in ARCHITECTURE_FLAGS if hasattr(architecture, name)}
     levels = list(architecture.level_sizes)
+    sizes = {name: getattr(architecture, name) for name in SIZE_FLAGS}
     return {**sizes, "n_codebooks": len(levels) - 1, "codebook_size": levels}
 
 
@@ -204,9 +204,8 @@ def make_recommender(config: TrainingConfig) -> Recommender:
     path = Path(config.pretrained_model)
     if config.pretrained_model and path.is_dir():
         return load_recommender(path, dropout_rate=config.dropout_rate)
-    sizes = {name: getattr(config, name) for name in ARCHITECTURE_FLAGS if name in Architecture.__dataclass_fields__}
-    levels = level_sizes(config.n_codebooks, config.codebook_size)
-    recommender = build_recommender(Architecture(levels, dropout_rate=config.dropout_rate, **sizes))
+    sizes = {name: getattr(config, name) for name in (*SIZE_FLAGS, "dropout_rate")}
+    recommender = build_recommender(Architecture(level_sizes(config.n_codebooks, config.codebook_size), **sizes))
     if config.pretrained_model:
         recommender.load_weights(read_reference_checkpoint(path), str(path))
     return recommender
