@@ -12,7 +12,7 @@ files per user and evaluation.json go to --output.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,10 +28,10 @@ from data.token_table import Vocabulary, check_identifiers, load_token_table, re
 from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
 from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict
-from evaluation.results import Results, ensemble, groups_of, read_comparable, read_results, write_results
+from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins, write_results
 from evaluation.run import resolve_winner
 from inference.model_folder import read_settings
-from model.recommender import Recommender, find_model_folder, load_recommender
+from model.recommender import Recommender, load_recommender
 from utils.config import Epochs, expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
@@ -74,10 +74,10 @@ class EvaluateConfig:
     batch_size: int = 128
     """Users per batch and process."""
     popularity_edges: list[int] = field(default_factory=lambda: [20, 40, 60, 80, 100])
-    """Where the groups of the target's training interactions begin, after the group from 0 (as in the paper's Figure 5,
+    """Where the bins of the target's training interactions begin, after the bin from 0 (as in the paper's Figure 5,
     whose text names the group below 20)."""
     length_edges: list[int] = field(default_factory=lambda: [5, 10, 20])
-    """Where the groups of the history's length begin, after the group from 0."""
+    """Where the bins of the history's length begin, after the bin from 0."""
     resamples: int = RESAMPLES
     """Bootstrap samples of compare."""
     rand_seed: int = 2024
@@ -129,34 +129,28 @@ def short_name(path: Path) -> str:
 
 def check_names(paths: list[Path]) -> None:
     """Raise InputError where two models' result files would have the same name."""
-    names = {short_name(path): path for path in paths}
+    named: dict[str, Path] = {}
     for path in paths:
-        other = names[short_name(path)]
+        other = named.setdefault(short_name(path), path)
         if other != path:
             raise InputError(
-                f"{path} and {other} end alike, and so would their result files; "
+                f"{other} and {path} end alike, and so would their result files; "
                 "evaluate them apart, each with its own --output"
             )
 
 
-def open_model(
-    path: Path, settings: dict[str, Any], config: EvaluateConfig, device: torch.device
-) -> tuple[Recommender, Tokenization]:
-    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names.
-
-    Raises:
-        InputError: The dataset's semantic IDs are others than those of the training.
-    """
-    recommender = load_recommender(find_model_folder(path)).eval().to(device)
+def open_model(path: Path, config: EvaluateConfig, device: torch.device) -> tuple[Recommender, Tokenization]:
+    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names."""
+    settings = read_settings(path, config.data_dir)
+    recommender = load_recommender(path).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
     folder = dataset_folder(settings["data_dir"], settings["dataset"])
     interactions = load_interactions(folder)
-    groups = resolve_groups(
-        folder,
-        config.token_prefix or settings["token_prefix"],
-        expand_epochs(config.sem_id_epochs) or settings["sem_id_epochs"],
-        settings["token_suffix"],
-    )
+    if len(split_positions(interactions.offsets, config.split)) == 0:
+        raise InputError(f"{folder}: no user has enough items for a {config.split} example")
+    prefix = config.token_prefix or settings["token_prefix"]
+    epochs = expand_epochs(config.sem_id_epochs) or settings["sem_id_epochs"]
+    groups = resolve_groups(folder, prefix, epochs, settings["token_suffix"])
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
     if not config.token_prefix and not config.sem_id_epochs:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
@@ -169,128 +163,113 @@ def evaluate_model(
 ) -> Iterator[dict[str, Any]]:
     """Evaluate a model with every combination of tokenizer, beams and constraint; write a result file for each.
 
-    Yields:
-        A row of settings and outcomes for each, on the main process.
+    The main process yields what was evaluated and what came out, for each.
     """
-    settings = read_settings(path, config.data_dir)
-    recommender, tokenization = open_model(path, settings, config, device)
+    recommender, tokenization = open_model(path, config, device)
     interactions, table = tokenization.interactions, tokenization.table
     positions = split_positions(interactions.offsets, config.split)
-    if len(positions) == 0:
-        folder = dataset_folder(settings["data_dir"], settings["dataset"])
-        raise InputError(f"{folder}: no user has enough items for a {config.split} example")
     combinations = product(enumerate(table.groups), as_list(config.num_beams), as_list(config.constrained))
     for (number, group), beams, constrained in combinations:
         started = time.perf_counter()
-        predictions = predict(
-            *(recommender, tokenization, positions, number, config.cutoff, beams, config.batch_size, processes),
-            constrained,
-        )
+        how = (number, config.cutoff, beams, config.batch_size, processes, constrained)
+        predictions = predict(recommender, tokenization, positions, *how)
         seconds = time.perf_counter() - started
-        if not processes.is_main_process:
-            continue
-        name = f"{short_name(path)}_{table.labels[number]}_beams{beams}{'_constrained' if constrained else ''}"
-        file = Path(config.output) / f"{config.split}_results_{name}.json"
-        write_results(file, predictions, tokenization)
-        yield {
-            **{"model": str(path), "prefix": group.prefix, "epoch": group.epoch},
-            **{"split": config.split, "num_beams": beams, "constrained": constrained, "file": str(file)},
-            **{"users": len(positions), "users_per_second": len(positions) / seconds},
-            **summary(read_results(file), interactions, positions, config),
-        }
+        if processes.is_main_process:
+            name = f"{short_name(path)}_{table.labels[number]}_beams{beams}{'_constrained' if constrained else ''}"
+            file = Path(config.output) / f"{config.split}_results_{name}.json"
+            write_results(file, predictions, tokenization)
+            yield {
+                **{"model": str(path), "prefix": group.prefix, "epoch": group.epoch},
+                **{"split": config.split, "num_beams": beams, "constrained": constrained, "file": str(file)},
+                **{"users": len(positions), "users_per_second": len(positions) / seconds},
+                **summary(read_results(file), interactions, positions, config),
+            }
 
 
 def summary(
     results: Results, interactions: Interactions, positions: np.ndarray, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Return metrics, coverage, share of invalid sequences, and the metrics of groups of users.
+    """Return metrics, coverage, share of invalid sequences, and the metrics of bins of users.
 
     `positions` are the target positions of the results' users, int [U].
     """
-    ranks = results.ranks()
+    ranks, k = results.ranks(), config.cutoff
     counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
     lengths = positions - interactions.offsets[interactions.users_of(positions)]
 
     def by(values: np.ndarray, edges: list[int]) -> dict[str, dict]:
         return {
             name: {"users": int(members.sum()), **mean_metrics(ranks[members], config.metrics)}
-            for name, members in groups_of(values, edges).items()
+            for name, members in user_bins(values, edges).items()
         }
 
     return {
         "metrics": mean_metrics(ranks, config.metrics),
-        f"coverage@{config.cutoff}": results.coverage(config.cutoff, interactions.num_items),
-        f"invalid@{config.cutoff}": results.invalid_share(config.cutoff),
+        f"coverage@{k}": results.coverage(k, interactions.num_items),
+        f"invalid@{k}": results.invalid_share(k),
         "by_popularity": by(counts[interactions.items[positions]], config.popularity_edges),
         "by_history_length": by(lengths, config.length_edges),
     }
 
 
-def metrics_table(rows: Sequence[tuple[str, dict]], title: str, names: list[str]) -> list[str]:
-    """Return the lines of a table of named rows of metrics, with the number of users where rows have it."""
-    users = ["users"] if "users" in rows[0][1] else []
+def metrics_table(title: str, rows: dict[str, dict], names: list[str]) -> str:
+    """Return a table of named rows of metrics, with the number of users where rows have it."""
+    users = ["users"] if all("users" in values for values in rows.values()) else []
     cells = [
         [label, *(f"{values[name]:>5}" for name in users), *(f"{values[name]:9.4f}" for name in names)]
-        for label, values in rows
+        for label, values in rows.items()
     ]
-    return text_table([title, *users, *(f"{name:>9}" for name in names)], cells).splitlines()
+    return text_table([title, *users, *(f"{name:>9}" for name in names)], cells)
 
 
 def as_text(row: dict, config: EvaluateConfig) -> str:
     """Return one evaluation for the terminal."""
-    k, everybody = config.cutoff, [("everybody", {"users": row["users"], **row["metrics"]})]
-    lines = [
+    k, names, everybody = config.cutoff, config.metrics, {"users": row["users"], **row["metrics"]}
+    return "\n".join([
         f"{row['model']}  tokenizer {row['epoch'] or 'best'} of {row['prefix']}  {row['num_beams']} beams"
         f"{', real items only' if row['constrained'] else ''}",
         f"{row['split']}: {row['users']:,} users, {row['users_per_second']:,.0f} users/s, "
         f"coverage@{k} {row[f'coverage@{k}']:.1%}, invalid@{k} {row[f'invalid@{k}']:.2%}",
-        *metrics_table(list(row["by_popularity"].items()), "target's training interactions", config.metrics),
-        *metrics_table(list(row["by_history_length"].items()), "items of history", config.metrics),
-        *metrics_table(everybody, "", config.metrics)[1:],
+        metrics_table("target's training interactions", row["by_popularity"], names),
+        metrics_table("items of history", row["by_history_length"], names),
+        metrics_table("", {"everybody": everybody}, names).splitlines()[1],
         f"{row['file']}\n",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
 
 
 def join(config: EvaluateConfig) -> dict:
     """Join result files, write the ensemble's, and print each alone, the best alone and the ensemble."""
-    files = [Path(file) for file in config.ensemble]
+    files = list(map(Path, config.ensemble))
     results = read_comparable(files, config.cutoff)
-    joined = ensemble(results)
-    target = Path(config.output) / "ensemble_results.json"
+    joined, target = ensemble(results), Path(config.output) / "ensemble_results.json"
     joined.save(target)
-    alone = [result.metrics(config.metrics) for result in results]
-    best = max(range(len(alone)), key=lambda index: alone[index][f"ndcg@{config.cutoff}"])
-    of_ensemble = joined.metrics(config.metrics)
-    rows = [*zip(map(str, files), alone, strict=True), ("best alone", alone[best]), ("ensemble", of_ensemble)]
-    print("\n".join([*metrics_table(rows, f"{len(joined.targets):,} users", config.metrics), str(target)]))
-    return {
-        "files": dict(rows[:-2]),
-        "best_alone": {"file": str(files[best]), **alone[best]},
-        "ensemble": of_ensemble,
-    }
+    alone = {str(file): result.metrics(config.metrics) for file, result in zip(files, results, strict=True)}
+    best = max(alone, key=lambda file: alone[file][f"ndcg@{config.cutoff}"])
+    last = {"best alone": alone[best], "ensemble": joined.metrics(config.metrics)}
+    print(metrics_table(f"{len(joined.targets):,} users", alone | last, config.metrics), target, sep="\n")
+    return {"files": alone, "best_alone": {"file": best, **alone[best]}, "ensemble": last["ensemble"]}
 
 
 def compare(config: EvaluateConfig) -> dict:
     """Print how much better the second result file is, with 95% intervals."""
-    files = [Path(file) for file in config.compare]
-    first, second = read_comparable(files, config.cutoff)
-    differences = paired_differences(first, second, config.metrics)
+    files = list(map(Path, config.compare))
+    pair = read_comparable(files, config.cutoff)
+    differences = paired_differences(*pair, config.metrics)
     intervals = bootstrap_over_users(differences, config.resamples, config.rand_seed)
     found = dict(zip(config.metrics, intervals, strict=True))
-    means = [result.metrics(config.metrics) for result in (first, second)]
+    first, second = (result.metrics(config.metrics) for result in pair)
     rows = [
         [
-            *(f"{name:9}", f"{means[0][name]:7.4f}", f"{means[1][name]:7.4f}", f"{one.mean:+10.4f}"),
+            *(f"{name:9}", f"{first[name]:7.4f}", f"{second[name]:7.4f}", f"{one.mean:+10.4f}"),
             *(f"{one.low:+.4f} .. {one.high:+.4f}", "clear" if one.is_clear else ""),
         ]
         for name, one in found.items()
     ]
-    print(f"{len(first.targets):,} users, {config.resamples:,} bootstrap samples of them")
+    print(f"{len(differences):,} users, {config.resamples:,} bootstrap samples of them")
     print(text_table(["", "first", "second", "difference", f"{'95% interval':18}", ""], rows))
     return {
-        "first": {"file": str(files[0]), **means[0]},
-        "second": {"file": str(files[1]), **means[1]},
+        "first": {"file": str(files[0]), **first},
+        "second": {"file": str(files[1]), **second},
         "difference": {name: asdict(one) for name, one in found.items()},
     }
 

@@ -9,7 +9,6 @@ the vocabulary layout, the training settings, metrics and hashes. Fine-tuning le
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.run import resolve_winner
 from inference.model_folder import ABOUT_FILE, export_model
 from utils.claims import claim
 from utils.config import parse_config
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     made_here = (output / ABOUT_FILE).is_file()
     protected = "" if made_here else "is there already and is no exported model; name another --output"
     claim(output, overwrite=config.overwrite, protected=protected)
-    model = export_model(resolve_winner(config.run), output, config.data_dir)
+    model = export_model(config.run, output, config.data_dir)
     group = model.catalogue.table.groups[0]
     print(f"{output}: {model.catalogue.num_items:,} items, tokenizer {group.prefix}, epoch {group.epoch or 'best'}")
 

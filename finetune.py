@@ -12,7 +12,6 @@ import numpy as np
 from data.interactions import item_texts
 from inference.model_folder import complete_model_folder
 from training.config import FinetuneConfig
-from training.data import Source
 from training.setup import resolve_config, start_run
 from utils.config import parse_config
 from utils.runtime import is_main_process, run_command
@@ -20,23 +19,18 @@ from utils.runtime import is_main_process, run_command
 
 def main(argv: list[str] | None = None) -> None:
     """Run fine-tuning; `argv` are the flags, by default the command line's."""
-    config, given = parse_config(FinetuneConfig, argv, "finetune.py", __doc__)
-    config, source = resolve_config(config, given)
+    config, dataset = resolve_config(*parse_config(FinetuneConfig, argv, "finetune.py", __doc__))
     if config.run_name is None:
         config.run_name = default_run_name(config)
-    trainer = start_run(config, source, check_texts)
+    # the run's model folder will hold every item's text
+    trainer = start_run(config, dataset, lambda: item_texts(dataset.folder, dataset.interactions.item_names))
     if trainer is not None:
         num_groups = trainer.data.table.num_groups
-        with trainer.checkpointer.resumable():
+        with trainer.resumable():
             trainer.fit(trainer.epochs, np.full(num_groups, 1 / num_groups))
             trainer.test()
     if is_main_process():
         complete_model_folder(Path(config.ckpt_dir) / config.dataset / config.run_name)
-
-
-def check_texts(source: Source) -> None:
-    """Raise InputError where an item has no text: the run's model folder will hold all of them."""
-    item_texts(source.folder, source.interactions.item_names)
 
 
 def default_run_name(config: FinetuneConfig) -> str:

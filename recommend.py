@@ -22,20 +22,9 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from data.interactions import dataset_folder, load_interactions
 from evaluation.run import resolve_winner
 from inference.recommend import RecommendationModel, Recommendations, load
-from inference.requests import (
-    FORMATS,
-    Request,
-    check_known,
-    combine_shards,
-    names_in,
-    read_users_file,
-    requests_of_users,
-    unknown_items_notes,
-    write_shard,
-)
+from inference.requests import FORMATS, Request, combine_shards, find_requests, unknown_items_notes, write_shard
 from model.recommender import find_model_folder
 from utils.claims import claim
 from utils.config import parse_config
@@ -99,40 +88,8 @@ class RecommendConfig:
         return found
 
 
-def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: dict[str, list[str]]) -> list[Request]:
-    """Return whom to recommend to, with their histories; puts each user's unknown items into `skipped`."""
-    catalogue = model.catalogue
-
-    def of_history(user: str, history: list[str]) -> Request:
-        known, unknown = catalogue.known(history)
-        if unknown:
-            skipped[user] = unknown
-        return Request(user, 0, known)
-
-    if config.history:
-        return [of_history("", names_in(config.history, catalogue.ids))]
-    rows = read_users_file(Path(config.users_file)) if config.users_file else []
-    if rows and all(history is not None for _, history in rows):
-        return [of_history(user, history) for user, history in rows]
-    settings = model.settings
-    interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
-    if not rows:
-        users = interactions.user_names
-        users = users if config.all_users else names_in(config.users, set(users))
-        if not users:
-            raise InputError(f"--users={config.users} names no user")
-        return requests_of_users(users, interactions, catalogue, skipped)
-    without_history = [user for user, history in rows if history is None]
-    of_dataset = iter(requests_of_users(without_history, interactions, catalogue, skipped))
-    return [next(of_dataset) if history is None else of_history(user, history) for user, history in rows]
-
-
 def notes_on_few_items(config: RecommendConfig, model: RecommendationModel, requests: list[Request]) -> list[str]:
-    """Say how many users have fewer than k items left, if any.
-
-    Raises:
-        InputError: Nobody has k items left; names the first user.
-    """
+    """Say how many users have fewer than k items left, if any; raise InputError where nobody has k."""
     left = [model.available(request.history, config.exclude_seen) for request in requests]
     few = sum(count < config.k for count in left)
     if few == len(requests):
@@ -177,40 +134,30 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
 def write_output(
     config: RecommendConfig, model: RecommendationModel, requests: list[Request], processes: Accelerator
 ) -> None:
-    """Recommend to all users in shards, shared by the processes, and put the output file together.
-
-    Raises:
-        InputError: The file is there already.
-    """
+    """Recommend to all users in shards, shared by the processes, and put the output file together."""
     output = Path(config.output)
     claim(output, overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
     catalogue = model.catalogue
-    settings = {
+    made_from = {
         "model": sha256_of(find_model_folder(config.model) / "model.safetensors"),
         "items": sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()),
         "requests": sha256(repr([(r.user, r.user_id, r.history.tolist()) for r in requests]).encode()),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
-    shards = Shards(output, settings, len(parts))
-    if processes.is_main_process:
-        note = shards.open()
-        if note:
-            print(f"{output}: {note}")
+    shards = Shards(output, made_from, len(parts))
+    if processes.is_main_process and (note := shards.open()):
+        print(f"{output}: {note}")
     processes.wait_for_everyone()
     missing = shards.missing()
     processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
     mine = missing[processes.process_index :: processes.num_processes]
     started = time.perf_counter()
-    bar = tqdm(
-        total=sum(len(parts[index]) for index in mine),
-        unit="user",
-        disable=not (processes.is_main_process and sys.stderr.isatty()),
-    )
-    for index in mine:
-        write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
-        bar.update(len(parts[index]))
-    bar.close()
+    shown, total = processes.is_main_process and sys.stderr.isatty(), sum(len(parts[index]) for index in mine)
+    with tqdm(total=total, unit="user", disable=not shown) as bar:
+        for index in mine:
+            write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
+            bar.update(len(parts[index]))
     processes.wait_for_everyone()
     if processes.is_main_process:
         seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)
@@ -230,13 +177,10 @@ def main(argv: list[str] | None = None) -> None:
     config.model = str(resolve_winner(config.model))
     processes, device = join_processes(config.device)
     model = load(config.model, device, config.data_dir, config.new_items)
-    skipped: dict[str, list[str]] = {}
-    requests = find_requests(config, model, skipped)
-    if not config.all_users:
-        check_known(requests, skipped, model.catalogue)
+    requests = find_requests(model, config.users, config.history, config.users_file, config.all_users)
     few = notes_on_few_items(config, model, requests)
     if processes.is_main_process:
-        for note in [*unknown_items_notes(skipped, model.catalogue), *few]:
+        for note in [*unknown_items_notes(requests, model.catalogue), *few]:
             print(note, file=sys.stderr)
     if config.output:
         write_output(config, model, requests, processes)

@@ -107,8 +107,8 @@ def recommendations(data: ReportData, count: int) -> str:
 def write_report(data: ReportData, file: Path) -> None:
     """Write the HTML report on a run, and its pictures beside it."""
     run = data.run
-    stage = "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
-    subtitle = f"{run.settings['dataset']}, {stage} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
+    kind = "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
+    subtitle = f"{run.settings['dataset']}, {kind} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
     write_page(file, run.folder.name, subtitle, [section(data) for section in SECTIONS])
 
 

@@ -20,7 +20,7 @@ from benchmarks import reference
 from data.batching import Batch, Tokenization
 from data.interactions import load_interactions, split_positions, training_items
 from data.token_table import TRAINING_FILE, Group, Vocabulary, load_token_table, resolve_groups
-from model import length_groups
+from model import packing
 from model.recommender import Architecture, Recommender, build_recommender
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
@@ -155,7 +155,7 @@ def train_step(workload: Workload, compiled: bool) -> Stage:
     recommender = workload.recommender().train()
     plain_network = reference.make_network(recommender).train()
     optimizer, plain_optimizer = (torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (recommender, plain_network))
-    one_shape = partial(patch.object, length_groups, "GROUPING_DEVICES", ())  # not each length apart, to compile it
+    one_shape = partial(patch.object, packing, "PACKING_DEVICES", ())  # not each length apart, to compile it
     loss_of, layout = (torch.compile(recommender, **COMPILE), one_shape) if compiled else (recommender, nullcontext)
 
     def make_batch(part: slice) -> Batch:

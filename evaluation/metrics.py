@@ -1,18 +1,20 @@
 """Recall@K, NDCG@K and MRR@K of one relevant item per user, from the rank of the target."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
-METRICS = ("recall", "ndcg", "mrr")
+# The gain of a target within the cut-off, from its 0-based ranks, float64 [U]; beyond the cut-off it is 0 for all.
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "recall": np.ones_like,
+    "ndcg": lambda ranks: 1 / np.log2(ranks + 2),
+    "mrr": lambda ranks: 1 / (ranks + 1),
+}
 
 
 def parse_metric(name: str) -> tuple[str, int]:
-    """Split "ndcg@10" into ("ndcg", 10).
-
-    Raises:
-        ValueError: The name is of another form.
-    """
+    """Split "ndcg@10" into ("ndcg", 10); raise ValueError for a name of another form."""
     match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", name)
     if not match or match[1] not in METRICS:
         raise ValueError(f"{name!r} is no metric; expected {' or '.join(METRICS)} with a cut-off, such as ndcg@10")
@@ -33,9 +35,7 @@ def target_ranks(recommended: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def per_user(name: str, ranks: np.ndarray) -> np.ndarray:
     """Return a metric's value for each user, float64 [U]; `ranks` are 0-based, at least the cut-off for a miss."""
     metric, cutoff = parse_metric(name)
-    hit = ranks < cutoff
-    gain = {"recall": np.ones_like, "ndcg": lambda rank: 1 / np.log2(rank + 2), "mrr": lambda rank: 1 / (rank + 1)}
-    return hit * gain[metric](ranks.astype(np.float64))
+    return (ranks < cutoff) * METRICS[metric](ranks.astype(np.float64))
 
 
 def mean_metrics(ranks: np.ndarray, names: list[str]) -> dict[str, float]:

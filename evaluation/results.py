@@ -1,4 +1,4 @@
-"""Result files per user: written, read, cut into groups, and joined into an ensemble."""
+"""What is recommended to each user: result files, ensembles of them, bins of users, the most-popular baseline."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.batching import Tokenization
+from data.interactions import Interactions, split_positions, training_interactions
 from evaluation.metrics import mean_metrics, per_user, target_ranks
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -96,8 +97,7 @@ def write_results(file: Path, predictions: Predictions, tokenization: Tokenizati
 def read_results(file: Path) -> Results:
     """Read a result file per user, this project's or the reference code's.
 
-    Raises:
-        InputError: It is none, its columns differ in length, or it does not say whether "None" is an item.
+    Raises InputError where it is none, its columns differ in length, or it leaves open whether "None" is an item.
     """
     content = read_json(file)
     try:
@@ -123,8 +123,7 @@ def read_results(file: Path) -> Results:
 def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
     """Read result files per user, of the same users, for metrics with cut-offs up to `cutoff`.
 
-    Raises:
-        InputError: Two differ in users or targets, or one lists fewer items, so that its misses would look like hits.
+    Raises InputError where users or targets differ, or one lists fewer items, so that its misses would look like hits.
     """
     results = list(map(read_results, files))
     for file, result in zip(files, results, strict=True):
@@ -160,14 +159,24 @@ def ensemble(results: list[Results]) -> Results:
     return joined
 
 
-def groups_of(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
-    """Cut users into {"0-19": bool [U], "20-39": ..., "40+": ...} by a value, int [U]; empty groups are left out.
+def most_popular(interactions: Interactions, split: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a baseline's items [users of the split, k], the same for everyone, and the targets [users].
 
-    Each of the rising `edges` is the lowest value of a group; the first group begins at 0.
+    They occur most often in x_1..x_{m-2}; equally popular ones stand by item id, seen ones are not excluded.
     """
-    groups = {}
+    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)[1:]
+    targets = interactions.items[split_positions(interactions.offsets, split)]
+    return np.tile(np.argsort(-counts, kind="stable")[:k] + 1, (len(targets), 1)), targets
+
+
+def user_bins(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
+    """Cut users into bins {"0-19": bool [U], "20-39": ..., "40+": ...} of a value, int [U]; empty ones are left out.
+
+    Each of the rising `edges` is the lowest value of a bin; the first bin begins at 0.
+    """
+    bins = {}
     for low, high in pairwise([0, *edges, np.inf]):
         members = (values >= low) & (values < high)
         if members.any():
-            groups[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
-    return groups
+            bins[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
+    return bins

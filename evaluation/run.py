@@ -14,32 +14,10 @@ from utils.errors import InputError
 from utils.files import read_json
 
 RESULTS_FILE = "results.json"
-CONFIG_FILE = "config.yaml"
+SETTINGS_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ENVIRONMENT_FILE = "environment.json"
 WINNER_SUFFIX = ".winner.json"
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether the folder holds a run that has its results."""
-    return (folder / RESULTS_FILE).is_file() and (folder / CONFIG_FILE).is_file()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was made with."""
-    try:
-        config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder} has no readable {CONFIG_FILE}: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{folder} has no settings in its {CONFIG_FILE}")
-    return config
-
-
-def trained_identifiers(folder: Path) -> list[str]:
-    """Return the hashes of the semantic IDs that a run's best weights were trained with; none if not recorded."""
-    weights = folder / "model" / "config.json"
-    return read_json(weights).get("semantic_ids_sha256", []) if weights.is_file() else []
 
 
 def results_folder_of(run: Path, results_dir: str | None) -> Path:
@@ -55,8 +33,14 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What it was made with: config.yaml."""
-        return read_config(self.folder)
+        """What it was made with: config.yaml; InputError where that is absent or broken."""
+        try:
+            settings = yaml.safe_load((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{self.folder} has no readable {SETTINGS_FILE}: {error}") from None
+        if not isinstance(settings, dict):
+            raise InputError(f"{self.folder} has no settings in its {SETTINGS_FILE}")
+        return settings
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -80,7 +64,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        return is_finished(self.folder)
+        return all((self.folder / name).is_file() for name in (RESULTS_FILE, SETTINGS_FILE))
 
     @property
     def is_pretraining(self) -> bool:
@@ -94,6 +78,12 @@ class Run:
     def model(self) -> Path:
         """The folder of the best epoch's weights."""
         return self.folder / "model"
+
+    @property
+    def trained_identifiers(self) -> list[str]:
+        """The hashes of the semantic IDs that the best weights were trained with; none where not recorded."""
+        file = self.model / "config.json"
+        return read_json(file).get("semantic_ids_sha256", []) if file.is_file() else []
 
     @property
     def checkpoints(self) -> dict[int, Path]:
@@ -115,8 +105,7 @@ class Run:
     def tokenizer(self) -> dict[str, Any]:
         """The chosen tokenizer: prefix, epoch and, of a finished run, the metrics valid and test.
 
-        Raises:
-            InputError: The run has several and is not finished, so that they cannot be told apart.
+        Raises InputError where an unfinished run has several, which cannot be told apart.
         """
         if self.is_finished:
             return self.results["per_tokenizer"][self.chosen]
@@ -162,13 +151,9 @@ def winning_row(selection: dict[str, Any]) -> int:
 
 
 def load_run(path: Path | str) -> Run:
-    """Read a finished run: its folder, or the <name>.winner.json beside it.
-
-    Raises:
-        InputError: It holds no results.
-    """
+    """Read a finished run: its folder, or the <name>.winner.json beside it; raise InputError if it is not finished."""
     folder = resolve_winner(path)
-    for name in (RESULTS_FILE, CONFIG_FILE):
+    for name in (RESULTS_FILE, SETTINGS_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no finished run ({name} is not there)")
     return Run(folder)
@@ -177,12 +162,12 @@ def load_run(path: Path | str) -> Run:
 def run_around(path: Path) -> Run | None:
     """Return the run, finished or not, that a path is or lies in as model/ or checkpoints/epoch_N, if there is one."""
     folders = (path, *path.absolute().parents[:2])
-    return next((Run(folder) for folder in folders if (folder / CONFIG_FILE).is_file()), None)
+    return next((Run(folder) for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
 
 
 def finished_runs(folder: Path) -> list[Run]:
     """Return the finished runs in <ckpt_dir>/<dataset>, by name."""
-    return [Run(path) for path in sorted(folder.glob("*")) if is_finished(path)]
+    return [run for run in map(Run, sorted(folder.glob("*"))) if run.is_finished]
 
 
 def single_tokenizer_run(run: Run) -> Run | None:
@@ -191,9 +176,9 @@ def single_tokenizer_run(run: Run) -> Run | None:
     None where there is none, or where `run` itself is such a run.
     """
 
-    def is_single(candidate: Run) -> bool:
-        from_scratch = not candidate.is_pretraining and not candidate.settings.get("pretrained_model")
-        return from_scratch and len(candidate.results["per_tokenizer"]) == 1
+    def is_single(other: Run) -> bool:
+        from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
+        return from_scratch and len(other.results["per_tokenizer"]) == 1
 
     if is_single(run):
         return None

@@ -17,9 +17,8 @@ import torch
 from data.interactions import dataset_folder, load_interactions
 from data.token_table import QUALITY_FILE, TRAINING_FILE
 from evaluation.metrics import mean_metrics, target_ranks
-from evaluation.popularity import popularity_recommendations
-from evaluation.results import ensemble, read_results
-from evaluation.run import RESULTS_FILE, trained_identifiers
+from evaluation.results import ensemble, most_popular, read_results
+from evaluation.run import RESULTS_FILE, Run
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
 from tokenizer.folder import sem_ids_file
@@ -154,7 +153,7 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
         "validation": {each["epoch"]: {k: round(v, 5) for k, v in each["mean"].items()} for each in valid},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
-        "semantic_ids_sha256": trained_identifiers(run),
+        "semantic_ids_sha256": Run(run).trained_identifiers,
     }
     if job.kind == "pretrain":
         names = ("influence", "probabilities")
@@ -179,7 +178,7 @@ def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
 
 def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
     interactions = load_interactions(dataset_folder(job.flags["data_dir"], job.flags["dataset"]))
-    ranks = {split: target_ranks(*popularity_recommendations(interactions, split, TOP)) for split in ("valid", "test")}
+    ranks = {split: target_ranks(*most_popular(interactions, split, TOP)) for split in ("valid", "test")}
     metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
     return metrics | {"ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
 

@@ -56,16 +56,6 @@ class Catalogue:
         columns = zip(self.names[1:], self.codes().tolist(), self.popularity[1:].tolist(), self.texts[1:], strict=True)
         return [dict(zip(FIELDS, values, strict=True)) for values in columns]
 
-    def save(self, file: Path) -> None:
-        """Write a line of JSON for each item."""
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows()))
-
-    @classmethod
-    def load(cls, file: Path, group: Group, vocabulary: Vocabulary) -> "Catalogue":
-        """Read what `save` wrote."""
-        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut texts at U+2028
-        return cls.of_rows(map(json.loads, lines), group, vocabulary)
-
     @classmethod
     def of_rows(cls, rows: Iterable[dict], group: Group, vocabulary: Vocabulary) -> "Catalogue":
         """Make a catalogue of what `rows` returns."""
@@ -89,8 +79,7 @@ class Catalogue:
     def with_new_items(self, file: Path) -> "Catalogue":
         """Return the catalogue with the items behind its own that tokenizer/export.py --assign named.
 
-        Raises:
-            InputError: The file was made with another tokenizer, or the items' IDs are taken.
+        Raises InputError where the file was made with another tokenizer, or the items' IDs are taken.
         """
         assigned, group = read_json(file), self.table.groups[0]
         epoch = str(group.epoch or "best")
@@ -129,10 +118,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     """Read a model from a run folder, one of its checkpoints, an exported model folder, or a <name>.winner.json.
 
     A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
-    dataset; `data_dir` is the folder of dataset folders, by default where the run had it.
-
-    Raises:
-        InputError: It is none of these, or a file is absent or broken.
+    dataset; `data_dir` is the folder of dataset folders, by default where the run had it. Raises InputError where the
+    path is none of these, or a file is absent or broken.
     """
     path = resolve_winner(path)
     weights = find_model_folder(path)
@@ -142,7 +129,8 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     if (weights / ABOUT_FILE).is_file():
         about = read_json(weights / ABOUT_FILE)
         group = Group(about["tokenizer"]["prefix"], about["tokenizer"]["epoch"], weights / ITEMS_FILE)
-        catalogue = Catalogue.load(weights / ITEMS_FILE, group, vocabulary)
+        lines = group.file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut texts at U+2028
+        catalogue = Catalogue.of_rows(map(json.loads, lines), group, vocabulary)
         return TrainedModel(recommender, catalogue, read_settings(path, data_dir), about["metrics"])
     run, settings = _run_of(path), read_settings(path, data_dir)
     tokenizer = run.tokenizer
@@ -172,11 +160,7 @@ def _run_of(path: Path | str) -> Run:
 
 
 def complete_model_folder(run: Path) -> None:
-    """Make the model folder of a finished run complete, unless it is: the run may have been killed before.
-
-    Raises:
-        InputError: Another process works on the run.
-    """
+    """Make the model folder of a finished run complete, unless it is: the run may have been killed before."""
     if (run / "model" / ABOUT_FILE).is_file():
         return
     with FileLock(run / LOCK_FILE):
@@ -200,7 +184,8 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
         for name in ("config.json", "generation_config.json", "model.safetensors"):
             if (weights / name).is_file():
                 shutil.copyfile(weights / name, temporary / name)
-        model.catalogue.save(temporary / ITEMS_FILE)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in model.catalogue.rows()]
+        write_text(temporary / ITEMS_FILE, "".join(lines))
         about = {
             "tokenizer": {"prefix": group.prefix, "epoch": group.epoch},
             "vocabulary": asdict(vocabulary) | {name: getattr(vocabulary, name) for name in layout},

@@ -9,7 +9,7 @@ import torch
 
 from data.batching import Tokenization
 from data.interactions import Interactions
-from evaluation.predict import search
+from evaluation.predict import predict
 from inference.model_folder import TrainedModel, load_trained_model
 from utils.errors import InputError
 from utils.runtime import choose_device
@@ -26,13 +26,8 @@ class Recommendations:
     by_popularity: np.ndarray  # bool [U], whose history was empty, so that the most popular items are recommended
 
 
-class RecommendationModel:
+class RecommendationModel(TrainedModel):
     """A trained model that recommends."""
-
-    def __init__(self, model: TrainedModel, device: torch.device | str = "cpu"):
-        self.catalogue, self.settings = model.catalogue, model.settings
-        self.recommender = model.recommender.to(device)
-        self.table = model.catalogue.table.to(torch.device(device))
 
     def recommend(
         self, histories: Sequence[Sequence[str]], k: int = 10, num_beams: int = 50, exclude_seen: bool = True
@@ -92,18 +87,17 @@ class RecommendationModel:
             """Return the trie rows of each history's items, once each: int64 [B, E], filled up with -1."""
             of_batch = (histories[row] for row in tokenization.interactions.users_of(positions))
             distinct = [torch.from_numpy(np.unique(history).astype(np.int64) - 1) for history in of_batch]
-            return torch.nn.utils.rnn.pad_sequence(distinct, True, -1.0).to(self.table.tokens.device)
+            return torch.nn.utils.rnn.pad_sequence(distinct, True, -1.0).to(tokenization.items.device)
 
         counts = np.asarray([min(k, self.available(history, exclude_seen)) for history in histories]) * ~empty
         for count in np.unique(counts[counts > 0]).tolist():
             rows = counts == count
-            found, score = search(
+            found = predict(
                 *(self.recommender, tokenization, targets[rows], 0, count, max(num_beams, count), batch_size),
-                trie=self.table.trie(0),
+                constrained=True,
                 banned=seen if exclude_seen else None,
             )
-            items[rows, :count] = self.table.items_of(0, found).cpu().numpy()
-            scores[rows, :count] = score.cpu().numpy()
+            items[rows, :count], scores[rows, :count] = found.items, found.scores
         return Recommendations(items, scores, empty)
 
     def _tokenization(self, histories: Sequence[np.ndarray], user_ids: np.ndarray | None) -> Tokenization:
@@ -116,7 +110,7 @@ class RecommendationModel:
             items=np.concatenate([np.zeros(0, dtype=np.int32), *padded]).astype(np.int32),
             offsets=np.cumsum([0, *map(len, padded)]),
         )
-        return Tokenization(interactions, self.table, self.settings["max_item_seq_len"])
+        return Tokenization(interactions, self.catalogue.table, self.settings["max_item_seq_len"])
 
 
 def _checked(histories: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
@@ -140,7 +134,7 @@ def load(
     new_items: Path | str | None = None,
 ) -> RecommendationModel:
     """Load what recommend.py takes with --model, --device, --data_dir and --new_items."""
-    trained = load_trained_model(path, data_dir)
-    if new_items:
-        trained.catalogue = trained.catalogue.with_new_items(Path(new_items))
-    return RecommendationModel(trained, choose_device(str(device)))
+    trained, device = load_trained_model(path, data_dir), choose_device(str(device))
+    catalogue = trained.catalogue.with_new_items(Path(new_items)) if new_items else trained.catalogue
+    catalogue.table = catalogue.table.to(device)
+    return RecommendationModel(trained.recommender.to(device), catalogue, trained.settings, trained.metrics)

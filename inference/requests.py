@@ -5,17 +5,17 @@ It is JSON lines, CSV or Parquet, and written in shards, so that an interruption
 
 import difflib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
-from data.interactions import Interactions
+from data.interactions import Interactions, dataset_folder, load_interactions
 from data.readers import literal, name_of, parse_line
 from inference.model_folder import Catalogue
-from inference.recommend import Recommendations
+from inference.recommend import RecommendationModel, Recommendations
 from utils.errors import InputError
 from utils.files import atomic_path
 
@@ -34,13 +34,45 @@ class Request:
     user: str  # "" for a history without a user
     user_id: int  # in id_mapping.json, 0 for a user that is not there
     history: np.ndarray  # int [items], item ids of the catalogue, newest last
+    unknown: list[str]  # names of its history that the catalogue lacks
+
+
+def find_requests(
+    model: RecommendationModel, users: str, history: str, users_file: str, all_users: bool
+) -> list[Request]:
+    """Return whom to recommend to, with their histories; the arguments are recommend.py's flags, one of which is given.
+
+    Raises InputError where a history has names and none is known: to take it for an empty one would hide a mistake.
+    """
+    catalogue, settings = model.catalogue, model.settings
+    rows: list[tuple[str, list[str] | None]] = []  # users and histories; None: the dataset's
+    if history:
+        rows = [("", names_in(history, catalogue.ids))]
+    elif users_file:
+        rows = read_users_file(Path(users_file))
+    of_dataset = iter(())
+    if not rows or any(items is None for _, items in rows):
+        interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
+        if not rows:
+            everybody = interactions.user_names
+            rows = [(user, None) for user in (everybody if all_users else names_in(users, set(everybody)))]
+            if not rows:
+                raise InputError(f"--users={users} names no user")
+        of_dataset = iter(requests_of_users([user for user, items in rows if items is None], interactions, catalogue))
+    found = [next(of_dataset) if items is None else Request(user, 0, *catalogue.known(items)) for user, items in rows]
+    lost = [request for request in found if request.unknown and not len(request.history)]
+    if lost and not all_users:
+        raise InputError(
+            f"nothing is known of {len(lost):,} of {len(found):,} histories: "
+            f"{'; '.join(unknown_items_notes(lost, catalogue))}; an empty history, [], gets the most popular items"
+        )
+    return found
 
 
 def names_in(text: str, known: Collection[str]) -> list[str]:
     """Return the names of a list such as "item1, item2", or of "[item1, item2]" where no name has the brackets.
 
-    Raises:
-        InputError: A part of the text is one of the known names and has commas itself.
+    Raises InputError where a part of the text is one of the known names and has commas itself.
     """
 
     def split(whole: str) -> list[str]:
@@ -64,65 +96,43 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def unknown_items_notes(skipped: dict[str, list[str]], catalogue: Catalogue) -> list[str]:
+def unknown_items_notes(requests: list[Request], catalogue: Catalogue) -> list[str]:
     """Say which items are skipped, with near matches, for the first users and the others in one line."""
-    notes = []
-    for user, unknown in list(skipped.items())[:NAMED]:
-        distinct = list(dict.fromkeys(unknown))
+    notes, skipping = [], [request for request in requests if request.unknown]
+    for request in skipping[:NAMED]:
+        distinct = list(dict.fromkeys(request.unknown))
         named = [f"{name!r}{near_matches(name, catalogue.ids)}" for name in distinct[:NAMED]]
         more = f" and {len(distinct) - NAMED} more" if len(distinct) > NAMED else ""
-        notes.append(f"{user + ': ' if user else ''}skipped, not in the catalogue: {', '.join(named)}{more}")
-    if len(skipped) > NAMED:
-        notes.append(f"items of {len(skipped) - NAMED:,} more users are skipped, not in the catalogue")
+        whose = f"{request.user}: " if request.user else ""
+        notes.append(f"{whose}skipped, not in the catalogue: {', '.join(named)}{more}")
+    if len(skipping) > NAMED:
+        notes.append(f"items of {len(skipping) - NAMED:,} more users are skipped, not in the catalogue")
     return notes
 
 
-def check_known(requests: list[Request], skipped: dict[str, list[str]], catalogue: Catalogue) -> None:
-    """Refuse histories of which nothing is known: to take them for empty ones would hide a mistake.
-
-    Raises:
-        InputError: Names the first ones, with near matches.
-    """
-    lost = {r.user: skipped[r.user] for r in requests if r.user in skipped and not len(r.history)}
-    if lost:
-        raise InputError(
-            f"nothing is known of {len(lost):,} of {len(requests):,} histories: "
-            f"{'; '.join(unknown_items_notes(lost, catalogue))}; an empty history, [], gets the most popular items"
-        )
-
-
-def requests_of_users(
-    users: list[str], interactions: Interactions, catalogue: Catalogue, skipped: dict[str, list[str]]
-) -> list[Request]:
-    """Return the users' whole item sequences as histories; puts each user's unknown items into `skipped`.
-
-    Raises:
-        InputError: A user does not exist; names near matches.
-    """
+def requests_of_users(users: Sequence[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
+    """Return the users' whole item sequences as histories; raise InputError where a user does not exist."""
     row_of = {user: row for row, user in enumerate(interactions.user_names)}
-    unknown = [user for user in users if user not in row_of]
-    if unknown:
-        named = [f"{user!r}{near_matches(user, row_of)}" for user in unknown[:NAMED]]
-        raise InputError(f"{len(unknown)} users are not in the dataset: {', '.join(named)}")
+    strangers = [user for user in users if user not in row_of]
+    if strangers:
+        named = [f"{user!r}{near_matches(user, row_of)}" for user in strangers[:NAMED]]
+        raise InputError(f"{len(strangers)} users are not in the dataset: {', '.join(named)}")
     to_catalogue = np.asarray([0, *(catalogue.ids.get(name, 0) for name in interactions.item_names[1:])])
     requests = []
     for user in users:
         start, end = interactions.offsets[row_of[user] :][:2]
         items = interactions.items[start:end]
         history = to_catalogue[items]
-        if not history.all():
-            skipped[user] = [interactions.item_names[item] for item in items[history == 0]]
-        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0]))
+        unknown = [interactions.item_names[item] for item in items[history == 0]]
+        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0], unknown))
     return requests
 
 
 def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     """Read a user per line, or JSON {"user": name, "history": [item, ...]} per line; history is None where absent.
 
-    Numbers are taken for the names that data.prepare makes of them.
-
-    Raises:
-        InputError: A line is neither, names a user twice, or the file has none.
+    Numbers are taken for the names that data.prepare makes of them. Raises InputError where a line is neither or names
+    a user twice, or the file has none.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")

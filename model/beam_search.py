@@ -8,7 +8,7 @@ from torch import Tensor
 
 from utils.prefix_trie import PrefixTrie
 
-PADDING = 0  # token
+PAD_TOKEN = 0
 
 # A network's next step. It is called once a level with the beams' tokens so far, int64 [B, M, level], and for each step
 # before the rows of its beams, int64 [B, M], that these descend from; it returns the next token's logits [B, M, V].
@@ -56,26 +56,18 @@ def beam_search(
         if trie is not None:
             log_probs.masked_fill_(~trie.allowed(nodes, level), float("-inf"))
         vocab_size = log_probs.shape[-1]
-        candidates = log_probs.add_(scores.unsqueeze(2)).flatten(1)  # [B, M x V]
-        scores, chosen = candidates.topk(min(num_beams, candidates.shape[1]), dim=1)
+        continued = log_probs.add_(scores.unsqueeze(2)).flatten(1)  # [B, M x V]
+        scores, chosen = continued.topk(min(num_beams, continued.shape[1]), dim=1)
         beams, tokens = chosen // vocab_size, chosen % vocab_size
         sequences = torch.cat([take_beams(sequences, beams), tokens.unsqueeze(2)], dim=2)
         if trie is not None:
             nodes = trie.step(nodes.gather(1, beams), tokens, level)
             nodes = nodes.masked_fill(scores == float("-inf"), -1)
         ancestors = [rows.gather(1, beams) for rows in ancestors] + [beams]
-    return _first(sequences, scores / num_levels, num_return)
-
-
-def _first(sequences: Tensor, scores: Tensor, num_return: int) -> tuple[Tensor, Tensor]:
-    """Return the first k of M beams; those of score -inf, and those that are lacking, are padding."""
-    scores, sequences = scores[:, :num_return], sequences[:, :num_return]
-    sequences = sequences.masked_fill((scores == float("-inf")).unsqueeze(2), PADDING)
-    missing = num_return - scores.shape[1]
-    if missing > 0:
-        scores = F.pad(scores, (0, missing), value=float("-inf"))
-        sequences = F.pad(sequences, (0, 0, 0, missing), value=PADDING)
-    return sequences, scores
+    lacking = max(0, num_return - scores.shape[1])
+    scores = F.pad(scores[:, :num_return] / num_levels, (0, lacking), value=float("-inf"))
+    sequences = F.pad(sequences[:, :num_return], (0, 0, 0, lacking), value=PAD_TOKEN)
+    return sequences.masked_fill((scores == float("-inf")).unsqueeze(2), PAD_TOKEN), scores
 
 
 def take_beams(values: Tensor, beams: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from utils.errors import InputError
 from utils.files import CHECKSUMS_FILE, check_checksums, read_json, write_checksums, write_json
 from utils.prefix_trie import PrefixTrie
 
-CONFIG_FILE = "config.json"
+ARCHITECTURE_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -132,7 +132,7 @@ class Recommender(nn.Module):
         """Write config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self.architecture.to_config() | {"semantic_ids_sha256": self.semantic_ids_sha256}
-        write_json(folder / CONFIG_FILE, config)
+        write_json(folder / ARCHITECTURE_FILE, config)
         save_file(self.state_dict(), folder / WEIGHTS_FILE)
 
     @classmethod
@@ -144,12 +144,12 @@ class Recommender(nn.Module):
         """Copy the weights of a folder into the network; raise InputError if it has no whole model, or another one."""
         self.load_weights(read_weights(folder), str(folder))
 
-    def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
-        """Copy a state dict, which came from `source`, into the network; raise InputError if names or shapes differ."""
+    def load_weights(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Copy a state dict, which came from `origin`, into the network; raise InputError if names or shapes differ."""
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
-            raise InputError(f"the weights of {source} do not fit the model: {' '.join(str(error).split())}") from None
+            raise InputError(f"the weights of {origin} do not fit the model: {' '.join(str(error).split())}") from None
 
 
 # The class of each --network, or "module:class", which is imported when it is first needed.
@@ -169,30 +169,31 @@ def build_recommender(architecture: Architecture) -> Recommender:
     return network_class(architecture.network)(architecture)
 
 
-def load_recommender(folder: Path | str, dropout_rate: float | None = None) -> Recommender:
-    """Read what `save_pretrained` wrote, with another dropout rate if given; raise InputError if that is not whole."""
-    file = Path(folder) / CONFIG_FILE
+def load_recommender(path: Path | str, dropout_rate: float | None = None) -> Recommender:
+    """Read what `save_pretrained` wrote, with another dropout rate if given; `path` as in `find_model_folder`."""
+    file = find_model_folder(path) / ARCHITECTURE_FILE
     config = read_json(file)
     network = Architecture.of_config(config, file).network
     if dropout_rate is not None:
         config["dropout_rate"] = dropout_rate
     recommender = network_class(network).from_config(config, file)
     recommender.semantic_ids_sha256 = config.get("semantic_ids_sha256", [])
-    recommender.load_pretrained(folder)
+    recommender.load_pretrained(file.parent)
     return recommender
+
+
+def read_architecture(path: Path | str) -> Architecture:
+    """Read a model's architecture; `path` as in `find_model_folder`."""
+    file = find_model_folder(path) / ARCHITECTURE_FILE
+    return Architecture.of_config(read_json(file), file)
 
 
 def find_model_folder(path: Path | str) -> Path:
     """Return the model folder that `path` is, or that lies in it as `model/`; raise InputError if there is neither."""
     for folder in (Path(path), Path(path) / "model"):
-        if (folder / CONFIG_FILE).is_file():
+        if (folder / ARCHITECTURE_FILE).is_file():
             return folder
     raise InputError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
-
-
-def read_architecture(folder: Path | str) -> Architecture:
-    """Read a model folder's architecture; raise InputError if its config.json is broken, or another project's."""
-    return Architecture.of_config(read_json(Path(folder) / CONFIG_FILE), Path(folder) / CONFIG_FILE)
 
 
 def read_weights(folder: Path | str) -> dict[str, Tensor]:

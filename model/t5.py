@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from model.beam_search import PADDING, beam_search
+from model.beam_search import PAD_TOKEN, beam_search
 from model.dropout import replace_dropout_
 from model.recommender import Architecture, Recommender, read_weights
 from model.t5_layers import IncrementalDecoder, decode, encode, project
@@ -32,9 +32,9 @@ class T5Recommender(Recommender):
 
     def logits(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
         encoded = encode(self.t5, input_ids, lengths)
-        shifted = F.pad(labels[:, :-1], (1, 0), value=PADDING)  # it is the start token too
-        logits = project(self.t5, decode(self.t5, encoded, encoded.groups.sort(shifted)))
-        return encoded.groups.unsort(logits)
+        shifted = F.pad(labels[:, :-1], (1, 0), value=PAD_TOKEN)  # it is the start token too
+        logits = project(self.t5, decode(self.t5, encoded, encoded.packing.sort(shifted)))
+        return encoded.packing.unsort(logits)
 
     @torch.no_grad()
     def generate(
@@ -48,11 +48,11 @@ class T5Recommender(Recommender):
     ) -> tuple[Tensor, Tensor]:
         """Generate the most likely semantic IDs; every history is encoded once, every step runs the newest token."""
         encoded = encode(self.t5, input_ids, lengths)
-        groups, num_levels = encoded.groups, len(self.architecture.level_sizes)
-        banned = None if banned is None else groups.sort(banned)
+        packing, num_levels = encoded.packing, len(self.architecture.level_sizes)
+        banned = None if banned is None else packing.sort(banned)
         step = IncrementalDecoder(self.t5, encoded).step
         found = beam_search(step, len(input_ids), num_levels, num_beams, num_return, input_ids.device, trie, banned)
-        return groups.unsort(found[0]), groups.unsort(found[1])
+        return packing.unsort(found[0]), packing.unsort(found[1])
 
     @classmethod
     def from_config(cls, config: dict, file: Path) -> "T5Recommender":
@@ -83,8 +83,8 @@ def t5_config(architecture: Architecture) -> T5Config:
     sizes = {name: value for name, value in architecture.to_config().items() if name != "model_type"}
     return T5Config(
         vocab_size=architecture.vocab_size,
-        pad_token_id=PADDING,
-        decoder_start_token_id=PADDING,
+        pad_token_id=PAD_TOKEN,
+        decoder_start_token_id=PAD_TOKEN,
         eos_token_id=architecture.eos_token,
         tie_word_embeddings=True,
         **sizes,

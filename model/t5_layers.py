@@ -12,46 +12,46 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from model.beam_search import PADDING, take_beams
+from model.beam_search import PAD_TOKEN, take_beams
 from model.dropout import dropout
-from model.length_groups import LengthGroups, cut, join
+from model.packing import Packing, cut, join
 
 
 @dataclass
 class Encoded:
     """Encoder output."""
 
-    hidden: Tensor  # [T, d_model], packed, rows in the groups' order
-    groups: LengthGroups
+    hidden: Tensor  # [T, d_model], packed, rows in the parts' order
+    packing: Packing
 
 
 def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -> Encoded:
-    """Encode token sequences, int64 [B, S], padded at the end; `lengths` as in LengthGroups.of."""
+    """Encode token sequences, int64 [B, S], padded at the end; `lengths` as in Packing.of."""
     stack = t5.encoder
-    groups = LengthGroups.of(lengths, input_ids.shape[1], input_ids.device)
-    rows = groups.sort(input_ids)
-    parts = cut(rows, [count for count, _ in groups.shapes])
-    packed = join([part[:, :length].flatten() for part, (_, length) in zip(parts, groups.shapes, strict=True)])
+    packing = Packing.of(lengths, input_ids.shape[1], input_ids.device)
+    rows = packing.sort(input_ids)
+    parts = cut(rows, [count for count, _ in packing.shapes])
+    packed = join([part[:, :length].flatten() for part, (_, length) in zip(parts, packing.shapes, strict=True)])
     hidden = stack.dropout(t5.shared(packed))  # [T, d]
-    longest = groups.shapes[0][1]
+    longest = packing.shapes[0][1]
     bias = position_bias(stack, longest, longest)  # [H, S, S]
     biases = [
         bias[:, :length, :length] if mask is None else bias + mask
-        for (_, length), mask in zip(groups.shapes, groups.masks, strict=True)
+        for (_, length), mask in zip(packing.shapes, packing.masks, strict=True)
     ]
     for block in stack.block:
         layer = block.layer[0]
-        qkv = groups.split(project_qkv(layer, hidden))
+        qkv = packing.split(project_qkv(layer, hidden))
         mixed = [self_attention(layer, *pair).flatten(0, 1) for pair in zip(qkv, biases, strict=True)]
         hidden = hidden + layer.dropout(layer.SelfAttention.o(join(mixed)))
         hidden = feed_forward(block.layer[1], hidden)
-    return Encoded(stack.dropout(stack.final_layer_norm(hidden)), groups)
+    return Encoded(stack.dropout(stack.final_layer_norm(hidden)), packing)
 
 
 def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: Tensor) -> Tensor:
     """Return the decoder's output for whole target sequences (teacher forcing): [B, Q, d_model].
 
-    They are int64 [B, Q], rows in the groups' order, the start token first.
+    They are int64 [B, Q], rows in the parts' order, the start token first.
     """
     stack, steps = t5.decoder, decoder_input_ids.shape[1]
     hidden = stack.dropout(t5.shared(decoder_input_ids))
@@ -83,7 +83,7 @@ class IncrementalDecoder:
     def step(self, sequences: Tensor, ancestors: list[Tensor]) -> Tensor:
         """Run the decoder on each beam's newest token; see model.beam_search.Step."""
         stack, level = self.t5.decoder, sequences.shape[2]
-        tokens = sequences[:, :, -1] if level else torch.full_like(sequences.sum(2), PADDING)
+        tokens = sequences[:, :, -1] if level else torch.full_like(sequences.sum(2), PAD_TOKEN)
         hidden = self.t5.shared(tokens)  # [B, M, d]
         bias = position_bias(stack, 1, level + 1)[:, 0]  # [H, t]
         for block, cache, keys_values in zip(stack.block, self.caches, self.shared, strict=True):
@@ -122,19 +122,19 @@ def self_attention(layer: nn.Module, qkv: Tensor, bias: Tensor) -> Tensor:
     return attend(query, key, value, bias, attention).transpose(1, 2).flatten(2)
 
 
-KeysValues = tuple[Tensor, Tensor, Tensor | None]  # keys and values [rows, H, length, d_kv] of a group, and its mask
+KeysValues = tuple[Tensor, Tensor, Tensor | None]  # keys and values [rows, H, length, d_kv] of a part, and its mask
 
 
 def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[KeysValues]:
-    """Return each group's keys and values for a decoder layer's cross-attention."""
+    """Return each part's keys and values for a decoder layer's cross-attention."""
     attention = layer.EncDecAttention
     both = F.linear(encoded.hidden, torch.cat([attention.k.weight, attention.v.weight]))
-    parts = zip(encoded.groups.split(both.unflatten(1, (2, attention.n_heads, -1))), encoded.groups.masks, strict=True)
-    return [(*part.permute(2, 0, 3, 1, 4), mask) for part, mask in parts]
+    parts = encoded.packing.split(both.unflatten(1, (2, attention.n_heads, -1)))
+    return [(*part.permute(2, 0, 3, 1, 4), mask) for part, mask in zip(parts, encoded.packing.masks, strict=True)]
 
 
 def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValues]) -> Tensor:
-    """Let every query of a row, steps or beams, [B, Q, d_model] in the groups' order, look at its encoded history."""
+    """Let every query of a row, steps or beams, [B, Q, d_model] in the parts' order, look at its encoded history."""
     attention = layer.EncDecAttention
     queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
     parts = cut(queries, [len(key) for key, _, _ in keys_values])
@@ -153,7 +153,7 @@ def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, attention: nn.Module) -> Tensor:
     """T5 attention, unscaled, with dropout on the weights: [..., Q, d], [..., K, d], [..., K, d] to [..., Q, d].
 
-    On the CPU bf16 is left for float32 here: its products are compiled for every new shape, and groups have many.
+    On the CPU bf16 is left for float32 here: its products are compiled for every new shape, and parts have many.
     """
     if query.dtype == torch.bfloat16 and query.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
@@ -172,28 +172,24 @@ def position_bias(stack: nn.Module, queries: int, keys: int) -> Tensor:
     attention = stack.block[0].layer[0].SelfAttention
     bias, bidirectional = attention.relative_attention_bias, not attention.is_decoder
     kind = (bidirectional, attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
-    return bias(position_buckets(queries, keys, bias.weight.device, *kind)).permute(2, 0, 1)
+    # a compiled step computes them in its graph
+    buckets = position_buckets if torch.compiler.is_compiling() else kept_position_buckets
+    return bias(buckets(queries, keys, bias.weight.device, *kind)).permute(2, 0, 1)
 
 
 def position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
-    """Return the bucket of each query's distance to each key, int64 [queries, keys].
-
-    They are computed on the CPU for every device: distances of 16, 32 and 64 lie on a bucket's edge, where another
-    device's logarithm may round to the other side. A compiled step computes them in its graph.
-    """
-    if torch.compiler.is_compiling():
-        return _position_buckets(queries, keys, device, *kind)
-    return _kept_position_buckets(queries, keys, device, *kind)
-
-
-def _position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    """Return the bucket of each query's distance to each key, int64 [queries, keys]."""
     distances = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
     return T5Attention._relative_position_bucket(distances, *kind)
 
 
 @lru_cache(maxsize=256)
-def _kept_position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
-    return _position_buckets(queries, keys, torch.device("cpu"), *kind).to(device)
+def kept_position_buckets(queries: int, keys: int, device: torch.device, *kind: int) -> Tensor:
+    """Return the same, computed on the CPU for every device.
+
+    Distances of 16, 32 and 64 lie on a bucket's edge, where another device's logarithm may round to the other side.
+    """
+    return position_buckets(queries, keys, torch.device("cpu"), *kind).to(device)
 
 
 def project(t5: T5ForConditionalGeneration, hidden: Tensor) -> Tensor:

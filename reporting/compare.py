@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users, paired_differences
+from evaluation.compare import Interval, bootstrap_over_users, paired_differences
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import PIECES, Section, write_page
@@ -104,7 +104,7 @@ def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Se
 def paired_interval(first: Run, second: Run, metric: str) -> Interval:
     """Return how much better the second run is, over the users that both were tested on."""
     differences = paired_differences(first.user_results, second.user_results, [metric])
-    return bootstrap_over_users(differences, RESAMPLES)[0]
+    return bootstrap_over_users(differences)[0]
 
 
 def _verdict(difference: Interval) -> str:

@@ -8,7 +8,7 @@ from evaluation.run import Run
 from reporting.page import Section
 from reporting.pictures import COLOURS, Line, Marks, Picture, by_epoch, draw_lines, draw_marks, line_picture, picture
 from reporting.report_data import ReportData, metric_titles
-from training.schedule import stage_ends
+from training.curriculum import stage_ends
 
 PHASES = {"training": "epoch", "influence": "influence", "validation": "valid", "test": "test"}
 

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from data.interactions import Interactions
-from evaluation.compare import RESAMPLES, Interval, bootstrap_over_users
+from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
-from evaluation.popularity import popularity_recommendations
+from evaluation.results import most_popular
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
 from reporting.page import PIECES, Section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
@@ -34,12 +34,12 @@ class Row:
         """The interval of each metric; NaN without results per user."""
         if self.values is None:
             return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
-        return dict(zip(self.metrics, bootstrap_over_users(self.values, RESAMPLES), strict=True))
+        return dict(zip(self.metrics, bootstrap_over_users(self.values), strict=True))
 
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:
     """Return the most-popular baseline."""
-    items, targets = popularity_recommendations(interactions, "test", max(parse_metric(name)[1] for name in names))
+    items, targets = most_popular(interactions, "test", max(parse_metric(name)[1] for name in names))
     ranks = target_ranks(items, targets)
     values = np.stack([per_user(name, ranks) for name in names], axis=1)
     return Row("Most popular items", mean_metrics(ranks, names), values)

@@ -10,7 +10,7 @@ import yaml
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
 from data.token_table import Group, Vocabulary, level_sizes, load_token_table
 from evaluation.metrics import parse_metric
-from evaluation.run import Run, trained_identifiers
+from evaluation.run import Run
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 
@@ -48,7 +48,7 @@ class ReportData:
             return None
         vocabulary = Vocabulary(self.level_sizes, self.run.settings["n_user_tokens"])
         table = load_token_table([Group(prefix, epoch, file)], self.interactions.item_names[1:], vocabulary)
-        trained_with = trained_identifiers(self.run.folder)
+        trained_with = self.run.trained_identifiers
         return None if trained_with and table.sha256[0] != trained_with[self.run.chosen] else table.codes(0)
 
     @property

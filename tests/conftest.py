@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
 
-import model.length_groups
+import model.packing
 from data.batching import Tokenization
 from data.interactions import load_interactions
 from data.token_table import Vocabulary, load_token_table, resolve_groups
@@ -63,10 +63,10 @@ def joint_run(dataset: Path, tmp_path: Path) -> Path:
     return make_untrained_run(dataset, tmp_path / "runs" / "Tiny" / "joint")
 
 
-@pytest.fixture(params=["grouped", "padded"])
+@pytest.fixture(params=["packed", "padded"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both layouts of a batch in turn: a group for each length as on the CPU, one padded group as on a GPU."""
-    monkeypatch.setattr(model.length_groups, "GROUPING_DEVICES", ("cpu",) if request.param == "grouped" else ())
+    """Both layouts of a batch in turn: a part for each length as on the CPU, one padded part as on a GPU."""
+    monkeypatch.setattr(model.packing, "PACKING_DEVICES", ("cpu",) if request.param == "packed" else ())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tiny_runs import MODEL, flags, read_results, read_weights, sizes_of_files
 
 import finetune
 from data.token_table import level_sizes
-from evaluation.run import read_config
+from evaluation.run import Run
 from model.recommender import Architecture, build_recommender
 from training.config import FinetuneConfig
 from utils.runtime import run_command
@@ -50,7 +50,7 @@ def error_of(world: SimpleNamespace, capsys: pytest.CaptureFixture, **settings: 
 def test_architecture_and_weights_come_from_the_pre_trained_folder(world):
     """No architecture flags; at a learning rate of next to nothing the weights stay the pre-trained ones."""
     run = fine_tune(world, "tuned", pretrained_model=world.pretrained, lr=1e-12, warmup_steps=0)
-    config = read_config(run)
+    config = Run(run).settings
     assert {name: config[name] for name in MODEL} == MODEL
     assert config["codebook_size"] == [8, 8, 8, 8]
     before, after = read_weights(world.pretrained / "model"), read_weights(run / "model")
@@ -80,7 +80,7 @@ def test_a_model_that_does_not_exist_is_an_error(world, capsys):
 def test_from_scratch_says_so(world, capsys):
     run = fine_tune(world, "scratch", model=True)
     assert "weights from scratch" in capsys.readouterr().out
-    assert read_config(run)["pretrained_model"] == ""
+    assert Run(run).settings["pretrained_model"] == ""
 
 
 def test_joint_fine_tuning_with_several_tokenizers(world):
@@ -120,7 +120,7 @@ def test_reference_checkpoint_is_fine_tuned(golden, tmp_path):
     finetune.main(argv)
     run = tmp_path / golden.dataset.name / "golden"
     assert read_results(run)["num_users"] == len(json.loads((golden.folder / "splits.json").read_text())["test"])
-    assert read_config(run)["d_model"] == golden.weights()["t5.shared.weight"].shape[1]
+    assert Run(run).settings["d_model"] == golden.weights()["t5.shared.weight"].shape[1]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from tiny_dataset import make_dataset
 from tiny_runs import assert_same_weights, flags, read_lines, read_results, read_weights
 
 import pretrain
-from evaluation.run import read_config
+from evaluation.run import Run
 from training.checkpointer import Checkpointer
-from training.curriculum import accumulate_scores, sampling_probabilities
+from training.curriculum import RULES, accumulate_scores, sampling_probabilities
 from training.trainer import Trainer
 from utils.config import parse_config
 from utils.runtime import run_command
@@ -111,7 +111,7 @@ def test_settings_passed_back_make_bit_identical_weights(whole, world):
     for name in ("model", "checkpoints/epoch_3", "checkpoints/epoch_4"):
         assert_same_weights(whole / name, again / name)
     assert read_results(again) == read_results(whole)
-    assert read_config(again) == read_config(whole) | {"run_name": "again"}
+    assert Run(again).settings == Run(whole).settings | {"run_name": "again"}
     probabilities = [[line["probabilities"] for line in read_lines(run, "influence")] for run in (whole, again)]
     assert probabilities[0] == probabilities[1]
 
@@ -187,9 +187,9 @@ class Script:
             return np.array(influences[len(script.estimated_at) - 1])
 
         monkeypatch.setattr(Trainer, "fit", fit)
-        monkeypatch.setattr(Checkpointer, "load_best", lambda c: script.best_loaded_at.append(c.trainer.state.epoch))
+        monkeypatch.setattr(Checkpointer, "load_best", lambda c: script.best_loaded_at.append(c.state.epoch))
         monkeypatch.setattr(Trainer, "test", lambda _: None)
-        monkeypatch.setattr("training.curriculum.estimate_influence", estimate)
+        monkeypatch.setitem(RULES, "influence", estimate)
 
 
 INFLUENCES = [[1.0, 0.0, -1.0], [0.0, 3.0, 0.0], [2.0, 2.0, 5.0]]
@@ -275,7 +275,7 @@ def test_steps_set_the_number_of_epochs(world, monkeypatch, tmp_path):
     script = Script(monkeypatch, INFLUENCES)
     run_scripted(world, tmp_path, steps=50, epochs=7, epoch_per_stage=[1, 1, 5])  # 22 batches an epoch
     assert [end for end, _ in script.segments] == [1, 2, 3]
-    assert script.trainer.total_positions == 50
+    assert script.trainer.schedule_batches == 50
     assert script.estimated_at == [1, 2]
 
 

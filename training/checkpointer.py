@@ -1,29 +1,26 @@
-"""What a training run needs to go on exactly where it was, and when it is saved, taken back, and left."""
+"""What a training run needs to go on exactly where it was: when it is saved, and how it is taken back."""
 
-import gc
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.optim import Optimizer
 
 from model.recommender import Recommender
+from training.data import Data
+from training.run_folder import RunFolder
 from utils.files import atomic_folder
-from utils.interrupts import Stopped, listening, stop_requested
+from utils.interrupts import Stopped, stop_requested
 from utils.snapshots import Snapshot, link_folder, load_optimizer_, optimizer_tensors, under_prefix, write_snapshot
 
-if TYPE_CHECKING:
-    from training.trainer import Trainer
-
-STATE_FOLDER = "state"  # inside the run's folder
 AGREE_EVERY = 10  # optimizer steps between two agreements of several processes on saving or stopping
 
 
@@ -82,125 +79,91 @@ def load_state_(
     for name, parameter in recommender.named_parameters():
         parameter.copy_(weights[name])
     load_optimizer_(optimizer, under_prefix("optimizer", tensors))
-    saved = [name for name in tensors if name.endswith("/loss_sums")]
+    saved = [tensor for name, tensor in tensors.items() if name.endswith("/loss_sums")]
     mine = under_prefix(f"process{process_index}", tensors)
     if len(saved) == num_processes:
         loss_sums.copy_(mine["loss_sums"])
     elif process_index == 0:
-        loss_sums.copy_(torch.stack([tensors[name] for name in saved]).sum(dim=0))
+        loss_sums.copy_(torch.stack(saved).sum(dim=0))
     if "cpu_rng" in mine:
         torch.set_rng_state(mine["cpu_rng"])
     if "cuda_rng" in mine and loss_sums.is_cuda:
         torch.cuda.set_rng_state(mine["cuda_rng"], loss_sums.device)
 
 
+@dataclass(eq=False)
 class Checkpointer:
-    """Saves a trainer's state and its models, and ends the run where a signal asks for it."""
+    """Saves a run's state and its models; the main process writes, all take part."""
 
-    def __init__(self, trainer: "Trainer"):
-        self.trainer = trainer
-        self.folder = trainer.run.path / STATE_FOLDER  # of the run's states
-        self.best_folder = trainer.run.path / "model"  # the model folder with the best weights so far
+    accelerator: Accelerator
+    run: RunFolder
+    data: Data
+    recommender: Recommender
+    optimizer: Optimizer
+    state: TrainingState
+    loss_sums: Tensor  # this process's
+    minutes: float  # between two saved states
+
+    def __post_init__(self):
+        self.frozen: list[dict[str, Tensor]] | None = None  # every process's state while none of them trains
         self._saved_at = time.monotonic()
-        self._frozen: list[dict[str, Tensor]] | None = None  # every process's state while none of them trains
-
-    @contextmanager
-    def resumable(self) -> Iterator[None]:
-        """Save the state before SIGTERM or SIGINT ends what happens inside, and give the folder back at the end.
-
-        Raises Stopped where one of the two came, and MemoryError where a batch is too large for the device.
-        """
-        with listening():
-            try:
-                yield
-            except (Stopped, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                    config = self.trainer.config
-                    raise MemoryError(
-                        f"out of memory: {str(error).splitlines()[0]}; in training and influence estimation lower "
-                        f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as "
-                        f"much, in evaluation lower --eval_batch_size={config.eval_batch_size}"
-                    ) from None
-                # A process that waits for one that has stopped already gets a RuntimeError.
-                if not isinstance(error, Stopped) and not (stop_requested() and self._frozen):
-                    raise
-                self._save()
-                self.leave()
-                raise Stopped(f"{error}; the state is saved in {self.folder}, --resume goes on from it") from None
-            finally:
-                self.trainer.run.unlock()
 
     @contextmanager
     def frozen_state(self) -> Iterator[None]:
         """Mark a stretch in which no process trains, so that the main one can save the state on its own."""
-        self._frozen = gather_object([process_state(self.trainer.loss_sums)])
+        self.frozen = gather_object([process_state(self.loss_sums)])
         yield
-        self._frozen = None  # left as it is on an exception, for `resumable`
+        self.frozen = None  # left as it is on an exception, for Trainer.resumable
 
-    def pause(self, gradient_norm: float | Tensor = 0.0) -> None:
+    def pause(self, check: Callable[[], None] = lambda: None) -> None:
         """Save the state where it is time; raise Stopped where a signal asked for it. Processes agree on either.
 
-        Raises FloatingPointError where the latest step's gradient was not finite: what it made is not saved.
+        Before either `check` is called, which raises an error where the state is not worth to be saved.
         """
-        trainer, accelerator = self.trainer, self.trainer.accelerator
-        due = time.monotonic() - self._saved_at >= 60 * trainer.config.checkpoint_minutes
-        stop = stop_requested()
-        if accelerator.num_processes > 1:
-            if self._frozen is None and trainer.state.step % AGREE_EVERY:
+        due, stop = time.monotonic() - self._saved_at >= 60 * self.minutes, stop_requested()
+        if self.accelerator.num_processes > 1:
+            if self.frozen is None and self.state.step % AGREE_EVERY:
                 return
-            flags = torch.tensor([float(due and accelerator.is_main_process), float(stop)], device=accelerator.device)
-            due, stop = (accelerator.reduce(flags, "sum") > 0).tolist()
+            flags = torch.tensor([due and self.accelerator.is_main_process, stop], device=self.accelerator.device)
+            due, stop = (self.accelerator.reduce(flags.float(), "sum") > 0).tolist()
         if due or stop:
-            trainer.check_finite(float(trainer.loss_sums[0]), float(gradient_norm))
+            check()
         if stop:
             raise Stopped("stopped by SIGTERM or SIGINT")
         if due:
-            self._save()
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a snapshot."""
-        trainer = self.trainer
-        processes = self._frozen or gather_object([process_state(trainer.loss_sums)])
-        if trainer.accelerator.is_main_process:
+        processes = self.frozen or gather_object([process_state(self.loss_sums)])
+        if self.accelerator.is_main_process:
             values = {
-                "progress": asdict(trainer.state),
-                "metrics_size": trainer.run.metrics_size(),
-                "global_batch_size": trainer.data.order.global_batch_size,
-                "data": trainer.data.fingerprint,
+                "progress": asdict(self.state),
+                "metrics_size": self.run.metrics_size(),
+                "global_batch_size": self.data.order.global_batch_size,
+                "data": self.data.fingerprint,
             }
-            tensors = state_tensors(trainer.recommender, trainer.optimizer, processes)
-            write_snapshot(self.folder, tensors, values, self.best_folder if trainer.state.best_epoch else None)
+            tensors = state_tensors(self.recommender, self.optimizer, processes)
+            write_snapshot(self.run.states, tensors, values, self.run.model if self.state.best_epoch else None)
         self._saved_at = time.monotonic()
 
     def restore_(self, snapshot: Snapshot) -> None:
-        """Put back the tensors and the best model of a snapshot, whose values the trainer's state holds already."""
-        trainer, processes = self.trainer, self.trainer.accelerator
-        mine = processes.process_index, processes.num_processes
-        load_state_(snapshot.tensors, trainer.recommender, trainer.optimizer, trainer.loss_sums, *mine)
-        if processes.is_main_process and trainer.state.best_epoch:  # a later epoch may have become the best since
-            shutil.rmtree(self.best_folder, ignore_errors=True)
-            link_folder(snapshot.attachment, self.best_folder)
-        processes.wait_for_everyone()
+        """Put back the tensors and the best model of a snapshot, whose values the state holds already."""
+        mine = self.accelerator.process_index, self.accelerator.num_processes
+        load_state_(snapshot.tensors, self.recommender, self.optimizer, self.loss_sums, *mine)
+        if self.accelerator.is_main_process and self.state.best_epoch:  # a later epoch may have become the best since
+            shutil.rmtree(self.run.model, ignore_errors=True)
+            link_folder(snapshot.attachment, self.run.model)
+        self.accelerator.wait_for_everyone()
 
     def save_model(self, folder: Path) -> None:
         """Write the network as it is into a model folder."""
-        if self.trainer.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             with atomic_folder(folder) as temporary:
-                self.trainer.recommender.save_pretrained(temporary)
-        self.trainer.accelerator.wait_for_everyone()
+                self.recommender.save_pretrained(temporary)
+        self.accelerator.wait_for_everyone()
 
     def load_best(self) -> None:
         """Go back to the best weights so far."""
-        self.trainer.accelerator.wait_for_everyone()
-        self.trainer.recommender.load_pretrained(self.best_folder)
-
-    def leave(self) -> None:
-        """Finish the trackers and leave the process group; nothing can be trained any more.
-
-        The wrapped model goes first: were its reducer the last to hold the group, its destructor would wait, with
-        Python's lock held, for the group's threads, which may be waiting for that lock.
-        """
-        del self.trainer.model
-        self.trainer.accelerator.free_memory()
-        gc.collect()
-        self.trainer.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        self.recommender.load_pretrained(self.run.model)

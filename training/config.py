@@ -1,32 +1,40 @@
 """The settings of pre-training and fine-tuning. Names and defaults are the reference code's, where it has the flag."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from data.token_table import level_sizes
 from evaluation.metrics import METRICS, parse_metric
-from model.recommender import NETWORKS
+from model.recommender import NETWORKS, Architecture
 from training.curriculum import RULES
 from utils.config import Epochs, expand_epochs
 from utils.errors import InputError
 
-# Flags that a pre-trained model settles (model.recommender.Architecture).
-ARCHITECTURE_FLAGS = (
-    "network",
-    *("n_codebooks", "codebook_size", "n_user_tokens", "num_layers", "num_decoder_layers"),
-    *("d_model", "d_ff", "num_heads", "d_kv", "feed_forward_proj"),
-)
+# Flags that a pre-trained model settles: its architecture, but for the dropout rate, which is the run's own.
+SIZE_FLAGS = tuple(field.name for field in fields(Architecture) if field.name not in ("level_sizes", "dropout_rate"))
+ARCHITECTURE_FLAGS = ("n_codebooks", "codebook_size", *SIZE_FLAGS)
 
-# Flags of either stage whose values, where they have one, are above 0.
-POSITIVE = (
-    *("n_codebooks", "n_user_tokens", "max_item_seq_len", "num_layers", "num_decoder_layers", "d_model", "d_ff"),
-    *("num_heads", "d_kv", "train_batch_size", "gradient_accumulation_steps", "eval_interval", "num_beams", "steps"),
-    *("schedule_epochs", "num_tokenizers", "epochs", "eval_batch_size", "patience", "save_interval", "test_num_beams"),
-    *("lr", "max_grad_norm", "tau"),
+# What a flag's value must be, in the words of the message; every other number must be positive.
+POSITIVE = "must be positive", lambda value: 0 < value < math.inf
+NOT_NEGATIVE = "must not be negative", lambda value: 0 <= value < math.inf
+SHARE = "must be above 0 and at most 1", lambda value: 0 < value <= 1
+IS_NAME = (
+    "must be the name of a folder, not a path",
+    lambda value: value == Path(value).name and value not in ("", ".", ".."),
 )
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"), NOT_NEGATIVE),
+    **dict.fromkeys(("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"), SHARE),
+    **dict.fromkeys(("dataset", "run_name"), IS_NAME),
+    "dropout_rate": ("must be at least 0 and below 1", lambda value: 0 <= value < 1),
+    "epoch_per_stage": ("must be a list of stages of 1 or more epochs", lambda value: min(value, default=0) >= 1),
+    "rand_seed": ("must be at least 0 and below 2**32", lambda value: 0 <= value < 2**32),
+}
 
-# Flags of either stage that choose by name.
+# Flags of either command that choose by name.
 CHOICES = {
     "mixed_precision": ("no", "bf16"),
     "val_users": ("all", "new"),
@@ -38,7 +46,7 @@ CHOICES = {
 
 @dataclass
 class TrainingConfig:
-    """What both stages share."""
+    """What both commands share."""
 
     dataset: str = "Musical_Instruments"
     """Name of the dataset's folder."""
@@ -147,35 +155,28 @@ class TrainingConfig:
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
         found = []
-        for name in POSITIVE:
-            value = getattr(self, name, None)
-            if value is not None and not 0 < value < math.inf:
-                found.append(f"{name}={value} must be positive")
-        for name in ("weight_decay", "warmup_steps", "val_delay", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                found.append(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("train_user_ratio", "val_ratio", "test_ratio", "influence_sample_ratio"):
-            if not 0 < getattr(self, name, 1.0) <= 1:
-                found.append(f"{name}={getattr(self, name)} must be above 0 and at most 1")
-        for name in ("dataset", "run_name"):
-            value = getattr(self, name)
-            if value is not None and (value != Path(value).name or value in ("", ".", "..")):
-                found.append(f"{name}={value} must be the name of a folder, not a path")
+        for name, value in vars(self).items():
+            rule, holds = RANGES.get(name, POSITIVE)
+            if (name in RANGES or type(value) in (int, float)) and value is not None and not holds(value):
+                found.append(f"{name}={value} {rule}")
+            if name in CHOICES and value not in CHOICES[name]:
+                found.append(f"{name}={value} must be {' or '.join(CHOICES[name])}")
         if self.overwrite and self.resume:
             found.append("overwrite starts anew and resume goes on; give one of them")
-        for name, end, text in (("rand_seed", 2**32, "2**32"), ("dropout_rate", 1, "1")):
-            if not 0 <= getattr(self, name) < end:
-                found.append(f"{name}={getattr(self, name)} must be at least 0 and below {text}")
         if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):
             found.append(
                 f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
             )
-        for name, choices in CHOICES.items():
-            if hasattr(self, name) and getattr(self, name) not in choices:
-                found.append(f"{name}={getattr(self, name)} must be {' or '.join(choices)}")
         if self.val_users == "new" and self.train_user_ratio == 1:
             found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
-        return found + self._problems_of_metrics() + self._problems_of_tokens()
+        if self.token_prefix == []:
+            found.append("token_prefix is an empty list")
+        for check, *given in ((level_sizes, self.n_codebooks, self.codebook_size), (expand_epochs, self.sem_id_epochs)):
+            try:
+                check(*given)
+            except InputError as error:
+                found.append(str(error))
+        return found + self._problems_of_metrics()
 
     def _problems_of_metrics(self) -> list[str]:
         wrong = [name for name in self.metrics if name not in METRICS]
@@ -187,23 +188,11 @@ class TrainingConfig:
             if beams and self.topk and max(self.topk) > beams:
                 found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
         try:
-            metric, cutoff = parse_metric(self.val_metric)
-            if metric not in self.metrics or cutoff not in self.topk:
+            parse_metric(self.val_metric)
+            if self.val_metric not in self.metric_names:
                 found.append(f"val_metric={self.val_metric} is not among metrics={self.metrics} at topk={self.topk}")
         except ValueError as error:
             found.append(f"val_metric: {error}")
-        return found
-
-    def _problems_of_tokens(self) -> list[str]:
-        found = ["token_prefix is an empty list"] if self.token_prefix == [] else []
-        for check, *values in (
-            (level_sizes, self.n_codebooks, self.codebook_size),
-            (expand_epochs, self.sem_id_epochs),
-        ):
-            try:
-                check(*values)
-            except InputError as error:
-                found.append(str(error))
         return found
 
     @property
@@ -242,13 +231,6 @@ class PretrainConfig(TrainingConfig):
     """Users per process and batch in evaluation."""
     test_num_beams: int | None = None
     """Beams in the test; by default num_beams."""
-
-    def problems(self) -> list[str]:
-        """Name everything that is wrong with the settings."""
-        found = super().problems()
-        if not self.epoch_per_stage or min(self.epoch_per_stage) < 1:
-            found.append(f"epoch_per_stage={self.epoch_per_stage} must be a list of stages of 1 or more epochs")
-        return found
 
 
 @dataclass

@@ -4,8 +4,8 @@ Source: arXiv 2504.04400, section 2.3. Deviations from its text follow the refer
 Another rule than influence is one function that scores the tokenizers, and its line in RULES.
 """
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,23 +14,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from data.batching import Batch, Stream, Tokenization, TrainingOrder, random_share, random_stream
+from model.recommender import Recommender
 from utils.interrupts import stop_if_requested
-from utils.progress import duration
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the rules' names are settings, which most commands read without Accelerate
     from accelerate import Accelerator
-
-    from model.recommender import Recommender
-    from training.checkpointer import TrainingState
-    from training.config import PretrainConfig
-    from training.trainer import Trainer
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Gradient = list[Tensor]  # one tensor per parameter, in the order of model.parameters()
 
 
-def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_examples: int) -> Gradient:
+def mean_gradient(recommender: Recommender, batches: Iterable[Batch], num_examples: int) -> Gradient:
     """Return the gradient of the mean loss over all examples (equations 10 and 12).
 
     Gradients are accumulated in place, batch by batch; the parameters' own are cleared. Differs from the reference
@@ -52,7 +47,7 @@ def mean_gradient(recommender: "Recommender", batches: Iterable[Batch], num_exam
     return gradient
 
 
-def adam_moments(recommender: "Recommender", optimizer: Optimizer) -> tuple[Gradient, Gradient]:
+def adam_moments(recommender: Recommender, optimizer: Optimizer) -> tuple[Gradient, Gradient]:
     """Return the optimizer's present first and second moments per parameter; zeros before its first step."""
     first, second = (
         [optimizer.state.get(p, {}).get(name, torch.zeros_like(p)) for p in recommender.parameters()]
@@ -80,7 +75,7 @@ def inner_product(left: Gradient, right: Gradient) -> float:
 
 
 def estimate_influence(
-    recommender: "Recommender",
+    recommender: Recommender,
     optimizer: Optimizer,
     tokenization: Tokenization,
     train_positions: np.ndarray,
@@ -107,27 +102,37 @@ def estimate_influence(
         pause: Called after each group.
         advance: Called with the examples that all processes have done since the last call.
     """
-    num_groups = tokenization.table.num_groups
     scores = [] if scores is None else scores
 
-    def gradient(positions: np.ndarray, groups: Iterable[int], num_examples: int) -> Gradient:
-        ordered = tokenization.by_length(positions)[accelerator.process_index :: accelerator.num_processes]
-        batches = (batch for group in groups for batch in counted(tokenization.batches(ordered, group, batch_size)))
-        summed = mean_gradient(recommender, batches, num_examples)
+    def batches(positions: np.ndarray, groups: Sequence[int]) -> Iterator[Batch]:
+        mine = tokenization.by_length(positions)[accelerator.process_index :: accelerator.num_processes]
+        for group in groups:
+            for part, batch in tokenization.batches(mine, group, batch_size):
+                yield batch
+                advance(len(part) * accelerator.num_processes)
+
+    def gradient(positions: np.ndarray, groups: Sequence[int]) -> Gradient:
+        summed = mean_gradient(recommender, batches(positions, groups), len(groups) * len(positions))
         return [accelerator.reduce(part, "sum") for part in summed]
 
-    def counted(batches: Iterable[tuple[np.ndarray, Batch]]) -> Iterable[Batch]:
-        for positions, batch in batches:
-            yield batch
-            advance(len(positions) * accelerator.num_processes)
-
-    valid = gradient(valid_positions, range(num_groups), num_groups * len(valid_positions))
-    first, second = adam_moments(recommender, optimizer)
+    num_groups = tokenization.table.num_groups
+    valid = gradient(valid_positions, range(num_groups))
+    moments = adam_moments(recommender, optimizer)
     for group in range(len(scores), num_groups):
-        train = gradient(train_positions, [group], len(train_positions))
-        scores.append(inner_product(valid, adam_direction(train, first, second)))
+        train = gradient(train_positions, [group])
+        scores.append(inner_product(valid, adam_direction(train, *moments)))
         pause()
     return np.array(scores)
+
+
+def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:
+    """Return the 1-based last epoch of each stage, and the trailing stages that do not fit into `epochs` in all.
+
+    Where the stages end early, the remaining epochs are one more segment, after which nothing is estimated.
+    """
+    ends = [end for end in accumulate(epoch_per_stage) if end <= epochs]
+    dropped = epoch_per_stage[len(ends) :]
+    return ends if ends[-1:] == [epochs] else [*ends, epochs], dropped
 
 
 def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.ndarray:
@@ -157,77 +162,19 @@ def entropy(probabilities: np.ndarray) -> float:
     return float(-(drawn @ np.log(drawn)))
 
 
-def influence_positions(config: "PretrainConfig", order: TrainingOrder) -> np.ndarray:
+def influence_positions(order: TrainingOrder, ratio: float) -> np.ndarray:
     """Return the training examples that influence is estimated on: one random share for every tokenizer and stage."""
-    rng = random_stream(config.rand_seed, Stream.INFLUENCE_SAMPLE)
-    return random_share(order.positions, config.influence_sample_ratio, rng)
+    return random_share(order.positions, ratio, random_stream(order.seed, Stream.INFLUENCE_SAMPLE))
 
 
-def influence_rule(trainer: "Trainer", advance: Callable[[int], None]) -> np.ndarray:
-    """Score each tokenizer by its data's influence on the validation loss."""
-    return estimate_influence(
-        trainer.recommender,
-        trainer.optimizer,
-        trainer.data.tokenization,
-        influence_positions(trainer.config, trainer.data.order),
-        trainer.data.valid,
-        trainer.config.train_batch_size,
-        trainer.accelerator,
-        trainer.state.influence_parts,
-        trainer.checkpointer.pause,
-        advance,
-    )
+# What --curriculum chooses from. A rule takes the arguments of `estimate_influence`; at a stage's end it scores the
+# tokenizers, float64 [G], higher to be drawn more often. None draws all alike, always.
+RULES: dict[str, Callable[..., np.ndarray] | None] = {"influence": estimate_influence, "uniform": None}
 
 
-# What --curriculum chooses from. A rule scores the tokenizers at the end of a stage, float64 [G], higher to be drawn
-# more often; it calls its second argument with the examples it has looked at. None draws all alike, always.
-RULES: dict[str, Callable[["Trainer", Callable[[int], None]], np.ndarray] | None] = {
-    "influence": influence_rule,
-    "uniform": None,
-}
-
-
-def scores_tokenizers(config: "PretrainConfig", num_groups: int) -> bool:
-    """Return whether the tokenizers are scored at the end of a stage."""
-    return RULES[config.curriculum] is not None and num_groups > 1
-
-
-def current_probabilities(state: "TrainingState", num_groups: int, tau: float) -> np.ndarray:
-    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly."""
-    if not state.influences:
-        return np.full(num_groups, 1 / num_groups)
-    scores = accumulate_scores(np.array(state.influences), np.array(state.learning_rates))
-    return sampling_probabilities(scores, tau)
-
-
-def score_tokenizers(trainer: "Trainer", stage: int) -> None:
-    """Score the tokenizers at the end of a 1-based stage, and tell what follows for the next one."""
-    started, state, config = time.perf_counter(), trainer.state, trainer.config
-    with trainer.checkpointer.frozen_state(), trainer.display.influence(stage) as advance:
-        scores = RULES[config.curriculum](trainer, advance)
-    state.influences.append(scores.tolist())
-    state.learning_rates.append(trainer.learning_rate)
-    state.influence_parts = []
-    probabilities, names = current_probabilities(state, len(scores), config.tau), trainer.data.table.labels
-    seconds = time.perf_counter() - started
-    influence = dict(zip(names, scores.tolist(), strict=True))
-    shares = dict(zip(names, probabilities.tolist(), strict=True))
-    tracked = {f"influence/{name}": score for name, score in influence.items()}
-    tracked |= {f"sampling_probability/{name}": share for name, share in shares.items()}
-    values = {"stage": stage, "epoch": state.epoch, "step": state.step, "learning_rate": trainer.learning_rate}
-    values |= {"seconds": seconds, "influence": influence, "probabilities": shares}
-    low, high = min(shares, key=shares.get), max(shares, key=shares.get)
-    trainer.run.emit(
-        "influence",
-        values,
-        tracked,
-        state.step,
-        f"stage {stage} is over after epoch {state.epoch}; influence estimated in {duration(seconds)}",
-        f"  the next stage's sampling probabilities: lowest {shares[low]:.4f} (tokenizer {low}), "
-        f"highest {shares[high]:.4f} (tokenizer {high}), uniform {1 / len(names):.4f}",
-        f"  their entropy: {entropy(probabilities):.4f}, uniform {np.log(len(names)):.4f}",
-    )
-    trainer.display.warn("curriculum", curriculum_advice(probabilities, config.tau))
+def rule_of(curriculum: str, num_groups: int) -> Callable[..., np.ndarray] | None:
+    """Return what scores the tokenizers at the end of a stage; None where they are always drawn alike."""
+    return RULES[curriculum] if num_groups > 1 else None
 
 
 def curriculum_advice(probabilities: np.ndarray, tau: float) -> str | None:

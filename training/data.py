@@ -1,4 +1,4 @@
-"""The data of a run: where it lies, found once, and as training, evaluation and influence read it."""
+"""The data of a run: where they lie, found once, and as training, evaluation and influence read them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """The dataset's folder and the tokenizers to train on; each is read when it is first asked for."""
 
     folder: Path
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass
 class Data:
-    """A dataset ready for training."""
+    """A dataset ready for training, on the device."""
 
     tokenization: Tokenization  # makes batches of any examples
     order: TrainingOrder  # the training examples, and which of them each step sees
@@ -56,10 +56,11 @@ class Data:
         }
 
 
-def load_data(config: TrainingConfig, source: Source, accelerator: Accelerator) -> Data:
+def load_data(config: TrainingConfig, dataset: Dataset, accelerator: Accelerator) -> Data:
     """Read the dataset and the chosen tokenizers onto the device, and cut the splits."""
-    interactions, seed = source.interactions, config.rand_seed
-    table = source.table.to(accelerator.device)
+    interactions, seed = dataset.interactions, config.rand_seed
+    places = accelerator.num_processes, accelerator.process_index
+    table = dataset.table.to(accelerator.device)
     train, valid, test = (split_positions(interactions.offsets, split) for split in ("train", "valid", "test"))
     if config.train_user_ratio < 1:
         trained_on = training_users(interactions.num_users, config.train_user_ratio, seed)
@@ -68,17 +69,10 @@ def load_data(config: TrainingConfig, source: Source, accelerator: Accelerator) 
             valid = valid[~trained_on[interactions.users_of(valid)]]
     empty = [name for name, split in (("train", train), ("valid", valid), ("test", test)) if len(split) == 0]
     if empty:
-        raise InputError(f"{source.folder}: no user has enough items for {' and '.join(empty)} examples")
+        raise InputError(f"{dataset.folder}: no user has enough items for {' and '.join(empty)} examples")
     return Data(
         Tokenization(interactions, table, config.max_item_seq_len),
-        TrainingOrder(
-            train,
-            config.train_batch_size,
-            accelerator.num_processes,
-            accelerator.process_index,
-            config.gradient_accumulation_steps,
-            seed,
-        ),
+        TrainingOrder(train, config.train_batch_size, *places, config.gradient_accumulation_steps, seed),
         valid,
         valid_sample=random_share(valid, config.val_ratio, random_stream(seed, Stream.VALIDATION_SAMPLE)),
         test=random_share(test, config.test_ratio, random_stream(seed, Stream.TEST_SAMPLE)),

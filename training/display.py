@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from training.config import PretrainConfig, TrainingConfig
-from training.curriculum import scores_tokenizers
+from training.curriculum import rule_of, stage_ends
 from training.data import Data
 from training.run_folder import RunFolder
-from training.schedule import stage_ends
 from utils.progress import ProgressLine, duration
 
 # Time of one user and beam in evaluation, in training examples; until an evaluation has been timed.
@@ -23,7 +22,7 @@ class Display:
         self.ends, influences, share = [epochs], 0, 1.0
         if isinstance(config, PretrainConfig):
             self.ends, share = stage_ends(config.epoch_per_stage, epochs)[0], config.influence_sample_ratio
-            influences = len(self.ends) - 1 if scores_tokenizers(config, num_groups) else 0
+            influences = len(self.ends) - 1 if rule_of(config.curriculum, num_groups) else 0
         self.influence_units = num_groups * (self.epoch_units * share + len(data.valid))
         self.evaluated = [e for e in range(1, epochs + 1) if e > config.val_delay and e % config.eval_interval == 0]
         self.evaluation_units = num_groups * len(data.valid_sample) * config.num_beams

@@ -11,18 +11,30 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from evaluation.run import CONFIG_FILE, METRICS_FILE, is_finished, read_config
+from evaluation.run import METRICS_FILE, SETTINGS_FILE, Run
 from training.config import TrainingConfig
 from utils.claims import Claim, Found, claim
 from utils.config import HANDLING_FLAGS, dump_config
+from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
 from utils.locks import LOCK_FILE, FileLock
 
+# Settings in which a run may differ and still be the one that is asked for: where it lies and how it was watched, and
+# of an unfinished one also how long it goes on and how often it is saved. None changes what a step computes, but for
+# `epochs`, on whose number the learning rates of the steps to come depend.
+MAY_DIFFER: dict[Found, tuple[str, ...]] = {
+    "finished": ("checkpoint_minutes", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+    "unfinished": (
+        *("epochs", "patience", "save_interval", "checkpoint_minutes", "gradient_accumulation_steps"),
+        *("data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+    ),
+}
 
-def differing_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:
+
+def other_settings(folder: Path, config: Any, but: tuple[str, ...] = ()) -> list[str]:
     """Return "flag=here (there: value)" for each setting, but some, in which the run in the folder differs."""
     # A flag that is younger than the run had its default
-    there = {**yaml.safe_load(dump_config(type(config)())), **read_config(folder)}
+    there = {**yaml.safe_load(dump_config(type(config)())), **Run(folder).settings}
     here = yaml.safe_load(dump_config(config))
     for settings in (here, there):
         if model := settings.get("pretrained_model"):
@@ -40,35 +52,41 @@ class RunFolder:
     def __init__(self, path: Path, is_main: bool, log_file: Path, track: Callable[..., None] = lambda *_: None):
         self.path, self.is_main, self.log_file, self.track = path, is_main, log_file, track
         self.metrics_file = path / METRICS_FILE
+        self.model = path / "model"  # the model folder with the best weights so far
+        self.checkpoints = path / "checkpoints"  # the folder of the model folders that are kept
+        self.states = path / "state"  # what --resume goes on from
         self._lock: FileLock | None = None
 
-    def check(self, config: Any, may_change: tuple[str, ...] = (), finished_change: tuple[str, ...] = ()) -> Claim:
-        """Decide what is to be done here; reuse: the run is already finished with the same settings.
+    def claim(self, config: Any, global_batch_size: int = 0, sha256: Callable[[], list[str]] = list) -> Claim:
+        """Decide what is to be done here, touching nothing; reuse: the run is already finished with the same settings.
 
-        Settings named in `may_change` may be others when an unfinished run is resumed, those in `finished_change` in a
-        finished run. Raises InputError where something else is there and `config.overwrite` is not set.
+        A finished run of the same `global_batch_size` may have accumulated it otherwise. `sha256` returns the hashes of
+        the tokenizers' semantic IDs. Raises InputError where something else is there and `config.overwrite` is not set.
         """
-        found, reuse = self._found(), config.reuse or config.resume
-        if found == "nothing" or config.overwrite:
+        run = Run(self.path)
+        # Hidden files alone are of a run that was killed before it had settings
+        if config.overwrite or not self.path.exists() or all(p.name.startswith(".") for p in self.path.iterdir()):
             return "make"
-        if found == "unfinished":
-            there, remedy = "holds an unfinished run", "go on with --resume (RESUME=1)"
-            but, asked = may_change, config.resume
+        if run.is_finished:
+            found, holds, remedy = "finished", "holds a finished run", "set another RUN_NAME (--run_name)"
+            asked, but = config.reuse or config.resume, MAY_DIFFER["finished"]
+            if run.results.get("global_batch_size") == global_batch_size:
+                but += ("gradient_accumulation_steps",)
         else:
-            there, remedy = "holds a finished run", "set another RUN_NAME (--run_name)"
-            but, asked = finished_change, reuse
-        different = "; ".join(differing_settings(self.path, config, but)) if asked else ""
+            found, holds, remedy = "unfinished", "holds an unfinished run", "go on with --resume (RESUME=1)"
+            asked, but = config.resume, MAY_DIFFER["unfinished"]
+        different = "; ".join(other_settings(self.path, config, but)) if asked else ""
         if different:
-            there += f" with other settings: {different}"
-            remedy = "resume it with its own" if found == "unfinished" else remedy
-        refusal = f"{there}; {remedy}, or start anew with --overwrite"
-        return claim(self.path, found, different, resume=config.resume, reuse=reuse, refusal=refusal)
-
-    def _found(self) -> Found:
-        """Return what is in the folder; hidden files alone are of a run that was killed before it had settings."""
-        if not self.path.exists() or all(file.name.startswith(".") for file in self.path.iterdir()):
-            return "nothing"
-        return "finished" if is_finished(self.path) else "unfinished"
+            holds += f" with other settings: {different}"
+            remedy = remedy if run.is_finished else "resume it with its own"
+        refusal = f"{holds}; {remedy}, or start anew with --overwrite"
+        answer = claim(self.path, found, different, resume=config.resume, reuse=asked, refusal=refusal)
+        if answer == "reuse" and run.trained_identifiers not in ([], sha256()):
+            raise InputError(
+                f"{self.path} holds a finished run with other semantic IDs of the same name: the tokenizer was trained "
+                "again since; set another RUN_NAME (--run_name), or start anew with --overwrite"
+            )
+        return answer
 
     def lock(self) -> None:
         """Keep other processes out until `unlock`, or until this process ends; InputError if one has the folder."""
@@ -106,7 +124,7 @@ class RunFolder:
 
     def _write_config(self, config: Any) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / CONFIG_FILE, dump_config(config, without=HANDLING_FLAGS))
+        write_text(self.path / SETTINGS_FILE, dump_config(config, without=HANDLING_FLAGS))
 
     def say(self, text: str) -> None:
         """Print a line and keep it in the log."""

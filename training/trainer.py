@@ -1,21 +1,27 @@
 """The one training loop: epochs of optimizer steps, evaluation where it is due, early stopping."""
 
+import gc
 import math
+import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from evaluation.run import RESULTS_FILE
 from model.recommender import Recommender
 from training.checkpointer import Checkpointer, TrainingState
 from training.config import TrainingConfig
 from training.data import Data
 from training.display import Display
-from training.evaluator import Evaluator
-from training.run_folder import RunFolder
-from training.schedule import cosine_factor
+from training.evaluator import Evaluator, text_of
+from training.run_folder import RunFolder, log_hyperparameters
+from utils.files import write_json
+from utils.interrupts import Stopped, listening, stop_requested
 from utils.snapshots import Snapshot
 
 LOG_EVERY = 50  # optimizer steps between two readings of the loss
@@ -39,7 +45,7 @@ class Trainer:
         self.config, self.accelerator, self.run = config, accelerator, run
         self.data, self.recommender = data, recommender
         batches_per_epoch = data.order.batches_per_epoch
-        self.total_positions = config.steps or batches_per_epoch * (config.schedule_epochs or config.epochs)
+        self.schedule_batches = config.steps or batches_per_epoch * (config.schedule_epochs or config.epochs)
         self.epochs = math.ceil(config.steps / batches_per_epoch) if config.steps else config.epochs
         self._warn_of_the_schedule()
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
@@ -48,7 +54,10 @@ class Trainer:
         self.state = TrainingState(**snapshot.values["progress"]) if snapshot else TrainingState()
         self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line
         self.display = Display(config, self.epochs, data, run)
-        self.checkpointer, self.evaluator = Checkpointer(self), Evaluator(self)
+        saved = (self.optimizer, self.state, self.loss_sums)
+        self.checkpointer = Checkpointer(accelerator, run, data, recommender, *saved, config.checkpoint_minutes)
+        tools = (self.state, self.checkpointer, self.display)
+        self.evaluator = Evaluator(config, accelerator, run, data, recommender, *tools)
         if snapshot:
             self.checkpointer.restore_(snapshot)
             self.display.skip(self.state.epoch, len(self.state.influences))
@@ -57,25 +66,62 @@ class Trainer:
 
     def _warn_of_the_schedule(self) -> None:
         """Say where the learning rate's schedule does not fit the run."""
-        config, order = self.config, self.data.order
+        config, order, total = self.config, self.data.order, self.schedule_batches
         planned = order.steps_per_epoch * order.accumulation * order.num_processes * self.epochs
-        if planned > 1.05 * self.total_positions:
+        if planned > 1.05 * total:
             self.run.say(
-                f"the learning rate reaches 0 after {self.total_positions / planned:.0%} of the steps: "
+                f"the learning rate reaches 0 after {total / planned:.0%} of the steps: "
                 f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly; "
                 "lower --gradient_accumulation_steps"
             )
-        if config.warmup_steps > self.total_positions / 2:
+        if config.warmup_steps > total / 2:
             self.run.say(
                 f"warning: the learning rate rises for --warmup_steps={config.warmup_steps:,} of the run's "
-                f"{self.total_positions:,} batches; three epochs' would be {3 * order.batches_per_epoch:,}"
+                f"{total:,} batches; three epochs' would be {3 * order.batches_per_epoch:,}"
             )
 
     @property
     def learning_rate(self) -> float:
         """That of the next optimizer step; a step advances the schedule by the batches that all processes took."""
-        position = self.state.step * self.data.order.accumulation * self.data.order.num_processes
-        return self.config.lr * cosine_factor(position, self.config.warmup_steps, self.total_positions)
+        batches = self.state.step * self.data.order.accumulation * self.data.order.num_processes
+        return self.config.lr * cosine_factor(batches, self.config.warmup_steps, self.schedule_batches)
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Save the state before SIGTERM or SIGINT ends what happens inside, and give the folder back at the end.
+
+        Raises Stopped where one of the two came, and MemoryError where a batch is too large for the device.
+        """
+        with listening():
+            try:
+                yield
+            except (Stopped, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    config = self.config
+                    raise MemoryError(
+                        f"out of memory: {str(error).splitlines()[0]}; in training and influence estimation lower "
+                        f"--train_batch_size={config.train_batch_size} and raise --gradient_accumulation_steps as "
+                        f"much, in evaluation lower --eval_batch_size={config.eval_batch_size}"
+                    ) from None
+                # A process that waits for one that has stopped already gets a RuntimeError.
+                if not isinstance(error, Stopped) and not (stop_requested() and self.checkpointer.frozen):
+                    raise
+                self.checkpointer.save()
+                self.leave()
+                raise Stopped(f"{error}; the state is saved in {self.run.states}, --resume goes on from it") from None
+            finally:
+                self.run.unlock()
+
+    def leave(self) -> None:
+        """Finish the trackers and leave the process group; nothing can be trained any more.
+
+        The wrapped model goes first: were its reducer the last to hold the group, its destructor would wait, with
+        Python's lock held, for the group's threads, which may be waiting for that lock.
+        """
+        del self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def fit(self, last_epoch: int, probabilities: np.ndarray) -> None:
         """Train up to and including 1-based `last_epoch`, or until early stopping; evaluate and save where it is due.
@@ -96,12 +142,20 @@ class Trainer:
                     self.run.say(f"stopped early: the best epoch is {state.best_epoch}, {config.patience} epochs back")
             last = epoch == self.epochs or state.stopped
             if config.save_interval is not None and (last or epoch % config.save_interval == 0):
-                self.checkpointer.save_model(self.run.path / "checkpoints" / f"epoch_{epoch}")
+                self.checkpointer.save_model(self.run.checkpoints / f"epoch_{epoch}")
             state.closed = epoch
 
     def test(self) -> dict:
-        """Test the best weights with every tokenizer, and end the run; see `Evaluator.test`."""
-        return self.evaluator.test()
+        """Test the best weights with every tokenizer, and end the run; return what results.json holds."""
+        results = self.evaluator.test()
+        log_hyperparameters(self.accelerator, self.config, results)
+        self.leave()
+        if self.accelerator.is_main_process:
+            write_json(self.run.path / RESULTS_FILE, results)
+            shutil.rmtree(self.run.states, ignore_errors=True)  # nothing is left to go on with
+        self.run.say(f"test of epoch {results['best_epoch']}  {text_of(results['test'])}")
+        self.run.say(f"results: {self.run.path / RESULTS_FILE}")
+        return results
 
     def _train_epoch(self, epoch: int, probabilities: np.ndarray) -> None:
         """Take the optimizer steps of a 1-based epoch."""
@@ -124,7 +178,7 @@ class Trainer:
                 advance(size, text)
                 if not last:
                     state.epoch_seconds = time.perf_counter() - started
-                    self.checkpointer.pause(gradient_norm)
+                    self.checkpointer.pause(partial(self._check_finite, self.loss_sums[0], gradient_norm))
         self._report_epoch(epoch, len(positions), time.perf_counter() - started)
 
     def _train_step(
@@ -160,7 +214,7 @@ class Trainer:
         """Report, and return, the mean loss since the last report."""
         step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
         loss = float(self.accelerator.reduce(self.loss_sums[1], "sum")) / self.state.window_size
-        self.check_finite(loss, gradient_norm)
+        self._check_finite(loss, gradient_norm)
         values = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm}
         tracked = {f"train/{name}": value for name, value in values.items()}
         self.run.emit("train", {"epoch": epoch, "step": step, **values}, tracked, step)
@@ -168,8 +222,9 @@ class Trainer:
         self.state.window_size = 0
         return loss
 
-    def check_finite(self, loss: float, gradient_norm: float) -> None:
+    def _check_finite(self, loss: float | torch.Tensor, gradient_norm: float | torch.Tensor) -> None:
         """Raise FloatingPointError if training has diverged at the latest step."""
+        loss, gradient_norm = float(loss), float(gradient_norm)
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
         step, learning_rate = self.state.step, self.optimizer.param_groups[0]["lr"]
@@ -193,3 +248,15 @@ class Trainer:
             f"{self.display.epoch_name(epoch)}  loss {loss:.4f}  {speed:,.0f} samples/s  {seconds:.1f} s, "
             f"{self.display.left_in_run()}",
         )
+
+
+def cosine_factor(done: int, warmup: int, total: int) -> float:
+    """Return the learning rate's factor: linear warm-up, then half a cosine to zero, which it keeps.
+
+    Differs from the reference code: there the factor rises again beyond `total`, which uneven global batches reach.
+    All three count batches of one process; `done` are those before the step.
+    """
+    if done < warmup:
+        return done / max(1, warmup)
+    share = min(1.0, (done - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * share))

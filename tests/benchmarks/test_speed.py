@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import model.length_groups
+import model.packing
 from benchmarks import speed, stages
 from benchmarks.speed import SpeedConfig
 from benchmarks.stages import Sizes, Stage
@@ -69,7 +69,7 @@ def test_a_compiled_step_is_equal_to_the_reference_way(tmp_path: Path, monkeypat
     rows = measure(tmp_path / "a.json", "--stages=train_step_compiled")["rows"]
     expected = [("train_step_compiled", precision, True) for precision in ("float32", "bf16")]
     assert [(row["stage"], row["precision"], row["equal"]) for row in rows] == expected
-    assert model.length_groups.GROUPING_DEVICES == ("cpu",)
+    assert model.packing.PACKING_DEVICES == ("cpu",)
 
 
 def test_another_dataset(dataset: Path, tmp_path: Path):

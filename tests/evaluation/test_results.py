@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.results import Results, ensemble, groups_of, read_comparable, read_results
+from data.interactions import Interactions
+from evaluation.results import Results, ensemble, most_popular, read_comparable, read_results, user_bins
 from utils.errors import InputError
 
 
@@ -37,8 +38,8 @@ def test_equal_scores_stand_in_order_of_appearance():
 
 
 def test_groups():
-    groups = groups_of(np.asarray([0, 19, 20, 99, 1000]), [20, 40, 60])
-    assert {name: members.tolist() for name, members in groups.items()} == {
+    bins = user_bins(np.asarray([0, 19, 20, 99, 1000]), [20, 40, 60])
+    assert {name: members.tolist() for name, members in bins.items()} == {
         "0-19": [True, True, False, False, False],
         "20-39": [False, False, True, False, False],
         "60+": [False, False, False, True, True],
@@ -94,3 +95,21 @@ def test_the_text_none_of_older_files(tmp_path: Path):
     assert read([["None", "a"]], ["None"], users=["u"]).items == [["None", "a"]]
     with pytest.raises(InputError, match=r'old\.json has an item named "None" among its label_ids, and no users'):
         read([["None", "a"]], ["None"])
+
+
+# Training interactions (all but the last two of each user): 3 3 1 | 4 1 | none | none.
+INTERACTIONS = Interactions(
+    user_names=["a", "b", "c", "d"],
+    user_ids=np.arange(1, 5),
+    item_names=["[PAD]", "w", "x", "y", "z", "never"],
+    items=np.asarray([3, 3, 1, 2, 2, 4, 1, 2, 2, 2, 2, 2], dtype=np.int32),
+    offsets=np.asarray([0, 5, 9, 11, 12]),
+)
+
+
+def test_everyone_gets_the_items_with_most_training_interactions():
+    recommended, targets = most_popular(INTERACTIONS, "test", 5)
+    assert recommended.tolist() == [[1, 3, 4, 2, 5]] * 3  # equal counts by item id
+    assert targets.tolist() == [2, 2, 2]
+    assert most_popular(INTERACTIONS, "test", 2)[0].tolist() == [[1, 3]] * 3
+    assert most_popular(INTERACTIONS, "valid", 3)[1].tolist() == [2, 2]

@@ -11,7 +11,7 @@ from evaluation.metrics import mean_metrics, per_user, target_ranks
 from evaluation.predict import predict
 from model.recommender import Recommender
 from model.reference_checkpoint import read_reference_checkpoint
-from training.schedule import cosine_factor
+from training.trainer import cosine_factor
 
 pytestmark = pytest.mark.usefixtures("layout")
 

@@ -37,7 +37,7 @@ def test_every_history_gets_k_different_unseen_items(model: RecommendationModel)
 def test_what_is_recommended_is_the_beam_search_over_the_trie(model: RecommendationModel):
     """One history by hand: the last 20 items' tokens between user token and eos."""
     history = [f"item{number % 20 + 1}" for number in range(3, 30)]
-    vocabulary, table = model.table.vocabulary, model.table
+    vocabulary, table = model.catalogue.table.vocabulary, model.catalogue.table
     ids = torch.tensor([[model.catalogue.ids[name] for name in history[-20:]]])
     tokens = [vocabulary.base_user_token, *table.tokens[0, ids].flatten().tolist(), vocabulary.eos_token]
     sequences, scores = model.recommender.generate(torch.tensor([tokens]), torch.tensor([82]), 20, 20, table.trie(0))
@@ -139,7 +139,7 @@ def test_new_items_are_recommended_and_known_in_histories(joint_run: Path, tmp_p
     assert catalogue.names[20:] == ["item20", "novelty"]
     assert catalogue.texts[21] == "text of novelty"
     np.testing.assert_array_equal(catalogue.codes()[:20], codes)
-    model.catalogue, model.table = catalogue, catalogue.table
+    model.catalogue = catalogue
     items, _ = model.recommend([["novelty", "item1"], ["item1"]], k=19)
     assert "novelty" not in items[0]
     assert "novelty" in model.recommend([["item1"]], k=20)[0][0]

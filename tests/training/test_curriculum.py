@@ -23,6 +23,7 @@ from training.curriculum import (
     inner_product,
     mean_gradient,
     sampling_probabilities,
+    stage_ends,
 )
 from utils.config import parse_config
 from utils.errors import InputError
@@ -174,15 +175,11 @@ def test_scores_that_are_not_finite_are_refused():
 def test_influence_sample_ratio():
     """The same share at every stage and for every number of processes."""
     orders = [TrainingOrder(np.arange(40), 4, processes, 0, seed=2) for processes in (1, 2)]
-    whole = influence_positions(PretrainConfig(rand_seed=2), orders[0])
-    assert whole.tolist() == list(range(40))
-    config = PretrainConfig(rand_seed=2, influence_sample_ratio=0.25)
-    shares = [influence_positions(config, order).tolist() for order in orders]
+    assert influence_positions(orders[0], 1.0).tolist() == list(range(40))
+    shares = [influence_positions(order, 0.25).tolist() for order in orders]
     assert shares[0] == shares[1]
     assert len(set(shares[0])) == 10
-    assert (
-        influence_positions(PretrainConfig(rand_seed=3, influence_sample_ratio=0.25), orders[0]).tolist() != shares[0]
-    )
+    assert influence_positions(TrainingOrder(np.arange(40), 4, seed=3), 0.25).tolist() != shares[0]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +198,7 @@ def test_advice_on_the_probabilities(probabilities, text):
 
 
 def test_another_rule_is_a_function_and_a_line(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(RULES, "last_first", lambda trainer, advance: np.arange(3.0))
+    monkeypatch.setitem(RULES, "last_first", lambda *_: np.arange(3.0))
     settings = {"epochs": 2, "epoch_per_stage": [1, 1], "val_delay": 9, "curriculum": "last_first", "tau": 1}
     pretrain.main(flags(dataset, tmp_path, run_name="run", **settings))
     (line,) = read_lines(tmp_path / "Tiny" / "run", "influence")
@@ -210,3 +207,22 @@ def test_another_rule_is_a_function_and_a_line(dataset: Path, tmp_path: Path, mo
     np.testing.assert_allclose(list(line["probabilities"].values()), expected, rtol=1e-12)
     with pytest.raises(InputError, match="curriculum=first must be influence or uniform or last_first"):
         parse_config(PretrainConfig, ["--curriculum=first"], "", "")
+
+
+@pytest.mark.parametrize(
+    ("epoch_per_stage", "epochs", "ends", "dropped"),
+    [
+        ([60, 20, 20, 20, 20, 20, 20], 200, [60, 80, 100, 120, 140, 160, 180, 200], []),
+        ([60, 20, 20, 20, 20, 20, 20], 180, [60, 80, 100, 120, 140, 160, 180], []),
+        ([60, 20, 20, 20, 20, 20, 20], 110, [60, 80, 100, 110], [20, 20, 20, 20]),
+        ([60, 20, 20], 80, [60, 80], [20]),
+        ([60, 20], 10, [10], [60, 20]),
+        ([1, 1], 2, [1, 2], []),
+        ([3], 3, [3], []),
+        ([2, 9, 1], 4, [2, 4], [9, 1]),
+    ],
+)
+def test_stage_ends(epoch_per_stage: list[int], epochs: int, ends: list[int], dropped: list[int]):
+    given = list(epoch_per_stage)
+    assert stage_ends(epoch_per_stage, epochs) == (ends, dropped)
+    assert epoch_per_stage == given

@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_bf16(trainer: Trainer, plain: Recommender):
 
 def test_evaluation_is_float32(trainer: Trainer, plain: Recommender):
     positions, kept = trainer.data.test, []
-    trainer.evaluator._evaluate("test", positions, 10, [], lambda group, predictions: kept.append(predictions))
+    trainer.evaluator.evaluate("test", positions, 10, [], lambda group, predictions: kept.append(predictions))
     ours = kept[0]
     expected = predict(plain, trainer.data.tokenization, positions, 0, 10, 10, 16, trainer.accelerator)
     assert (ours.scores == expected.scores).all()

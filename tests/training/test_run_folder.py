@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.run import is_finished, read_config
+from evaluation.run import Run
 from training.config import FinetuneConfig
-from training.run_folder import RunFolder, differing_settings, log_hyperparameters
+from training.run_folder import RunFolder, log_hyperparameters, other_settings
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -38,14 +38,14 @@ def finish(run: RunFolder) -> None:
 
 def test_a_new_run(tmp_path: Path):
     run = folder_of(tmp_path)
-    assert run.check(Settings()) == "make"
+    assert run.claim(Settings()) == "make"
     run.path.mkdir(parents=True)
-    assert run.check(Settings()) == "make"  # an empty folder is free
+    assert run.claim(Settings()) == "make"  # an empty folder is free
     run.create(Settings(rate=0.2))
-    assert read_config(run.path) == {"rate": 0.2, "layers": 2}  # not what to do with the folder
-    assert not is_finished(run.path)
+    assert Run(run.path).settings == {"rate": 0.2, "layers": 2}  # not what to do with the folder
+    assert not Run(run.path).is_finished
     finish(run)
-    assert is_finished(run.path)
+    assert Run(run.path).is_finished
 
 
 def test_the_configuration_can_be_passed_back(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_a_pre_trained_model_is_the_same_where_all_runs_moved(there: str, here: 
     run = folder_of(tmp_path)
     run.create(FinetuneConfig(ckpt_dir="old", pretrained_model=there))
     config = FinetuneConfig(ckpt_dir="new", pretrained_model=here)
-    assert (differing_settings(run.path, config, ("ckpt_dir",)) == []) is same
+    assert (other_settings(run.path, config, ("ckpt_dir",)) == []) is same
 
 
 def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
@@ -79,8 +79,8 @@ def test_an_unfinished_run_is_refused_unless_overwritten(tmp_path: Path):
             InputError,
             match=r"holds an unfinished run; go on with --resume \(RESUME=1\), or start anew with --overwrite",
         ):
-            run.check(config)
-    assert run.check(Settings(overwrite=True)) == "make"
+            run.claim(config)
+    assert run.claim(Settings(overwrite=True)) == "make"
 
 
 def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
@@ -88,40 +88,40 @@ def test_a_finished_run_is_refused_unless_overwritten_or_reused(tmp_path: Path):
     run.create(Settings())
     finish(run)
     with pytest.raises(InputError, match=r"holds a finished run; set another RUN_NAME \(--run_name\), or start anew"):
-        run.check(Settings())
-    assert run.check(Settings(reuse=True)) == "reuse"
+        run.claim(Settings())
+    assert run.claim(Settings(reuse=True)) == "reuse"
     with pytest.raises(
         InputError, match=r"other settings: rate=0\.3 \(there: 0\.1\); set another RUN_NAME \(--run_name\)"
     ):
-        run.check(Settings(rate=0.3, reuse=True))
-    assert run.check(Settings(overwrite=True)) == "make"
+        run.claim(Settings(rate=0.3, reuse=True))
+    assert run.claim(Settings(overwrite=True)) == "make"
     run.create(Settings(overwrite=True))
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]  # what was there is gone
 
 
-def test_differing_settings(tmp_path: Path):
+def test_other_settings(tmp_path: Path):
     run = folder_of(tmp_path)
     run.create(Settings())
-    assert differing_settings(run.path, Settings(overwrite=True, reuse=True)) == []
-    assert differing_settings(run.path, replace(Settings(), rate=1.0, layers=3)) == [
+    assert other_settings(run.path, Settings(overwrite=True, reuse=True)) == []
+    assert other_settings(run.path, replace(Settings(), rate=1.0, layers=3)) == [
         "rate=1.0 (there: 0.1)",
         "layers=3 (there: 2)",
     ]
     (run.path / "config.yaml").write_text("rate: 0.1\nlayers: 2\nold: 1\n")
-    assert differing_settings(run.path, Settings()) == ["old=None (there: 1)"]
+    assert other_settings(run.path, Settings()) == ["old=None (there: 1)"]
     (run.path / "config.yaml").write_text("rate: 0.1\n")  # of a time before there was a flag layers
-    assert differing_settings(run.path, Settings()) == []
-    assert differing_settings(run.path, Settings(layers=3)) == ["layers=3 (there: 2)"]
+    assert other_settings(run.path, Settings()) == []
+    assert other_settings(run.path, Settings(layers=3)) == ["layers=3 (there: 2)"]
 
 
 def test_broken_configuration_is_refused(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("a: [")
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match=r"has no readable config\.yaml"):
-            read_config(folder)
+            _ = Run(folder).settings
     (tmp_path / "config.yaml").write_text("[a]")
     with pytest.raises(InputError, match=r"has no settings in its config\.yaml"):
-        read_config(tmp_path)
+        _ = Run(tmp_path).settings
 
 
 def test_log_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -18,12 +18,11 @@ from data.token_table import level_sizes
 from model.recommender import Architecture, build_recommender, load_recommender
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.curriculum import influence_positions
-from training.data import Source, load_data
+from training.data import Dataset, load_data
 from training.setup import (
-    claim_folder,
     describe,
     make_recommender,
-    may_start,
+    open_run,
     resolve_config,
     start_run,
 )
@@ -32,10 +31,10 @@ from utils.errors import InputError
 
 
 @pytest.fixture
-def inputs(dataset: Path, tmp_path: Path) -> Callable[..., tuple[TrainingConfig, Source]]:
+def inputs(dataset: Path, tmp_path: Path) -> Callable[..., tuple[TrainingConfig, Dataset]]:
     """Return a reader of flags for the tiny dataset, as the commands read them."""
 
-    def read(config_class: type[TrainingConfig] = FinetuneConfig, **settings: object) -> tuple[TrainingConfig, Source]:
+    def read(config_class: type[TrainingConfig] = FinetuneConfig, **settings: object) -> tuple[TrainingConfig, Dataset]:
         argv = flags(dataset, tmp_path / "runs", **{"run_name": "run"} | settings)
         return resolve_config(*parse_config(config_class, argv, "test", ""))
 
@@ -43,7 +42,7 @@ def inputs(dataset: Path, tmp_path: Path) -> Callable[..., tuple[TrainingConfig,
 
 
 @pytest.fixture
-def resolve(inputs: Callable[..., tuple[TrainingConfig, Source]]) -> Callable[..., TrainingConfig]:
+def resolve(inputs: Callable[..., tuple[TrainingConfig, Dataset]]) -> Callable[..., TrainingConfig]:
     """Return the same, for the settings alone."""
     return lambda *given, **settings: inputs(*given, **settings)[0]
 
@@ -79,9 +78,9 @@ def test_several_prefixes(inputs, resolve, dataset):
         (dataset / "rqvae" / file.name.replace("toy", "twin")).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"choose with --token_prefix: rqvae/toy_8,8,8,8 rqvae/twin_8,8,8,8"):
         resolve()
-    config, source = inputs(token_prefix='["twin_8,8,8,8","rqvae/toy_8,8,8,8"]', sem_id_epochs=[2, 3])
+    config, found = inputs(token_prefix='["twin_8,8,8,8","rqvae/toy_8,8,8,8"]', sem_id_epochs=[2, 3])
     assert config.token_prefix == ["rqvae/twin_8,8,8,8", "rqvae/toy_8,8,8,8"]
-    table = load_data(config, source, Accelerator()).tokenization.table
+    table = load_data(config, found, Accelerator()).tokenization.table
     assert [(group.prefix, group.epoch) for group in table.groups] == [
         (prefix, epoch) for prefix in config.token_prefix for epoch in (2, 3)
     ]
@@ -101,9 +100,9 @@ def test_best_checkpoint_where_no_file_has_a_number(inputs, dataset):
     (dataset / "rqvae" / "toy_8,8,8,8_3.sem_ids").rename(dataset / "rqvae" / "toy_8,8,8,8.sem_ids")
     for epoch in (1, 2):
         (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").unlink()
-    config, source = inputs()
+    config, found = inputs()
     assert config.sem_id_epochs is None
-    assert load_data(config, source, Accelerator()).tokenization.table.labels == ["best"]
+    assert load_data(config, found, Accelerator()).tokenization.table.labels == ["best"]
 
 
 def test_architecture_comes_from_the_model(resolve, model, dataset, tmp_path):
@@ -166,8 +165,8 @@ def test_dropout_is_the_runs_own(resolve, model):
 
 def test_weights_from_scratch_depend_on_the_seed_alone(inputs):
     def weights(seed: int, name: str) -> torch.Tensor:
-        config, source = inputs(rand_seed=seed, run_name=name)
-        return torch.cat([p.flatten() for p in start_run(config, source).recommender.parameters()])
+        config, found = inputs(rand_seed=seed, run_name=name)
+        return torch.cat([p.flatten() for p in start_run(config, found).recommender.parameters()])
 
     first = weights(1, "a")
     assert torch.equal(first, weights(1, "b"))
@@ -228,13 +227,13 @@ def test_val_ratio_is_a_fixed_share_and_leaves_influence_alone(inputs):
 
 
 def test_influence_sample_is_one_share_for_the_whole_run(inputs, resolve):
-    config, source = inputs(PretrainConfig, influence_sample_ratio=0.25)
-    order = load_data(config, source, Accelerator()).order
-    sample = influence_positions(config, order)
+    config, found = inputs(PretrainConfig, influence_sample_ratio=0.25)
+    order = load_data(config, found, Accelerator()).order
+    sample = influence_positions(order, config.influence_sample_ratio)
     assert len(sample) == 88  # a quarter of 351
     assert set(sample) < set(order.positions)
-    np.testing.assert_array_equal(sample, influence_positions(config, order))
-    np.testing.assert_array_equal(influence_positions(resolve(PretrainConfig), order), order.positions)
+    np.testing.assert_array_equal(sample, influence_positions(order, config.influence_sample_ratio))
+    np.testing.assert_array_equal(influence_positions(order, 1.0), order.positions)
 
 
 def test_dataset_without_training_examples(inputs, dataset):
@@ -245,23 +244,23 @@ def test_dataset_without_training_examples(inputs, dataset):
 
 
 def test_what_is_said_before_the_start(inputs, model):
-    config, source = inputs(sem_id_epochs=[1, 3], gradient_accumulation_steps=2)
+    config, found = inputs(sem_id_epochs=[1, 3], gradient_accumulation_steps=2)
     accelerator = Accelerator()
-    data, recommender = load_data(config, source, accelerator), make_recommender(config)
+    data, recommender = load_data(config, found, accelerator), make_recommender(config)
     text = "\n".join(describe(config, data, recommender, accelerator))
     assert "dataset Tiny: 30 users, 20 items, 351 training examples" in text
     assert "tokenizers (2) of rqvae/toy_8,8,8,8: 1, 3" in text
     assert "weights from scratch" in text
     assert "global batch 32 = 16 x 1 processes x 2 batches, 11 steps an epoch, on cpu" in text
-    config, source = inputs(pretrained_model=model)
+    config, found = inputs(pretrained_model=model)
     assert f"weights from {model}" in "\n".join(describe(config, data, recommender, accelerator))
 
 
 def test_list_valued_codebook_sizes(tmp_path):
     folder = make_dataset(tmp_path / "datasets" / "Mixed", num_items=12, codebook_size=4, epochs=(1,))
     argv = flags(folder, tmp_path / "runs", codebook_size=[8, 6, 4])
-    config, source = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
-    assert load_data(config, source, Accelerator()).tokenization.table.vocabulary.size == 8 + 6 + 4 + 4 + 3
+    config, found = resolve_config(*parse_config(FinetuneConfig, argv, "test", ""))
+    assert load_data(config, found, Accelerator()).tokenization.table.vocabulary.size == 8 + 6 + 4 + 4 + 3
 
 
 def test_run_folder_is_refused_reused_or_replaced(inputs, tmp_path, capsys):
@@ -295,10 +294,11 @@ def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpu
     run.unlock()
     (run.path / "results.json").write_text(json.dumps({"global_batch_size": 16}))
     moved = {"train_batch_size": 4, "resume": True, "checkpoint_minutes": 3, "log_with": "none"}
-    assert may_start(run, *inputs(gradient_accumulation_steps=1, **moved), num_processes=4) == "reuse"
+    config, found = inputs(gradient_accumulation_steps=1, **moved)
+    assert run.claim(config, 16, lambda: found.table.sha256) == "reuse"
     for settings in ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 4, "epochs": 7}):
         with pytest.raises(InputError, match="holds a finished run with other settings"):
-            may_start(run, *inputs(**settings, **moved), num_processes=1)
+            run.claim(inputs(**settings, **moved)[0], 4 * settings["gradient_accumulation_steps"])
 
 
 def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(inputs, dataset):
@@ -315,10 +315,10 @@ def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(inputs, dataset)
 
 
 def test_a_start_that_fails_leaves_no_run(inputs, dataset, tmp_path):
-    config, source = inputs()
+    config, found = inputs()
     next(dataset.glob("rqvae/*_3.sem_ids")).write_text("{}")
     with pytest.raises(InputError, match="20 of 20 items have no semantic ID"):
-        start_run(config, source)
+        start_run(config, found)
     assert not (tmp_path / "runs").exists()
 
 
@@ -359,5 +359,5 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_deleted(inputs):
     trainer.run.unlock()
     (trainer.run.path / "results.json").write_text("{}")
     with pytest.raises(InputError, match="was finished by another process meanwhile; start again to reuse it"):
-        claim_folder(trainer.run, inputs(reuse=True)[0], trainer.data, trainer.accelerator)
+        open_run(trainer.run, inputs(reuse=True)[0], trainer.data, trainer.accelerator)
     assert (trainer.run.path / "results.json").exists()

@@ -16,7 +16,7 @@ import training.evaluator
 import training.trainer
 from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.setup import make_recommender, resolve_config, start_run
-from training.trainer import Trainer
+from training.trainer import Trainer, cosine_factor
 from utils.config import parse_config
 from utils.runtime import run_command
 from utils.snapshots import newest_snapshot, read_snapshot
@@ -98,7 +98,7 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
     trainer = make_trainer(FinetuneConfig, epochs=4)
     script_scores(monkeypatch, trainer, [0.1, 0.2, 0.9, 0.3])
     trainer.fit(4, UNIFORM)
-    assert value_of(trainer.checkpointer.best_folder) == 3
+    assert value_of(trainer.run.model) == 3
     assert trainer.recommender.t5.shared.weight[0, 0].item() == 4
     results = trainer.test()
     assert trainer.recommender.t5.shared.weight[0, 0].item() == 3
@@ -126,7 +126,7 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
 def test_loading_the_best_weights_draws_no_random_number(make_trainer):
     """A run that is resumed after it loads them once more; its dropout must not notice."""
     trainer = make_trainer()
-    trainer.recommender.save_pretrained(trainer.checkpointer.best_folder)
+    trainer.recommender.save_pretrained(trainer.run.model)
     before = torch.get_rng_state()
     trainer.checkpointer.load_best()
     assert torch.equal(torch.get_rng_state(), before)
@@ -136,7 +136,7 @@ def test_no_evaluated_epoch_takes_the_last(make_trainer, monkeypatch):
     trainer = make_trainer(epochs=2, val_delay=5)
     script_scores(monkeypatch, trainer, [0.1, 0.2])
     trainer.fit(2, UNIFORM)
-    assert not trainer.checkpointer.best_folder.exists()
+    assert not trainer.run.model.exists()
     results = trainer.test()
     assert results["best_epoch"] == 2
     assert results["test"]["recall@10"] == 3
@@ -190,7 +190,7 @@ def test_learning_rates_are_hugging_faces_cosine(make_trainer, monkeypatch):
 def test_schedule_advances_by_the_batches_of_all_processes(make_trainer, accumulation, num_processes):
     trainer = make_trainer(epochs=10, gradient_accumulation_steps=accumulation, warmup_steps=50)
     trainer.data.order.num_processes = num_processes
-    assert trainer.total_positions == 220
+    assert trainer.schedule_batches == 220
     expected = hugging_face_rates(0.01, 50, 220, accumulation * num_processes, steps=30)
     for step, rate in enumerate(expected):
         trainer.state.step = step
@@ -199,12 +199,12 @@ def test_schedule_advances_by_the_batches_of_all_processes(make_trainer, accumul
 
 def test_steps_set_schedule_and_epochs(make_trainer):
     trainer = make_trainer(epochs=7, steps=45)
-    assert (trainer.total_positions, trainer.epochs) == (45, 3)  # 22 batches an epoch
+    assert (trainer.schedule_batches, trainer.epochs) == (45, 3)  # 22 batches an epoch
 
 
 def test_a_longer_schedule_ends_training_on_the_way(make_trainer):
     trainer = make_trainer(epochs=3, schedule_epochs=10, warmup_steps=50)
-    assert (trainer.total_positions, trainer.epochs) == (220, 3)
+    assert (trainer.schedule_batches, trainer.epochs) == (220, 3)
     trainer.state.step = 66  # 22 batches an epoch
     assert trainer.learning_rate == pytest.approx(hugging_face_rates(0.01, 50, 220, 1, steps=67)[-1], rel=1e-12)
 
@@ -256,7 +256,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_remedy(make_trainer):
     trainer.recommender.t5.shared.weight.data[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"the loss is nan at epoch 1, step 22 .* lower --lr"):
         trainer.fit(2, UNIFORM)
-    assert not trainer.checkpointer.best_folder.exists()
+    assert not trainer.run.model.exists()
     assert not (trainer.run.path / "checkpoints").exists()
     assert not (trainer.run.path / "metrics.jsonl").exists()
 
@@ -270,9 +270,9 @@ def test_a_state_is_never_saved_after_training_diverged(make_trainer, monkeypatc
 
     monkeypatch.setattr(trainer.model, "forward", diverge_at_step_5)
     message = r"the loss is inf at epoch 1, step 5 \(learning rate 0.01, gradient norm nan\); lower --lr"
-    with pytest.raises(FloatingPointError, match=message), trainer.checkpointer.resumable():
+    with pytest.raises(FloatingPointError, match=message), trainer.resumable():
         trainer.fit(2, UNIFORM)
-    state, skipped = newest_snapshot(trainer.run.path / "state")
+    state, skipped = newest_snapshot(trainer.run.states)
     snapshot = read_snapshot(state)
     assert (snapshot.values["progress"]["step"], skipped) == (4, [])
     assert all(tensor.isfinite().all() for tensor in snapshot.tensors.values())
@@ -285,7 +285,7 @@ def test_out_of_memory_names_the_flags_to_lower(make_trainer, monkeypatch, capsy
     trainer = make_trainer(epochs=1)
 
     def run() -> None:
-        with trainer.checkpointer.resumable():
+        with trainer.resumable():
             trainer.fit(1, UNIFORM)
 
     monkeypatch.setattr(trainer.model, "forward", lambda *_: (_ for _ in ()).throw(error))
@@ -351,7 +351,7 @@ def test_the_wrapped_model_is_gone_when_the_process_group_is_left(make_trainer, 
     del wrapped
     seen = []
     monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))
-    trainer.checkpointer.leave()
+    trainer.leave()
     assert seen == [None]
 
 
@@ -383,3 +383,19 @@ def test_warnings_of_a_run_are_said_once(make_trainer, monkeypatch):
     log = trainer.run.log_file.read_text()
     assert log.count("warning: validation ndcg@10 has fallen 3 times in a row, from 1.6000 to 1.3000") == 1
     assert log.count("warning: validation") == 1
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (1, 1), (5, 5), (12, 10), (7, 100)])
+def test_cosine_equals_the_one_of_transformers(warmup: int, total: int):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, total)
+    (factor,) = scheduler.lr_lambdas
+    for done in range(total + 1):
+        assert cosine_factor(done, warmup, total) == pytest.approx(factor(done), abs=1e-12)
+
+
+def test_cosine_by_hand():
+    assert [cosine_factor(done, 2, 10) for done in (0, 1, 2)] == [0, 0.5, 1]
+    assert cosine_factor(6, 2, 10) == pytest.approx(0.5)
+    assert cosine_factor(10, 2, 10) == 0
+    assert cosine_factor(18, 2, 10) == 0  # uneven global batches may step beyond the end

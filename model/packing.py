@@ -1,8 +1,8 @@
-"""How the rows of a batch of histories are laid out: in groups of equal length, or as one padded group.
+"""How the rows of a batch of histories are laid out: packed in parts of equal length, or as one padded part.
 
 Histories have few different lengths. On the CPU the rows of a batch are sorted by length and their tokens packed one
-after another, so that every linear layer sees real tokens only; attention runs group by group and needs no mask. On a
-GPU, where many small products cost more than a large one, all rows are one group, padded and masked.
+after another, so that every linear layer sees real tokens only; attention runs part by part and needs no mask. On a
+GPU, where many small products cost more than a large one, all rows are one part, padded and masked.
 """
 
 from collections.abc import Sequence
@@ -11,25 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUPING_DEVICES = ("cpu",)  # types of devices that compute every length apart
+PACKING_DEVICES = ("cpu",)  # types of devices that compute every length apart
 
 
 @dataclass
-class LengthGroups:
-    """A batch's rows in groups that attention handles at once.
+class Packing:
+    """A batch's rows in parts that attention handles at once."""
 
-    A group's mask is what is added to scores, float32 [rows, 1, 1, length]: the lowest number at padding, else 0; None
-    where nothing is padded.
-    """
-
-    shapes: list[tuple[int, int]]  # (rows, length) of each group, lengths falling
-    order: Tensor | None  # int64 [B], the rows in the groups' order; None where they stay as they are
-    masks: list[Tensor | None]
+    shapes: list[tuple[int, int]]  # (rows, length) of each part, lengths falling
+    order: Tensor | None  # int64 [B], the rows in the parts' order; None where they stay as they are
+    masks: list[Tensor | None]  # of each part: what is added to scores, float32 [rows, 1, 1, length]; None: no padding
 
     @classmethod
-    def of(cls, lengths: Tensor, longest: int, device: torch.device) -> "LengthGroups":
-        """Group rows by their number of tokens, int64 [B], at most `longest`; on the CPU where rows are grouped."""
-        if device.type in GROUPING_DEVICES:
+    def of(cls, lengths: Tensor, longest: int, device: torch.device) -> "Packing":
+        """Pack rows by their number of tokens, int64 [B], at most `longest`; on the CPU where lengths lie apart."""
+        if device.type in PACKING_DEVICES:
             ordered, order = torch.sort(lengths, descending=True, stable=True)
             values, counts = torch.unique_consecutive(ordered, return_counts=True)
             return cls(list(zip(counts.tolist(), values.tolist(), strict=True)), order, [None] * len(values))
@@ -38,15 +34,15 @@ class LengthGroups:
         return cls([(len(lengths), longest)], None, [mask[:, None, None]])
 
     def sort(self, rows: Tensor) -> Tensor:
-        """Put rows [B, ...] into the groups' order."""
+        """Put rows [B, ...] into the parts' order."""
         return rows if self.order is None else rows[self.order]
 
     def unsort(self, rows: Tensor) -> Tensor:
-        """Put rows [B, ...] in the groups' order back into the batch's."""
+        """Put rows [B, ...] in the parts' order back into the batch's."""
         return rows if self.order is None else rows[torch.argsort(self.order)]
 
     def split(self, packed: Tensor) -> list[Tensor]:
-        """Cut packed tokens [T, ...] into [rows, length, ...] per group."""
+        """Cut packed tokens [T, ...] into [rows, length, ...] per part."""
         parts = cut(packed, [rows * length for rows, length in self.shapes])
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
