@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import utils  # noqa: F401  # isort: skip  (before torch)
 import numpy as np
 import torch
 from accelerate import Accelerator

@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import utils  # noqa: F401  # isort: skip  (before torch)
 import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import spearmanr
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from model.recommender import Recommender, load_recommender
 from training.config import PretrainConfig
@@ -54,10 +55,6 @@ class InfluenceSamplingConfig:
         return [f"--ratios={wrong} must be in 0.01..0.5"] if wrong else []
 
 
-def flat(gradient: list[Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in gradient])
-
-
 def make_moments(recommender: Recommender, data: Data, config: PretrainConfig, steps: int) -> tuple[Tensor, Tensor]:
     """Return Adam's first and second moments [P] at the present weights, from training steps that do not move them."""
     optimizer = torch.optim.AdamW(recommender.parameters(), lr=0.0, weight_decay=0.0)
@@ -71,7 +68,7 @@ def make_moments(recommender: Recommender, data: Data, config: PretrainConfig, s
         torch.nn.utils.clip_grad_norm_(recommender.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    first, second = map(flat, adam_moments(recommender, optimizer))
+    first, second = map(parameters_to_vector, adam_moments(recommender, optimizer))
     return first / (1 - BETA_1**steps), second / (1 - BETA_2**steps)
 
 
@@ -86,7 +83,7 @@ def scores_of_parts(
     def gradient(part: np.ndarray, groups: range, batch_size: int = 1024) -> Tensor:
         ordered = tokenization.by_length(part)
         batches = (batch for group in groups for _, batch in tokenization.batches(ordered, group, batch_size))
-        return flat(mean_gradient(recommender, batches, len(groups) * len(part)))
+        return parameters_to_vector(mean_gradient(recommender, batches, len(groups) * len(part)))
 
     valid = gradient(data.valid, range(num_groups)).double()
     parts = np.array_split(np.random.default_rng(settings.rand_seed).permutation(positions), PARTS)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from evaluation.compare import Interval, bootstrap_over_users, paired_differences
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.page import PIECES, Section, write_page
-from reporting.pictures import COLOURS, Picture, by_epoch, draw_rows, line_picture, picture, short, without_middle
+from reporting.page import PIECES, Section, section, write_page
+from reporting.pictures import COLOURS, by_epoch, draw_lines, draw_rows, picture, short, without_middle, words
 from reporting.report_data import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
@@ -42,12 +42,7 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
         hours = sum(phase_seconds(run).values()) / 3600
         rows.append([name, *(f"{score:.4f}" for score in scores), f"{hours:.2f}"])
     sections = [
-        Section(
-            "Runs",
-            f"Sorted by validation {metric}, by which a run is to be chosen; test is that of the tokenizer that is "
-            "best on validation. Hours are of the recorded phases, without the pre-training that a run started from.",
-            [PIECES.table(head, rows, 0)],
-        ),
+        section("Runs", [PIECES.table(head, rows, 0)], metric=metric),
         differences_section(runs, names),
         paired_section(runs, names, metric),
         curves_section(runs, names, metric),
@@ -72,11 +67,10 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def differences_section(runs: Sequence[Run], names: Sequence[str]) -> Section:
     """Return the settings that are not the same in all runs."""
     found = differing_settings(runs)
-    lead = "Only the settings that are not the same in all runs."
     if not found:
-        return Section("Settings", lead, ["The runs have the same settings."])
+        return section("Settings", ["The runs have the same settings."])
     rows = [[name, *(_tail(str(value)) for value in row)] for name, row in found.items()]
-    return Section("Settings", lead, [PIECES.table(["setting", *names], rows)])
+    return section("Settings", [PIECES.table(["setting", *names], rows)])
 
 
 def _tail(value: str) -> str:
@@ -86,19 +80,17 @@ def _tail(value: str) -> str:
 
 def paired_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
     """Return each run's difference from the first, user by user."""
-    lead = (
-        f"Test {metric} of each run minus that of {names[0]}, user by user; the interval is the 95% one over users. "
-        "An interval that does not reach 0 is a difference that another draw of users would most likely show too."
-    )
     with_users = [(name, run) for name, run in zip(names, runs, strict=True) if run.user_results_file.is_file()]
+    values = {"metric": metric, "first": names[0]}
     if len(with_users) < 2 or with_users[0][1] is not runs[0]:
-        return Section("Differences", lead, ["There are no result files per user to compare."])
+        return section("Differences", ["There are no result files per user to compare."], **values)
     found = {name: paired_interval(runs[0], run, metric) for name, run in with_users[1:]}
     rows = [
         [name, f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", _verdict(one)] for name, one in found.items()
     ]
-    body = PIECES.table(["run", "difference", "95% interval", ""], rows)
-    return Section("Differences", lead, [body, [differences_picture(found, metric, names[0])]])
+    about = words("differences", metric=metric, first=short(names[0], 30))
+    drawn = picture(*about, draw_differences, found, height=1.6 + 0.35 * len(found))
+    return section("Differences", [PIECES.table(["run", "difference", "95% interval", ""], rows), [drawn]], **values)
 
 
 def paired_interval(first: Run, second: Run, metric: str) -> Interval:
@@ -113,30 +105,17 @@ def _verdict(difference: Interval) -> str:
     return "higher" if difference.mean > 0 else "lower"
 
 
-def differences_picture(found: dict[str, Interval], metric: str, first: str) -> Picture:
-    """Return the paired differences with their intervals."""
-
-    def draw(axes: Axes) -> None:
-        draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
-        axes.axvline(0, color="black", linewidth=1)
-
-    title = f"Test {metric} minus {short(first, 30)}"
-    caption = "Left of 0 is worse than the run that is best on validation."
-    return picture("differences", title, caption, draw, height=1.6 + 0.35 * len(found))
+def draw_differences(axes: Axes, found: dict[str, Interval]) -> None:
+    draw_rows(axes, without_middle(list(found), 28), list(found.values()), [{"color": COLOURS[0]}] * len(found))
+    axes.axvline(0, color="black", linewidth=1)
 
 
 def curves_section(runs: Sequence[Run], names: Sequence[str], metric: str) -> Section:
     """Return the runs' losses and validation scores over the epochs."""
-    lead = "The same curves as in each run's own report, one line per run, in the order of the table."
     named = list(zip(without_middle(names, 30), runs, strict=True))
     losses, scores = (
         {name: by_epoch(run.events[event], *keys) for name, run in named if run.events.get(event)}
         for event, *keys in (("epoch", "loss"), ("valid", "mean", metric))
     )
-    loss_caption = "Mean loss of each epoch; lower is better on the training examples only."
-    score_caption = "Mean over a run's tokenizers; higher is better."
-    found = [
-        line_picture("losses", "Training loss", loss_caption, losses),
-        line_picture("validations", f"Validation {metric}", score_caption, scores, ylim=(0, None)),
-    ]
-    return Section("Curves", lead, [found])
+    shown = picture(*words("validations", metric=metric), draw_lines, scores, ylim=(0, None))
+    return section("Curves", [[picture(*words("losses"), draw_lines, losses), shown]])

@@ -13,8 +13,8 @@ from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
 from evaluation.run import WINNER_SUFFIX, Run, winning_row
-from reporting.page import PIECES, Section
-from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short
+from reporting.page import PIECES, Section, section
+from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
 from reporting.report_data import PAPER, ReportData, metric_titles
 from utils.files import read_json
 
@@ -70,19 +70,14 @@ def headline_section(data: ReportData) -> Section:
     rows.append(run_row(run.folder.name, run))
     marked = len(rows) - 1
     rows += paper_rows(run.settings["dataset"], list(titles))
-    users = run.results["num_users"]
     best = f"tokenizer {run.labels[run.chosen]}"
     best += f", of {len(run.labels)} the best on validation" if len(run.labels) > 1 else ""
-    lead = (
-        f"Share of {users:,} test users whose next item is among the first 5 or 10 recommended (Recall), and the same "
-        f"weighted by rank (NDCG); higher is better. Marked: this run with {best}. ± is the 95% confidence interval "
-        "over users: what another draw of users would change; another seed of training is not in it."
-    )
     body = PIECES.table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
     cutoff = parse_metric(run.settings["val_metric"])[1]
     shown = [name for name in titles if parse_metric(name)[1] == cutoff]
     pictures = [metric_picture(rows, name, titles[name], marked) for name in shown]
-    return Section("Results", lead, [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)])
+    blocks = [_tiles(rows[marked], rows[:marked], titles), body, pictures, *_candidates(run)]
+    return section("Results", blocks, users=run.results["num_users"], best=best)
 
 
 def _cells(row: Row, names: list[str]) -> list[str]:
@@ -108,21 +103,17 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
 
 def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Picture:
     """Return a metric of all methods as points with their intervals."""
+    styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
+    styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
+    shown = [(row, style) for row, style in zip(rows, styles, strict=True) if name in row.metrics]
 
     def draw(axes: Axes) -> None:
-        styles = [{"color": COLOURS[1], "markersize": 5.5}] * marked + [{"color": COLOURS[0], "markersize": 8}]
-        styles += [{"color": GREY, "markersize": 5.5, "fmt": "D"}] * (len(rows) - len(styles))
-        shown = [index for index, row in enumerate(rows) if name in row.metrics]
-        labels = [
-            short(BASELINE if rows[index].name.startswith(f"{BASELINE}:") else rows[index].name, 32) for index in shown
-        ]
-        intervals = [rows[index].intervals[name] for index in shown]
-        draw_rows(axes, labels, intervals, [styles[index] for index in shown])
+        names = [short(BASELINE if row.name.startswith(f"{BASELINE}:") else row.name, 32) for row, _ in shown]
+        draw_rows(axes, names, [row.intervals[name] for row, _ in shown], [style for _, style in shown])
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
 
-    caption = "Further right is better; bars are 95% confidence intervals over users (the paper gives none)."
-    return picture(f"test_{name.replace('@', '_')}", f"Test {title}", caption, draw)
+    return picture(*words("test", f"test_{name.replace('@', '_')}", title=title), draw)
 
 
 def _candidates(run: Run) -> list[str]:

@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import getitem
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import yaml
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.compare import Interval
 
+WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 # Okabe and Ito's palette, told apart with every kind of colour vision; lines differ in dashes too, points in shape.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C6D31")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
@@ -80,17 +84,13 @@ class Marks:
 
 
 def picture(
-    name: str,
-    title: str,
-    caption: str,
-    draw: Callable[[Axes], list[tuple[float, float, str]] | None],
-    wide: bool = False,
-    height: float = HEIGHT,
-    legend: int = 3,
-) -> Picture:
-    """Return what `draw` draws on axes; it may return tooltips (x, y, text) in data coordinates.
+    name: str, title: str, caption: str, draw: Callable[..., list[tuple[float, float, str]] | None], *drawn: Any,
+    wide: bool = False, height: float = HEIGHT, legend: int = 3, **style: Any,
+) -> Picture:  # fmt: skip
+    """Return what `draw` draws on axes: it is called with them, `drawn` and `style`.
 
     Args:
+        draw: May return tooltips (x, y, text) in data coordinates.
         height: In inches.
         legend: Columns of the legend, which is below the axes, where it covers nothing; 0 for no legend.
     """
@@ -98,7 +98,7 @@ def picture(
         figure = Figure(figsize=(WIDTH * (1.6 if wide else 1), height))
         axes = figure.add_subplot()
         axes.set_title(drawable(title))
-        places = draw(axes) or []
+        places = draw(axes, *drawn, **style) or []
         handles, labels = axes.get_legend_handles_labels()
         if labels and legend:
             figure.legend(handles, labels, loc="outside lower center", ncols=legend)
@@ -111,28 +111,10 @@ def picture(
     return Picture(name, title, caption, file.getvalue(), tooltips, wide)
 
 
-def line_picture(
-    name: str,
-    title: str,
-    caption: str,
-    lines: dict[str, Line],
-    xlabel: str = "epoch",
-    marks: Marks | None = None,
-    ylim: tuple[float | None, float | None] = (None, None),
-    percent: bool = False,
-    legend: int = 3,
-) -> Picture:
-    """Return a picture of named lines {name: (x, y)}, the y axis from and to `ylim`, in percent if wanted."""
-
-    def draw(axes: Axes) -> None:
-        draw_lines(axes, lines, xlabel)
-        axes.set_ylim(ylim)
-        if percent:
-            axes.yaxis.set_major_formatter("{x:.0%}")
-        if marks:
-            draw_marks(axes, marks)
-
-    return picture(name, title, caption, draw, legend=legend)
+def words(of: str, name: str | None = None, **values: object) -> tuple[str, str, str]:
+    """Return name, title and caption of a picture in words.yaml, with the values in their places."""
+    text = WORDS["pictures"][of]
+    return name or of, text["title"].format(**values), text["caption"].format(**values)
 
 
 def by_epoch(events: Sequence[dict], *keys: str) -> Line:
@@ -154,20 +136,30 @@ def draw_marks(axes: Axes, marks: Marks) -> None:
     axes.axvline(marks.chosen, color="black", linewidth=1, label="chosen")
 
 
-def draw_lines(axes: Axes, lines: dict[str, Line], xlabel: str, points: bool = False) -> None:
-    """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last."""
-    many = len(lines) > len(COLOURS)
+def draw_lines(
+    axes: Axes, lines: dict[str, Line], xlabel: str = "epoch", points: bool = False, marks: Marks | None = None,
+    ylim: tuple[float | None, float | None] = (None, None), percent: bool = False,
+) -> None:  # fmt: skip
+    """Draw named lines {name: (x, y)}; with more than eight, all grey but the first and the last.
+
+    The y axis goes from and to `ylim`, in percent if wanted.
+    """
     for index, (name, (x, y)) in enumerate(lines.items()):
-        name = drawable(name)
-        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "label": name}
-        if many:
+        style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+        style["label"] = drawable(name)
+        if len(lines) > len(COLOURS):
             ends = {0: COLOURS[0], len(lines) - 1: COLOURS[1]}
-            style = {"color": ends.get(index, "#BBBBBB"), "label": name if index in ends else None}
+            style = {"color": ends.get(index, "#BBBBBB"), "label": style["label"] if index in ends else None}
             style |= {"zorder": 3 if index in ends else 2}
         if points or len(x) < 30:
             style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.5}
         axes.plot(x, y, **style)
     axes.set_xlabel(xlabel)
+    axes.set_ylim(ylim)
+    if percent:
+        axes.yaxis.set_major_formatter("{x:.0%}")
+    if marks:
+        draw_marks(axes, marks)
 
 
 def draw_rows(axes: Axes, names: Sequence[str], intervals: Sequence[Interval], styles: Sequence[dict]) -> None:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from data.interactions import Interactions
 from evaluation.run import Run
 from reporting.curves import phase_seconds
-from reporting.page import PIECES, Section
+from reporting.page import PIECES, Section, section
 from reporting.report_data import ReportData
 from training.config import FinetuneConfig, PretrainConfig
 
@@ -16,7 +16,6 @@ from training.config import FinetuneConfig, PretrainConfig
 def settings_section(data: ReportData) -> Section:
     """Return everything that is needed to judge and to repeat the run."""
     run = data.run
-    lead = "What the run was made with. Settings that differ from the defaults are bold."
     blocks = [PIECES.heading("Dataset"), PIECES.definitions(describe_dataset(data.interactions))]
     blocks += [PIECES.heading("Run"), PIECES.definitions(describe_run(run))]
     if run.environment:
@@ -26,7 +25,7 @@ def settings_section(data: ReportData) -> Section:
         (name, str(value) if value == defaults.get(name) else Markup("<b>{}</b>").format(str(value)))
         for name, value in run.settings.items()
     ]
-    return Section("Facts", lead, [*blocks, PIECES.heading("Settings"), PIECES.definitions(rows)])
+    return section("Facts", [*blocks, PIECES.heading("Settings"), PIECES.definitions(rows)])
 
 
 def default_settings(run: Run) -> dict[str, Any]:

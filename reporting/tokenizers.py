@@ -11,19 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data.token_table import read_sem_ids, resolve_groups
-from reporting.page import PIECES, Section
-from reporting.pictures import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    Picture,
-    by_epoch,
-    draw_lines,
-    drawable,
-    line_picture,
-    picture,
-    short,
-)
+from reporting.page import PIECES, Section, section
+from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, drawable, picture, short, words
 from reporting.report_data import PAPER, ReportData
 from tokenizer.quality import drift, tokenizer_quality
 from utils.files import read_json
@@ -35,26 +24,27 @@ RQVAE_EPOCH = "epoch of the RQ-VAE"
 def tokenizer_section(data: ReportData) -> Section:
     """Return what is known of the chosen tokenizer and of its neighbours in training."""
     run, codes = data.run, data.codes
-    lead = (
-        f"The last epochs of an RQ-VAE are the tokenizers; this run is tested with {run.labels[run.chosen]}. A good "
-        "one uses all codes about equally and lets few items collide, that is, share all but the disambiguation code."
-    )
+    chosen = run.labels[run.chosen]
     if codes is None:
-        return Section("Tokenizer", lead, ["The semantic IDs that it was trained with are no longer there."])
+        return section("Tokenizer", ["The semantic IDs that it was trained with are no longer there."], chosen=chosen)
     sizes = data.level_sizes[:-1]
     folder = (run.dataset_folder / run.tokenizer["prefix"]).parent
     report, record = quality_report(data, folder, sizes), folder / "metrics.jsonl"
     lines = map(json.loads, record.read_text().splitlines() if record.is_file() else [])
     history = [line for line in lines if "codes_used" in line]
+    codes = codes[:, :-1]
     found = training_pictures(history, sizes) if history else []
-    found += [usage_picture(codes[:, :-1], sizes), perplexity_picture(report["tokenizers"], sizes)]
+    found.append(picture(*words("usage"), draw_usage, codes, sizes))
+    kept = {int(name): each["perplexity"] for name, each in report["tokenizers"].items() if name.isdigit()}
+    lines = {f"level {i}": (list(kept), [values[i] for values in kept.values()]) for i in range(len(sizes))}
+    found.append(picture(*words("perplexity"), draw_lines, lines, RQVAE_EPOCH, ylim=(0, max(sizes) * 1.03)))
     if report["drift"]:
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
-        found.append(drift_picture(by_gap, run.settings["dataset"]))
+        found.append(picture(*words("drift"), draw_drift, by_gap, run.settings["dataset"]))
     embeddings = _embeddings(data)
     if embeddings is not None:
         found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))
-    return Section("Tokenizer", lead, [*_level_table(codes[:, :-1], sizes), found])
+    return section("Tokenizer", [*_level_table(codes, sizes), found], chosen=chosen)
 
 
 def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
@@ -98,61 +88,38 @@ def training_pictures(history: list[dict], sizes: Sequence[int]) -> list[Picture
     """Return collisions and used codes over the tokenizer's training."""
     rates, (epochs, used) = {"": by_epoch(history, "collision_rate")}, by_epoch(history, "codes_used")
     shares = {f"level {i}": (epochs, [codes[i] / size for codes in used]) for i, size in enumerate(sizes)}
-    rate_caption = "Share of training items that share all codebook codes with another item."
-    code_caption = "Share of each level's codes that some item has; a level far below the top is wasted."
     return [
-        line_picture("collisions", "Collision rate", rate_caption, rates, RQVAE_EPOCH, ylim=(0, 1), percent=True),
-        line_picture("codes", "Codes in use", code_caption, shares, RQVAE_EPOCH, ylim=(0, 1.03), percent=True),
+        picture(*words("collisions"), draw_lines, rates, RQVAE_EPOCH, ylim=(0, 1), percent=True),
+        picture(*words("codes"), draw_lines, shares, RQVAE_EPOCH, ylim=(0, 1.03), percent=True),
     ]
 
 
-def usage_picture(codes: np.ndarray, sizes: Sequence[int]) -> Picture:
-    """Return how many items have each code: int [N, L] without disambiguation."""
-
-    def draw(axes: Axes) -> None:
-        for level, size in enumerate(sizes):
-            counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
-            used = counts[counts > 0]
-            style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
-            axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.set_xlabel("code, by frequency")
-        axes.set_ylabel("items")
-
-    caption = "Each level's codes from the most to the least frequent; flat and long is good."
-    return picture("usage", "Items per code", caption, draw)
+def draw_usage(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
+    """Draw how many items have each code: int [N, L] without disambiguation."""
+    for level, size in enumerate(sizes):
+        counts = np.sort(np.bincount(codes[:, level], minlength=size))[::-1]
+        used = counts[counts > 0]
+        style = {"color": COLOURS[level % 8], "linestyle": DASHES[level % 8]}
+        axes.plot(np.arange(1, len(used) + 1), used, drawstyle="steps-mid", label=f"level {level}", **style)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("code, by frequency")
+    axes.set_ylabel("items")
 
 
-def perplexity_picture(tokenizers: dict[str, dict], sizes: Sequence[int]) -> Picture:
-    """Return the perplexity of each level's codes over the kept epochs."""
-    kept = {int(name): quality["perplexity"] for name, quality in tokenizers.items() if name.isdigit()}
-    lines = {f"level {i}": (list(kept), [values[i] for values in kept.values()]) for i in range(len(sizes))}
-    caption = "How many codes would, used equally often, be as varied as those in use: the number of codes at best."
-    ylim = (0, max(sizes) * 1.03)
-    return line_picture("perplexity", "Perplexity of the kept epochs", caption, lines, RQVAE_EPOCH, ylim=ylim)
-
-
-def drift_picture(found: dict[int, dict[str, float]], dataset: str) -> Picture:
-    """Return how many items change their tokens between two epochs, beside the paper's Table 5."""
+def draw_drift(axes: Axes, found: dict[int, dict[str, float]], dataset: str) -> None:
+    """Draw how many items change their tokens between two epochs, beside the paper's Table 5."""
     published = PAPER["table_5"]
     beside = [published[dataset]] if dataset in published else published.values()
-
-    def draw(axes: Axes) -> None:
-        for number, shares in enumerate(beside):
-            for kind, dashes in (("any", "-"), ("first", "--")):
-                label = f"{kind} token (paper)" if number == 0 else None
-                values = [of_gap[kind] for of_gap in shares.values()]
-                axes.plot(list(shares), values, color="#AAAAAA", linestyle=dashes, linewidth=1, label=label)
-        gaps = list(found)
-        lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
-        draw_lines(axes, lines, "epochs between two tokenizers")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter("{x:.0%}")
-
-    caption = "Neighbours should agree on most first tokens and differ in some others; grey: the paper's Table 5."
-    return picture("drift", "Semantic IDs that differ between epochs", caption, draw)
+    for number, shares in enumerate(beside):
+        for kind, dashes in (("any", "-"), ("first", "--")):
+            label = f"{kind} token (paper)" if number == 0 else None
+            values = [of_gap[kind] for of_gap in shares.values()]
+            axes.plot(list(shares), values, color="#AAAAAA", linestyle=dashes, linewidth=1, label=label)
+    gaps = list(found)
+    lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
+    draw_lines(axes, lines, "epochs between two tokenizers", ylim=(0, None), percent=True)
 
 
 def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:
@@ -166,29 +133,27 @@ def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str
     points = PCA(min(30, *points.shape), random_state=seed).fit_transform(points)
     if len(rows) > 60:  # t-SNE needs some neighbours
         points = TSNE(perplexity=min(30, len(rows) / 4), max_iter=400, random_state=seed).fit_transform(points)
-    codes = first_codes[rows]
+    about = words("items", shown=len(rows), all=len(texts))
+    described = [f"code {first_codes[row]}: {short(texts[row], 110)}" for row in rows]
+    centres = [short(texts[row], 40) for row in rows]
+    return picture(*about, draw_map, points, first_codes[rows], centres, described, wide=True, height=6, legend=0)
+
+
+def draw_map(
+    axes: Axes, points: np.ndarray, codes: np.ndarray, names: list[str], texts: list[str]
+) -> list[tuple[float, float, str]]:
+    """Draw items at points, float [N, 2 or more], coloured by their codes, int [N]; return their texts as tooltips."""
     frequent = np.argsort(-np.bincount(codes), kind="stable")[: min(len(COLOURS), len(np.unique(codes)))]
-
-    def draw(axes: Axes) -> list[tuple[float, float, str]]:
-        rest = ~np.isin(codes, frequent)
-        axes.scatter(*points[rest, :2].T, s=7, color="#CCCCCC", linewidths=0, label="other codes")
-        for index, code in enumerate(frequent):
-            members = np.flatnonzero(codes == code)
-            centre = np.median(points[members, :2], axis=0)
-            colour, marker = COLOURS[index], MARKERS[index]
-            nearest = members[np.argmin(((points[members, :2] - centre) ** 2).sum(axis=1))]
-            label = drawable(f"{code}: {short(texts[rows[nearest]], 40)}")
-            axes.scatter(*points[members, :2].T, s=18, color=colour, marker=marker, linewidths=0, label=label)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-        axes.figure.legend(loc="outside lower center", ncols=2, markerscale=1.5)
-        described = zip(points, codes, rows, strict=True)
-        return [(x, y, f"code {code}: {short(texts[row], 110)}") for (x, y, *_), code, row in described]
-
-    caption = (
-        f"{len(rows):,} of {len(texts):,} items, close where their texts are alike (t-SNE of the embeddings). "
-        "A colour is one of the most frequent first codes, with its central item; colours should form patches. Point "
-        "at an item to read its text."
-    )
-    return picture("items", "Items, coloured by their first code", caption, draw, wide=True, height=6, legend=0)
+    rest = ~np.isin(codes, frequent)
+    axes.scatter(*points[rest, :2].T, s=7, color="#CCCCCC", linewidths=0, label="other codes")
+    for code, colour, marker in zip(frequent, COLOURS, MARKERS, strict=False):
+        members = np.flatnonzero(codes == code)
+        centre = np.median(points[members, :2], axis=0)
+        nearest = members[np.argmin(((points[members, :2] - centre) ** 2).sum(axis=1))]
+        label = drawable(f"{code}: {names[nearest]}")
+        axes.scatter(*points[members, :2].T, s=18, color=colour, marker=marker, linewidths=0, label=label)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.figure.legend(loc="outside lower center", ncols=2, markerscale=1.5)
+    return [(x, y, text) for (x, y, *_), text in zip(points, texts, strict=True)]

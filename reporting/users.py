@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from reporting.page import PIECES, Section
+from reporting.page import PIECES, Section, section
 from reporting.pictures import short
 from reporting.report_data import ReportData
 
@@ -14,19 +14,13 @@ USERS, HISTORY, RECOMMENDED = 10, 8, 10
 def users_section(data: ReportData) -> Section:
     """Return ten users, half of them hits where there are as many."""
     run, file = data.run, data.run.user_results_file
-    lead = (
-        "Ten users: five (or all) whose next item was recommended (framed), others for whom it was not, spread evenly "
-        "over all such users. Numbers are semantic IDs; dark are the codes, from the first on, that an item shares "
-        "with the one that came next: the longer, the closer."
-    )
     if not file.is_file():
-        return Section("Recommendations", lead, [f"The result file {file.name} is no longer there."])
+        return section("Recommendations", [f"The result file {file.name} is no longer there."])
     hit = run.user_results.ranks() < run.user_results.k
     rows = _spread(np.flatnonzero(hit), USERS // 2)
     rows += _spread(np.flatnonzero(~hit), USERS - len(rows))
     sentence = f"Of all users, {hit.mean():.1%} got the item that came next among their {run.user_results.k}."
-    users = PIECES.users([_card(data, row) for row in rows])
-    return Section("Recommendations", lead, [sentence, users])
+    return section("Recommendations", [sentence, PIECES.users([_card(data, row) for row in rows])])
 
 
 def _spread(rows: np.ndarray, count: int) -> list[int]:
