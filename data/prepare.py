@@ -19,10 +19,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -30,12 +29,13 @@ import numpy as np
 
 from data.interactions import PADDING, making
 from data.raw import PAPER, SOURCES, Columns, sentence
-from data.readers import TIME_FORMS, RawFile, Table, files_of, name_of, stripped, with_instant, write_texts
+from data.readers import TIME_FORMS, RawFile, files_of, name_of, stripped, with_instant
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of, write_json
 from utils.runtime import run_command
+from utils.text_table import text_table
 
 STATS_FILE = "stats.json"
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE}
@@ -160,37 +160,30 @@ class Preparation:
 
     def _read_file(self, file: Path) -> int:
         """Add a file's rows to the table raw, and return the lines that could not even become rows."""
-        columns, least = self.config.columns, self.config.min_rating
+        columns, before = self.config.columns, self.count("raw")
         wanted = [("--user_col", columns.user), ("--item_col", columns.item), ("--time_col", columns.time)]
-        raw = RawFile(file, [*wanted, ("--rating_col", columns.rating)] if least is not None else wanted)
-        table = raw.table(self.sql, self.links)
-        lost, parts = raw.lost, ("raw", "raw WHERE reason IS NULL", "raw WHERE reason = 'unreadable row'")
-        before = [self.count(part) for part in parts]
+        raw = RawFile(file, wanted + [("--rating_col", columns.rating)] * (self.config.min_rating is not None))
         try:
-            self.run(f"INSERT INTO raw {self._judged(table)}")
-            rows, usable, broken = (self.count(part) - count for part, count in zip(parts, before, strict=True))
-            if raw.format == "json":
-                raw.check_json(table, self.sql, broken, usable)
+            self.run(f"INSERT INTO raw {self._judged(raw.query(self.sql, self.links))}")
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
         for copy in (self.links / "work").glob("*.copy"):
             copy.unlink()
-        self.say(f"{file}: {rows + lost:,} rows")
+        self.say(f"{file}: {self.count('raw') - before + raw.lost:,} rows")
         self.note(raw.sentences())
-        return lost
+        return raw.lost
 
-    def _judged(self, table: Table) -> str:
+    def _judged(self, query: str) -> str:
         """Return the SQL of the rows of raw: names, instant, and why the row is dropped if it is."""
-        names, least = ("user_name", "item_name", "moment", "rating"), self.config.min_rating
-        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, [*table.texts, "NULL"], strict=False))
+        names, least = ["user_name", "item_name", "moment", "rating"], self.config.min_rating
+        texts = f"(SELECT * FROM ({query})) AS t({', '.join(names[: 3 if least is None else 4])})"
         cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
-        rows = f"(SELECT {cleaned}, broken FROM (SELECT {texts}, {table.broken} AS broken FROM {table.source}))"
+        rows = f"(SELECT {cleaned} FROM (SELECT *{', NULL AS rating' if least is None else ''} FROM {texts}))"
         return f"""
             SELECT user_name, item_name, t, reason,
                 CASE reason WHEN 'no time' THEN moment WHEN 'no rating' THEN rating END AS example
             FROM (
                 SELECT *, TRY_CAST(rating AS DOUBLE) AS stars, CASE
-                    WHEN broken THEN 'unreadable row'
                     WHEN user_name IS NULL THEN 'no user'
                     WHEN item_name IS NULL THEN 'no item'
                     WHEN '{PADDING}' IN (user_name, item_name) THEN 'reserved name {PADDING}'
@@ -284,50 +277,30 @@ class Preparation:
 
     def write(self, folder: Path, texts: dict[str, str]) -> dict[str, float]:
         """Write the three files of the published format and return the numbers of table 1."""
+        names: dict[str, list[str]] = {}
         for kind, column in (("user", "u"), ("item", "i")):
             self.run(f"""
                 CREATE TABLE {kind}_ids AS
                 SELECT name, {column}, CAST(row_number() OVER (ORDER BY name) AS INTEGER) AS id
                 FROM {kind}s JOIN (SELECT DISTINCT {column} FROM pairs) ON {kind}s.rowid = {column}""")
-        items = [name for (name,) in self.run("SELECT name FROM item_ids ORDER BY id").fetchall()]
+            names[kind] = [name for (name,) in self.run(f"SELECT name FROM {kind}_ids ORDER BY id").fetchall()]
+        users, items = names.values()
         ordered = self.run("""
             SELECT user_ids.id AS "user", item_ids.id AS item FROM pairs JOIN user_ids USING (u) JOIN item_ids USING (i)
             ORDER BY user_ids.id, t, item_ids.id""").fetchnumpy()
-        num_users = self.count("user_ids")
-        offsets = np.searchsorted(ordered["user"], np.arange(1, num_users + 2))
-        as_json = [json.dumps(name, ensure_ascii=False) for name in [PADDING, *items]]
-
-        def users() -> Iterable[str]:
-            cursor = self.sql.cursor().execute("SELECT name FROM user_ids ORDER BY id")
-            while batch := cursor.fetchmany(10_000):
-                yield from (json.dumps(name, ensure_ascii=False) for (name,) in batch)
-
-        def sequences() -> Iterable[str]:
-            for user, start, end in zip(users(), offsets[:-1], offsets[1:], strict=True):
-                yield f"{user}: [{', '.join([as_json[item] for item in ordered['item'][start:end].tolist()])}]"
-
-        write_texts(folder / "all_item_seqs.json", chain(_members("{}", sequences()), "\n"))
-        mapping = {
-            "user2id": _members("{}", (f"{user}: {number}" for number, user in enumerate(users(), start=1))),
-            "item2id": _members("{}", (f"{item}: {number}" for number, item in enumerate(as_json) if number)),
-            "id2user": _members("[]", chain(as_json[:1], users())),
-            "id2item": _members("[]", as_json),
-        }
-        named = (
-            chain([f'"{name}": '], members, ["" if name == "id2item" else ", "]) for name, members in mapping.items()
-        )
-        write_texts(folder / "id_mapping.json", chain("{", *named, "}\n"))
+        offsets = np.searchsorted(ordered["user"], np.arange(1, len(users) + 2))
+        with open(folder / "all_item_seqs.json", "w", encoding="utf-8") as file:
+            as_json = [json.dumps(name, ensure_ascii=False) for name in [PADDING, *items]]
+            for number, user in enumerate(users):
+                sequence = ordered["item"][offsets[number] : offsets[number + 1]].tolist()
+                line = f"{json.dumps(user, ensure_ascii=False)}: [{', '.join([as_json[item] for item in sequence])}]"
+                file.write((",\n" if number else "{\n") + line)
+            file.write("\n}\n")
+        mapping = {f"{kind}2id": {name: id for id, name in enumerate(names[kind], start=1)} for kind in names}
+        mapping |= {f"id2{kind}": [PADDING, *names[kind]] for kind in names}
+        write_json(folder / "id_mapping.json", mapping, indent=0)
         write_json(folder / "metadata.sentence.json", {item: texts[item] for item in items})
-        return table_1(num_users, len(items), len(ordered["item"]))
-
-
-def _members(brackets: str, members: Iterable[str]) -> Iterator[str]:
-    """Yield the text of a JSON object or list of encoded members, one per line."""
-    before = brackets[0]
-    for member in members:
-        yield before + "\n" + member
-        before = ","
-    yield "\n" + brackets[1]
+        return table_1(len(users), len(items), len(ordered["item"]))
 
 
 def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
@@ -340,14 +313,14 @@ def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
 
 def stats_text(stats: dict, paper: dict[str, int] | None) -> str:
     """Return what was made and dropped, beside the paper's numbers where it has this dataset."""
-    rows = [("made", stats["dataset"])] + ([("paper, table 1", table_1(**paper))] if paper else [])
-    lines = [f"{'':14}  {'users':>10}  {'items':>10}  {'interactions':>12}  sparsity  mean length"]
-    for name, row in rows:
-        counts = f"{row['users']:>10,}  {row['items']:>10,}  {row['interactions']:>12,}"
-        lines.append(f"{name:14}  {counts}  {row['sparsity']:8.3%}  {row['mean_length']:11.2f}")
-    lines.append(f"of {stats['rows']:,} rows were dropped:")
-    lines += [f"  {count:>12,}  {reason}" for reason, count in stats["dropped"].items()]
-    return "\n".join(lines)
+    made = {"made": stats["dataset"]} | ({"paper, table 1": table_1(**paper)} if paper else {})
+    forms = {"users": ",", "items": ",", "interactions": ",", "sparsity": ".3%", "mean_length": ".2f"}
+    table = [[name, *(format(row[column], form) for column, form in forms.items())] for name, row in made.items()]
+    lines = [
+        text_table(["", *(name.replace("_", " ") for name in forms)], table),
+        f"of {stats['rows']:,} rows were dropped:",
+    ]
+    return "\n".join(lines + [f"  {count:>12,}  {reason}" for reason, count in stats["dropped"].items()])
 
 
 def settings_of(config: PrepareConfig) -> dict:

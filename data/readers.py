@@ -10,8 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -25,6 +24,8 @@ FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", 
 PIECE = 2**24  # characters that are looked at together
 LONGEST = 2**21  # characters of a row; a quote that is open for longer was never meant to open a field
 csv.field_size_limit(PIECE)
+QUOTED = '"(?:[^"]++|"")*+"'  # a field with its quotes, those inside doubled
+ESCAPED = r'"(?:[^"\\]|\\[\s\S])*+"'  # and with a backslash before those inside, as MySQL and Spark write them
 
 _BROKEN = (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error)
 _WINDOWS_1252 = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)}
@@ -68,20 +69,6 @@ def opened(file: Path) -> TextIO:
     else:
         encoding = "utf-8-sig" if start.startswith(codecs.BOM_UTF8) else "utf-8"
     return opener(file, "rt", encoding=encoding, errors="surrogateescape")
-
-
-@dataclass
-class Table:
-    """A file as SQL."""
-
-    source: str
-    """What stands behind FROM."""
-    texts: list[str]
-    """Each wanted column as text, NULL where there is none."""
-    values: list[str]
-    """Each wanted column as it is."""
-    broken: str = "false"
-    """Condition of rows that could not be read."""
 
 
 class RawFile:
@@ -184,94 +171,122 @@ class RawFile:
         A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters,
         but for one that opens a field of a CSV file and never closes, which is an error.
         """
-        mark, quoted = re.escape(delimiter), '"(?:[^"]++|"")*+"'
-        one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
-        rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
-        any_row, lone = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile('"(?:[^"]|"")*')
-        unclosed, whole = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$'), re.compile(f'{quoted}|(?:[^"].*)?')
+        field = rf'(?:{QUOTED}|(?:[^"{re.escape(delimiter)}\n][^{re.escape(delimiter)}\n]*+)?+)'
+        rows = re.compile(rf"(?:{re.escape(delimiter).join([field] * width)}\n|\n)*+")
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
-            text, position = rest + piece, 0
+            text, start = rest + piece, 0
             text += "\n" if not piece and text and text[-1] != "\n" else ""
-            while position < len(text):
-                end = rows.match(text, position).end()
-                yield text[position:end]
-                number += text.count("\n", position, end)
-                position = end
-                if position == len(text) or (piece and len(text) - position < LONGEST):
+            while start < len(text):
+                end = rows.match(text, start).end()
+                yield text[start:end]
+                number += text.count("\n", start, end)
+                start = end
+                if start == len(text) or (piece and len(text) - start < LONGEST):
                     break  # a quoted field may go on in the next piece
-                end = text.index("\n", position) + 1
-                line = text[position : end - 1]
-                fields = line.split(delimiter)
-                if delimiter != "\t" and line.strip() and (row := any_row.match(text, position)):
-                    end = row.end()
-                    self._lose(f"line {number}", line, text.count("\n", position, end))
-                elif delimiter != "\t" and (
-                    unclosed.search(line) or (len(fields) == width and any(map(lone.fullmatch, fields)))
-                ):
-                    raise InputError(
-                        f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
-                        "the quotes inside a quoted field, and remove a lone one"
-                    )
-                elif len(fields) == width:
-                    written = (f if whole.fullmatch(f) else '"' + f.replace('"', '""') + '"' for f in fields)
-                    yield delimiter.join(written) + "\n"
-                elif line.strip():
-                    self._lose(f"line {number}", line)
-                number += text.count("\n", position, end)
-                position = end
-            rest = text[position:]
+                row, end = self._odd_row(text, start, number, delimiter, width)
+                yield row
+                number += text.count("\n", start, end)
+                start = end
+            rest = text[start:]
 
-    def _is_list(self) -> bool:
-        """Return whether JSON is one list of objects, rather than an object per line."""
-        return re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")) is not None
+    def _odd_row(self, text: str, start: int, number: int, delimiter: str, width: int) -> tuple[str, int]:
+        """Return what is meant by the line that is no row as such, "" where that is nothing, and where it ends."""
+        mark, end = re.escape(delimiter), text.index("\n", start) + 1
+        if row := re.compile(mark.join([rf'({ESCAPED}|[^"{mark}\n]*+)'] * width) + "\n").match(text, start):
+            values = [re.sub(r'\\(["\\\n])', r"\1", f[1:-1]) if f[:1] == '"' else f for f in row.groups()]
+            return delimiter.join(map(_quoted, values)) + "\n", row.end()
+        line = text[start : end - 1]
+        fields = line.split(delimiter)
+        if delimiter != "\t" and line.strip():
+            field = rf'(?:{QUOTED}|(?:[^"{mark}\n][^{mark}\n]*)?)'
+            if row := re.compile(rf"{field}(?:{mark}{field})*\n").match(text, start):
+                self._lose(f"line {number}", line, text.count("\n", start, row.end()))
+                return "", row.end()
+            unclosed = re.search(rf'(?:^|{mark})"(?:[^"]|"")*$', line)
+            if unclosed or (len(fields) == width and any(re.fullmatch('"(?:[^"]|"")*', field) for field in fields)):
+                raise InputError(
+                    f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
+                    "the quotes inside a quoted field, and remove a lone one"
+                )
+        if len(fields) == width:
+            whole = re.compile(f'{QUOTED}|(?:[^"].*)?')
+            return delimiter.join(f if whole.fullmatch(f) else _quoted(f) for f in fields) + "\n", end
+        if line.strip():
+            self._lose(f"line {number}", line)
+        return "", end
 
-    def _json_rows(self, literals: bool) -> Iterator[dict]:
-        """Yield the objects of JSON's lines, or of its list, and count what is none."""
-        if self._is_list():
-            try:
-                unit, values = "entry", [(str(value), value) for value in json.loads("".join(self.pieces()))]
-            except (ValueError, RecursionError) as error:
-                raise self.unreadable(error) from None
+    def _json_rows(self) -> Iterator[dict]:
+        """Yield the objects of JSON's lines, or of its one list, and count what is none.
+
+        A line may be a Python literal, as in Amazon's 2014 edition; it is parsed but never evaluated.
+        """
+        if re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")):
+            unit, values = "entry", ((str(value), value) for value in self._listed())
         else:
             lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in self.pieces())
-            unit, values = "line", ((line, parse_line(line, literals) if line.strip() else {}) for line in lines)
+            unit, values = "line", ((line, parse_line(line)) for line in lines)
         for number, (text, value) in enumerate(values, start=1):
-            if not isinstance(value, dict):
-                self._lose(f"{unit} {number}", text)
-            elif value:
+            if isinstance(value, dict):
+                if not value.keys() <= self.columns.keys():
+                    self.columns |= dict.fromkeys(value)
                 yield value
+            elif text.strip():
+                self._lose(f"{unit} {number}", text)
 
-    def table(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Table:
-        """Return the SQL that reads the wanted columns; whether JSON has them, `check_json` finds.
+    def _listed(self) -> Iterator[object]:
+        """Yield the members of JSON's one list."""
+        between, text, start = re.compile(r"[\s,]*"), "", 0
+        for number, piece in enumerate(chain(self.pieces(), [""])):  # "" is the end
+            text, start = text[start:] + piece, 0
+            start = start if number else text.index("[") + 1
+            while (start := between.match(text, start).end()) < len(text) and text[start] != "]":
+                try:
+                    value, start = json.JSONDecoder().raw_decode(text, start)
+                except (ValueError, RecursionError) as error:
+                    if piece:
+                        break  # it may go on in the next piece
+                    raise self.unreadable(error) from None
+                yield value
+        if text[start:].strip() != "]":
+            raise self.unreadable(ValueError("its list has no end, or something behind it"))
+
+    def query(self, connection: duckdb.DuckDBPyConnection, links: Path, as_text: bool = True) -> str:
+        """Return the SQL of the wanted columns, in order: as text, NULL where there is none, or as they are.
 
         `links` is a folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
         In its "work" is room for copies.
         """
-        link = links / str(len(list(links.iterdir())))
-        link.symlink_to(self.file.resolve())
-        copy = links / "work" / f"{link.name}.copy"
+        name = str(len(list(links.iterdir())))
         if self.format == "parquet":
-            return self._parquet_table(str(link), connection)
+            (links / name).symlink_to(self.file.resolve())
+            return self._parquet_query(str(links / name), connection, as_text)
+        (links / name).touch()
+        copy = links / "work" / f"{name}.copy"
         if self.format == "json":
-            return self._json_table(link, copy)
-        delimiter, names, lines = self._header()
-        places = self._places(names)
-        write_texts(copy, self._tidy_rows(delimiter, len(names), lines))
-        fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
-        source = (
-            f"read_csv({literal(copy)}, header = false, auto_detect = false, columns = {{{fields}}}, "
-            f"delim = '{delimiter}', quote = '\"', escape = '\"', nullstr = ['', '\\N'], new_line = '\\n', "
-            f"max_line_size = {PIECE})"
+            delimiter, width = ",", len(self.wanted)
+            places: Sequence[int] = range(width)
+            named = (map(name_of, map(row.get, [name for _, name in self.wanted])) for row in self._json_rows())
+            write_texts(copy, (",".join(map(_quoted, row)) + "\n" for row in named))
+            missing = [pair for pair in self.wanted if pair[1] not in self.columns]
+            if missing and self.columns:
+                raise self.absent(missing)
+        else:
+            delimiter, names, lines = self._header()
+            places, width = self._places(names), len(names)
+            write_texts(copy, self._tidy_rows(delimiter, width, lines))
+        fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(width))
+        return (
+            f"SELECT {', '.join(f'c{place}' for place in places)} FROM read_csv({literal(copy)}, header = false, "
+            f"auto_detect = false, columns = {{{fields}}}, delim = '{delimiter}', quote = '\"', escape = '\"', "
+            f"nullstr = '', new_line = '\\n', max_line_size = {PIECE})"
         )
-        columns = [f"c{place}" for place in places]
-        return Table(source, columns, columns)
 
-    def _parquet_table(self, link: str, connection: duckdb.DuckDBPyConnection) -> Table:
+    def _parquet_query(self, link: str, connection: duckdb.DuckDBPyConnection, as_text: bool) -> str:
         """Return the SQL of Parquet; columns go by their place, since names that differ in case alone clash in SQL."""
-        source = f"read_parquet({literal(link)}, binary_as_string = true)"
+        table = f"read_parquet({literal(link)}, binary_as_string = true)"
         try:
-            types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
+            types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()]
             schema = connection.execute(f"SELECT name, num_children FROM parquet_schema({literal(link)})").fetchall()
         except duckdb.Error as error:
             raise self.unreadable(error, link) from None
@@ -279,65 +294,24 @@ class RawFile:
         for name, children in schema[1:]:
             names += [name] if inner == 0 else []
             inner += (children or 0) - (inner > 0)
-        texts, values = [], []
+        wanted = []
         for place in self._places(names):
             column, kind = f"c{place}", types[place]
             text = f"CAST({column} AS VARCHAR)"
-            values.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
-            nested = kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))
-            number = f"CASE WHEN isfinite({column}) THEN {text} END" if kind in ("FLOAT", "DOUBLE") else text
-            texts.append("NULL" if nested else number)
-        return Table(f"{source} AS t({', '.join(f'c{place}' for place in range(len(types)))})", texts, values)
-
-    def _json_table(self, link: Path, copy: Path) -> Table:
-        """Return the SQL of JSON, or of a copy in UTF-8; what is neither text nor a number is NULL."""
-        last = [piece.rstrip()[-1:] for piece in self.pieces()]
-        with opened(self.file) as lines:
-            plain, packed = lines.encoding == "utf-8", isinstance(lines.buffer, gzip.GzipFile)
-        is_list = self._is_list()
-        if is_list and "".join(last)[-1:] != "]":  # DuckDB would not mind
-            raise self.unreadable(ValueError("its list has no end"))
-        if not plain or self.foreign:
-            link, packed = copy, False
-            write_texts(copy, self.pieces())
-        form = "'array'" if is_list else "'newline_delimited', ignore_errors = true"
-        pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
-        source = (
-            f"(SELECT json, json_extract(json, [{', '.join(map(literal, pointers))}]) AS v FROM "
-            f"read_json_objects({literal(link)}, format = {form}, compression = '{'gzip' if packed else 'none'}'))"
-        )
-        values = [f"v[{place}]" for place in range(1, len(pointers) + 1)]
-        texts = [
-            f"CASE WHEN json_type({value}) NOT IN ('OBJECT', 'ARRAY') AND CAST({value} AS VARCHAR) NOT IN "
-            f"('NaN', 'Infinity', '-Infinity') THEN {value} ->> '$' END"
-            for value in values
-        ]
-        return Table(source, texts, values, "coalesce(json_type(json), '') != 'OBJECT'")
-
-    def check_json(self, table: Table, connection: duckdb.DuckDBPyConnection, broken: int, usable: int) -> None:
-        """Count and show the broken rows of JSON; if none is usable for want of a column, that is an error."""
-        if not usable:
-            keys = f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {table.source} WHERE NOT {table.broken}"
-            self.columns = dict.fromkeys(key for (key,) in connection.execute(f"{keys} ORDER BY key").fetchall())
-            missing = [pair for pair in self.wanted if pair[1] not in self.columns]
-            if missing and self.columns:
-                raise self.absent(missing)
-        if broken:
-            next((None for _ in self._json_rows(literals=False) if self.lost), None)
-        self.lost = broken
+            if not as_text:
+                wanted.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
+            elif kind in ("FLOAT", "DOUBLE"):
+                wanted.append(f"CASE WHEN isfinite({column}) THEN {text} END")
+            else:
+                wanted.append("NULL" if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")) else text)
+        return f"SELECT {', '.join(wanted)} FROM {table} AS t({', '.join(f'c{place}' for place in range(len(types)))})"
 
     def rows(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Iterator[dict]:
-        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `table`.
-
-        Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
-        """
+        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `query`."""
         if self.format == "json":
-            for row in self._json_rows(literals=True):
-                self.columns |= dict.fromkeys(row)
-                yield row
+            yield from self._json_rows()
             return
-        table = self.table(connection, links)
-        rows = connection.execute(f"SELECT {', '.join(table.values)} FROM {table.source}")
+        rows = connection.execute(self.query(connection, links, as_text=False))
         while batch := rows.fetchmany(10_000):
             yield from (dict(zip([name for _, name in self.wanted], row, strict=True)) for row in batch)
 
@@ -353,15 +327,19 @@ def write_texts(file: Path, texts: Iterable[str]) -> None:
         handle.writelines(texts)
 
 
-def parse_line(line: str, literals: bool = True) -> object:
-    """Return the value of a line of JSON, or else of a Python literal unless those are none here; None for neither."""
+def parse_line(line: str) -> object:
+    """Return the value of a line of JSON, or else of a Python literal; None for neither."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
         try:
-            return ast.literal_eval(line.strip()) if literals else None
+            return ast.literal_eval(line.strip())
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
 
 
 def literal(text: object) -> str:
@@ -369,23 +347,31 @@ def literal(text: object) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
+NULL = "\\N"  # as databases write no value
 # What Python's str.strip removes, and SQL's trim does not by itself.
 BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
 
 def stripped(text: str) -> str:
-    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where nothing is left."""
+    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where it is no value."""
     ends = " AND ".join(f"{side}({text}, 1) BETWEEN '!' AND '~'" for side in ("left", "right"))  # most, and quickly
     rest = f"replace(replace(trim({text}, '{BLANKS}'), chr(13) || chr(10), chr(10)), chr(13), chr(10))"
-    return f"nullif(CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END, '')"
+    whole = f"CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END"
+    return f"nullif(nullif({whole}, ''), '{NULL}')"
 
 
 def name_of(value: object) -> str:
-    """Return the name that a field holds, as `Table.texts` and `stripped` make it; "" where it holds none."""
-    if value is None or isinstance(value, dict | list | tuple) or (isinstance(value, float) and not isfinite(value)):
-        return ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.strip().replace("\r\n", "\n").replace("\r", "\n")
+    """Return the name that a field holds, as `RawFile.query` and `stripped` make it; "" where it holds none."""
+    if not isinstance(value, str):
+        if (
+            value is None
+            or isinstance(value, dict | list | tuple)
+            or (isinstance(value, float) and not isfinite(value))
+        ):
+            return ""
+        value = str(value).lower() if isinstance(value, bool) else str(value)
+    text = value.strip().replace("\r\n", "\n").replace("\r", "\n")
+    return "" if text == NULL else text
 
 
 # What a time may look like besides a number: day, clock, half of the day, and sign, hours, minutes of the offset.
@@ -399,8 +385,8 @@ TIME_FORMS = (
 )
 
 
-def with_instant(source: str) -> str:
-    """Return the SQL of a table with the time of its column `moment` as `t`: microseconds since 1970, or NULL.
+def with_instant(rows: str) -> str:
+    """Return the SQL of rows with the time of their column `moment` as `t`: microseconds since 1970, or NULL.
 
     A time without an offset is taken as UTC, wherever the machine is.
     """
@@ -421,4 +407,4 @@ def with_instant(source: str) -> str:
         END AS t
         FROM (SELECT *, CASE WHEN number IS NULL THEN regexp_extract(
                 moment, '{_DATE}', ['day', 'clock', 'half', 'sign', 'hours', 'minutes']) END AS d
-              FROM (SELECT *, TRY_CAST(moment AS DOUBLE) AS number FROM {source}))"""
+              FROM (SELECT *, TRY_CAST(moment AS DOUBLE) AS number FROM {rows}))"""

@@ -132,7 +132,7 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = parse_line(line, literals=False) if line.lstrip().startswith("{") else {"user": line.strip()}
+        row = parse_line(line) if line.lstrip().startswith("{") else {"user": line.strip()}
         given, history = (row.get("user"), row.get("history")) if isinstance(row, dict) else (None, None)
         user = name_of(given)
         if isinstance(history, list):

@@ -174,12 +174,10 @@ def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
     raw = RawFile(file, WANTED)
     with tempfile.TemporaryDirectory() as links:
         (Path(links) / "work").mkdir()
-        table = raw.table(DATABASE, Path(links))
-        names = ("user_name", "item_name", "moment", "text")
-        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, table.texts, strict=True))
-        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
-        rows = with_instant(f"(SELECT {cleaned} FROM (SELECT {texts} FROM {table.source} WHERE NOT {table.broken}))")
+        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in ("user_name", "item_name", "moment"))
+        table = f"(SELECT * FROM ({raw.query(DATABASE, Path(links))})) AS t(user_name, item_name, moment, text)"
         try:
+            rows = with_instant(f"(SELECT {cleaned} FROM {table})")
             found = DATABASE.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
@@ -189,7 +187,7 @@ def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
         except duckdb.Error as error:
             raise again.unreadable(error) from None
     items = [(name_of(row.get("it em")), sentence(row, ("text",))) for row in rows]
-    if raw.format in ("csv", "tsv"):
+    if raw.format != "parquet":
         assert (raw.lost, raw.first_lost) == (again.lost, again.first_lost)
     return sorted(found, key=repr), sorted(items), raw
 
@@ -200,7 +198,8 @@ def judged(rows: list[dict[str, str]]) -> tuple[list[tuple], list[tuple]]:
     found, items = [], []
     for row in rows:
         seconds = dates.get(row["ts"], int(row["ts"]) if row["ts"].isdecimal() else None)
-        names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() or None for name in ("user", "it em")]
+        names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() for name in ("user", "it em")]
+        names = [None if name in ("", "\\N") else name for name in names]
         found.append((*names, None if seconds is None else seconds * 10**6))
         items.append((names[1] or "", sentence(row, ("text",))))
     return sorted(found, key=repr), sorted(items)

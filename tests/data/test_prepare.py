@@ -224,7 +224,7 @@ def test_interrupted_nothing_is_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     flags = plain_files(tmp_path, make_reviews())
-    monkeypatch.setattr(prepare, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(prepare, "write_json", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, *flags)
     assert list((tmp_path / "datasets").iterdir()) == []
