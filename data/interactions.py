@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, read_json_pieces, whole_characters
+from utils.files import read_json, read_json_pieces, remove, whole_characters
 from utils.locks import LOCK_FILE, FileLock
 
 PADDING = "[PAD]"
@@ -87,15 +86,14 @@ def split_positions(offsets: np.ndarray, split: str) -> np.ndarray:
     Of a user's x_1..x_m, test is x_m (m >= 2), validation x_{m-1} (m >= 3), training every one of
     x_2..x_{m-2} (m >= 4). Users in order, targets in time order; int32, or int64 where the interactions do not fit.
     """
-    lengths, starts, ends = np.diff(offsets), offsets[:-1], offsets[1:]
-    if split == "test":
-        positions = ends[lengths >= 2] - 1
-    elif split == "valid":
-        positions = ends[lengths >= 3] - 2
-    elif split == "train":
-        positions = _concatenated_ranges(starts + 1, np.maximum(lengths - 3, 0))
-    else:
+    lengths = np.diff(offsets)
+    if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {SPLITS}")
+    if split == "train":
+        positions = _concatenated_ranges(offsets[:-1] + 1, np.maximum(lengths - 3, 0))
+    else:
+        from_end = 1 if split == "test" else 2
+        positions = offsets[1:][lengths > from_end] - from_end
     return positions.astype(np.int32 if offsets[-1] < 2**31 else np.int64)
 
 
@@ -134,15 +132,15 @@ def making(folder: Path) -> Iterator[Path]:
     work = folder.with_name(f".{folder.name}.prepare")
     interrupted = work.exists()
     with FileLock(work / LOCK_FILE):
-        for path in work.iterdir() if interrupted else ():
+        for path in work.iterdir():
             if path.name != LOCK_FILE:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
         if interrupted:
             print(f"{work}: an earlier preparation was interrupted; starting over")
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove(work)
 
 
 def load_interactions(folder: Path) -> Interactions:

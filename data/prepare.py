@@ -323,17 +323,17 @@ def stats_text(stats: dict, paper: dict[str, int] | None) -> str:
     return "\n".join(lines + [f"  {count:>12,}  {reason}" for reason, count in stats["dropped"].items()])
 
 
-def settings_of(config: PrepareConfig) -> dict:
+def origin_of(config: PrepareConfig) -> dict:
     """Return what determines the dataset, as stats.json keeps it: the settings and the hashes of the files."""
     free = ("data_dir", "memory_limit", "threads", "overwrite")
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    origin = {name: value for name, value in asdict(config).items() if name not in free}
     for name in ("interactions", "items"):
-        hashes = [{"file": file.name, "sha256": sha256_of(file)} for file in files_of(settings[name])]
-        settings[name] = hashes[0] if len(hashes) == 1 else hashes
-    return settings
+        hashes = [{"file": file.name, "sha256": sha256_of(file)} for file in files_of(origin[name])]
+        origin[name] = hashes[0] if len(hashes) == 1 else hashes
+    return origin
 
 
-def is_there(config: PrepareConfig, settings: dict) -> bool:
+def is_there(config: PrepareConfig, origin: dict) -> bool:
     """Return whether the dataset was prepared with these settings before; what may not be replaced is an error."""
     folder = config.folder
     if folder.exists() and not folder.is_dir():
@@ -341,34 +341,29 @@ def is_there(config: PrepareConfig, settings: dict) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     stats = folder / STATS_FILE
-    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == settings
+    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == origin
     derived = ", ".join(sorted(path.name for path in folder.iterdir() if path.name not in FILES)[:5])
-    answer = claim(
-        folder,
-        "finished",
-        "" if same else "other files or settings",
-        overwrite=config.overwrite,
-        reuse=True,
-        refusal="holds a dataset of other files or settings; --overwrite replaces it",
-        protected=derived and f"holds {derived}, made from other data; move it, or choose another --dataset",
-    )
-    return answer == "reuse"
+    differing = "" if same else "other files or settings"
+    refusal = f"holds a dataset of {differing}; --overwrite replaces it"
+    protected = derived and f"holds {derived}, made from other data; move it, or choose another --dataset"
+    flags = {"overwrite": config.overwrite, "reuse": True}
+    return claim(folder, "finished", differing, **flags, refusal=refusal, protected=protected) == "reuse"
 
 
 def prepare(config: PrepareConfig) -> dict:
     """Make the dataset's folder, whole or not at all, or leave it as it is; return what stats.json holds."""
-    settings = settings_of(config)
-    with nullcontext() if is_there(config, settings) else making(config.folder) as work:
-        if not work or is_there(config, settings):  # somebody else may have made it meanwhile
+    origin = origin_of(config)
+    with nullcontext() if is_there(config, origin) else making(config.folder) as work:
+        if not work or is_there(config, origin):  # somebody else may have made it meanwhile
             print(f"{config.folder}: reused, it was prepared before from the same files with the same settings")
             return read_json(config.folder / STATS_FILE)
         try:
-            return _prepare(config, settings, work)
+            return _prepare(config, origin, work)
         except duckdb.Error as error:
             raise InputError(f"DuckDB stopped: {str(error).splitlines()[0]}") from None
 
 
-def _prepare(config: PrepareConfig, settings: dict, work: Path) -> dict:
+def _prepare(config: PrepareConfig, origin: dict, work: Path) -> dict:
     """Make the dataset's folder with the help of a folder to work in, and return what stats.json holds."""
     limits = {"memory_limit": config.memory_limit, "temp_directory": str(work / "spill")}
     limits |= {"threads": config.threads} if config.threads else {}
@@ -389,7 +384,7 @@ def _prepare(config: PrepareConfig, settings: dict, work: Path) -> dict:
             raise InputError(f"no interaction of {rows:,} is left ({reasons}); {advice}")
         with atomic_folder(config.folder) as temporary:
             dataset = steps.write(temporary, texts)
-            stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": settings}
+            stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": origin}
             write_json(temporary / STATS_FILE, stats)
         steps.say(f"{config.folder}: written")
     return stats

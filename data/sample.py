@@ -94,7 +94,7 @@ class Items(NamedTuple):
     """The shop's items in catalogue order, N of them; codes are 0-based int64."""
 
     hobby: np.ndarray  # [N]
-    category: np.ndarray  # [N], position within the hobby
+    category: np.ndarray  # [N], number within the hobby
     series: np.ndarray  # [N], within the hobby
     tier: np.ndarray  # [N], price tier = brand within the hobby
     size: np.ndarray  # [N]
@@ -136,8 +136,8 @@ def make_items(num_items: int, uniform: Uniform) -> Items:
         chosen = [pair for column in variants[order].T for pair in zip(order, column, strict=True)]
         for series, variant in chosen[:count]:
             material, size = divmod(int(variant), NUM_SIZES)
-            hobby, position = divmod(index, NUM_CATEGORIES)
-            codes.append((hobby, position, int(series), int(series) // SERIES_PER_BRAND, size))
+            hobby, number = divmod(index, NUM_CATEGORIES)
+            codes.append((hobby, number, int(series), int(series) // SERIES_PER_BRAND, size))
             texts.append(describe(category, int(series), material, size))
     return Items(*np.array(codes).T.copy(), texts)
 

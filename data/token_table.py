@@ -113,7 +113,7 @@ class TokenTable:
     @property
     def sha256(self) -> list[str]:
         """A hash of each group's semantic IDs, of which item has which."""
-        return [hashlib.sha256(group.cpu().contiguous().numpy()).hexdigest() for group in self.tokens]
+        return [hashlib.sha256(tokens.cpu().contiguous().numpy()).hexdigest() for tokens in self.tokens]
 
     def codes(self, group: int) -> np.ndarray:
         """Return a group's semantic IDs without padding, int64 [N, L], 0-based codes."""
@@ -284,17 +284,17 @@ def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary:
     return TokenTable(torch.from_numpy(tokens), groups, vocabulary)
 
 
-def check_identifiers(known: list[str], table: TokenTable, source: object, remedy: str) -> None:
+def check_semantic_ids(known: list[str], table: TokenTable, model: object, remedy: str) -> None:
     """Refuse a model that was trained with other semantic IDs than the table's.
 
     Args:
         known: Hashes of the groups that the model was trained with; empty where it does not say.
-        source: Where the model comes from, for the error.
+        model: Where it comes from, for the error.
         remedy: What to do about it, for the error.
     """
     others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
     if known and others:
         raise InputError(
-            f"the model {source} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
+            f"the model {model} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
             f"items; {remedy}"
         )
