@@ -79,7 +79,6 @@ class RawFile:
         self.columns: dict[str, None] = {}  # names that its header or any of its rows has, in order
         self.lost, self.first_lost = 0, ""  # lines that could not be read
         self.foreign, self.first_foreign = 0, ""  # lines that are not UTF-8 and were read as Windows-1252
-        self._looked_at = 0
 
     def sentences(self) -> list[str]:
         """Return what the user has to know."""
@@ -129,10 +128,8 @@ class RawFile:
         mended = text.translate(_WINDOWS_1252)
         pairs = enumerate(zip(text.split("\n"), mended.split("\n"), strict=True), start=number)
         strange = [f"line {line}: {after.strip()[:80]!r}" for line, (before, after) in pairs if before != after]
-        if number > self._looked_at:  # a file may be read more than once
-            self._looked_at = number
-            self.foreign += len(strange)
-            self.first_foreign = self.first_foreign or strange[0]
+        self.foreign += len(strange)
+        self.first_foreign = self.first_foreign or strange[0]
         return mended
 
     def _header(self) -> tuple[str, list[str], int]:
@@ -193,7 +190,9 @@ class RawFile:
     def _odd_row(self, text: str, start: int, number: int, delimiter: str, width: int) -> tuple[str, int]:
         """Return what is meant by the line that is no row as such, "" where that is nothing, and where it ends."""
         mark, end = re.escape(delimiter), text.index("\n", start) + 1
-        if row := re.compile(mark.join([rf'({ESCAPED}|[^"{mark}\n]*+)'] * width) + "\n").match(text, start):
+        if row := re.compile(mark.join([rf'({ESCAPED}|(?:[^"{mark}\n][^{mark}\n]*)?)'] * width) + "\n").match(
+            text, start
+        ):
             values = [re.sub(r'\\(["\\\n])', r"\1", f[1:-1]) if f[:1] == '"' else f for f in row.groups()]
             return delimiter.join(map(_quoted, values)) + "\n", row.end()
         line = text[start : end - 1]
@@ -221,10 +220,12 @@ class RawFile:
 
         A line may be a Python literal, as in Amazon's 2014 edition; it is parsed but never evaluated.
         """
-        if re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")):
-            unit, values = "entry", ((str(value), value) for value in self._listed())
+        pieces = self.pieces()
+        first = next(pieces, "")
+        if re.match(r"\s*\[\s*[{\]]", first):
+            unit, values = "entry", ((str(value), value) for value in self._listed(first, pieces))
         else:
-            lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in self.pieces())
+            lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in chain([first], pieces))
             unit, values = "line", ((line, parse_line(line)) for line in lines)
         for number, (text, value) in enumerate(values, start=1):
             if isinstance(value, dict):
@@ -234,12 +235,11 @@ class RawFile:
             elif text.strip():
                 self._lose(f"{unit} {number}", text)
 
-    def _listed(self) -> Iterator[object]:
-        """Yield the members of JSON's one list."""
-        between, text, start = re.compile(r"[\s,]*"), "", 0
-        for number, piece in enumerate(chain(self.pieces(), [""])):  # "" is the end
+    def _listed(self, text: str, pieces: Iterator[str]) -> Iterator[object]:
+        """Yield the members of JSON's one list, which `text` begins."""
+        between, start = re.compile(r"[\s,]*"), text.index("[") + 1
+        for piece in chain(pieces, [""]):  # "" is the end
             text, start = text[start:] + piece, 0
-            start = start if number else text.index("[") + 1
             while (start := between.match(text, start).end()) < len(text) and text[start] != "]":
                 try:
                     value, start = json.JSONDecoder().raw_decode(text, start)

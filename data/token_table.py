@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -199,14 +199,22 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     return codes
 
 
-def find_sem_ids(folder: Path, suffix: str = "sem_ids") -> dict[str, dict[int | None, Path]]:
-    """Find a dataset's files in its folder rqvae/, and only where that has none in the others.
+def find_sem_ids(
+    folder: Path, suffix: str = "sem_ids", tokenizer: str | None = None
+) -> dict[str, dict[int | None, Path]]:
+    """Find a dataset's files in the folder of one tokenizer; by default rqvae/, and the others where that has none.
 
     Returns:
         {prefix relative to the dataset's folder: {epoch, None for the best: file}}, both sorted.
     """
-    in_rqvae = sorted(folder.glob(f"{TOKENIZER_FOLDER}/*.{suffix}"))
-    return _by_prefix(in_rqvae or sorted(folder.glob(f"*/*.{suffix}")), suffix)
+    files = sorted((folder / (tokenizer or TOKENIZER_FOLDER)).glob(f"*.{suffix}"))
+    if tokenizer is None:
+        files = files or sorted(folder.glob(f"*/*.{suffix}"))
+    found: dict[str, dict[int | None, Path]] = {}
+    for file in files:
+        name, epoch = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}")).groups()
+        found.setdefault(f"{file.parent.name}/{name}", {})[int(epoch) if epoch else None] = file
+    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
 
 
 def resolve_groups(
@@ -248,7 +256,7 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
             f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
             "run tokenizer/run.sh again with RESUME=1"
         )
-    there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
+    there = find_sem_ids(folder, suffix, tokenizer_folder.name)
     if full not in there:
         names = " ".join(there) or "none"
         raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
@@ -265,15 +273,6 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
         span = f"{numbered[0]}..{numbered[-1]} ({len(numbered)} epochs)" if numbered else "none"
         raise InputError(f"{folder / full}_<epoch>.{suffix}: no file for epoch {', '.join(missing)}; present: {span}")
     return [Group(full, epoch, present[epoch]) for epoch in chosen]
-
-
-def _by_prefix(files: Iterable[Path], suffix: str) -> dict[str, dict[int | None, Path]]:
-    """Sort files <folder>/<prefix>[_<epoch>].<suffix> into {folder/prefix: {epoch, None for the best: file}}."""
-    found: dict[str, dict[int | None, Path]] = {}
-    for file in files:
-        name, epoch = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}")).groups()
-        found.setdefault(f"{file.parent.name}/{name}", {})[int(epoch) if epoch else None] = file
-    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
 
 
 def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:
