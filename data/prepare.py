@@ -38,6 +38,7 @@ from utils.runtime import run_command
 from utils.text_table import text_table
 
 STATS_FILE = "stats.json"
+NO_VALUES = ("null", "none", "nan", "<na>", "na", "n/a", "nil", "undefined")  # as programs write it in lower case
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE}
 
 
@@ -197,6 +198,7 @@ class Preparation:
         """Make the table pairs(u, i, t): one interaction per user and item, the first; or one per time as well."""
         for kind in ("user", "item"):
             self.run(f"CREATE TABLE {kind}s AS SELECT DISTINCT {kind}_name AS name FROM raw WHERE reason IS NULL")
+            self._note_odd_names(f"{kind}s")
         usable = self.count("raw WHERE reason IS NULL")
         one = "t FROM" if self.config.keep_repeats else "min(t) AS t FROM"
         self.run(f"""
@@ -210,6 +212,20 @@ class Preparation:
             f"{self.count('pairs'):,} different interactions of {self.count('users'):,} users "
             f"with {self.count('items'):,} items"
         )
+
+    def _note_odd_names(self, kind: str) -> None:
+        """Point to names that are taken as they are written, but may not be meant so."""
+        rows = self.run(f"SELECT name FROM {kind} WHERE lower(name) IN {NO_VALUES} ORDER BY 1").fetchall()
+        if rows:
+            names = ", ".join(name for (name,) in rows)
+            self.note([f"{kind} are called {names}; if that stands for no value, export it as an empty field"])
+        pair = self.run(f"""
+            SELECT min(name), max(name) FROM (SELECT name, TRY_CAST(name AS DOUBLE) AS number FROM {kind})
+            WHERE isfinite(number) AND length(name) < 16 GROUP BY number HAVING count(*) > 1 ORDER BY 1""").fetchone()
+        if pair:
+            self.note(
+                [f"{kind} such as {pair[0]} and {pair[1]} have different names; write numbers alike in all files"]
+            )
 
     def keep_core(self) -> None:
         """Drop users and items with fewer than k_core interactions until none is left."""
@@ -379,9 +395,13 @@ def _prepare(config: PrepareConfig, origin: dict, work: Path) -> dict:
         texts = steps.read_texts()
         steps.keep_core()
         if steps.count("pairs") == 0:
+            if not rows:
+                raise InputError(f"{config.interactions} has no rows")
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in steps.dropped.items() if count)
-            advice = "; ".join(steps.notes) or "check the columns and --k_core"
-            raise InputError(f"no interaction of {rows:,} is left ({reasons}); {advice}")
+            advice = steps.notes or ["check the columns and --k_core"]
+            if steps.dropped.keys() & {"no user", "no item"}:
+                advice = [*advice, "a name is text or a number, not empty, null, a list or an object"]
+            raise InputError(f"no interaction of {rows:,} is left ({reasons}); {'; '.join(advice)}")
         with atomic_folder(config.folder) as temporary:
             dataset = steps.write(temporary, texts)
             stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": origin}

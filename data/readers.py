@@ -18,7 +18,9 @@ from typing import TextIO
 
 import duckdb
 
+from data.raw import NULL
 from utils.errors import InputError
+from utils.files import whole_characters
 
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 PIECE = 2**24  # characters that are looked at together
@@ -139,7 +141,10 @@ class RawFile:
             try:
                 with opened(self.file) as lines:
                     reader = csv.reader(lines, delimiter=delimiter)
-                    names = [name.translate(_WINDOWS_1252) for name in next(reader, [])]
+                    names = next(reader, [])
+                    if re.fullmatch("sep=.?", "".join(names)):  # Excel's own first line
+                        names = next(reader, [])
+                    names = [name.translate(_WINDOWS_1252) for name in names]
             except _BROKEN as error:
                 raise self.unreadable(error) from None
             names = [name or f"column {number}" for number, name in enumerate(names, start=1)]  # pandas' index
@@ -147,6 +152,8 @@ class RawFile:
                 break
         if not names:
             raise InputError(f"{self.file} is empty; it must begin with the names of its columns")
+        if "\0" in "".join(names) or names[0].startswith("PK\3"):
+            raise InputError(f"{self.file} is not text, but begins with {names[0][:8]!r}; export it as CSV")
         return delimiter, names, reader.line_num
 
     def _places(self, names: list[str]) -> list[int]:
@@ -347,7 +354,6 @@ def literal(text: object) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
-NULL = "\\N"  # as databases write no value
 # What Python's str.strip removes, and SQL's trim does not by itself.
 BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
@@ -371,7 +377,7 @@ def name_of(value: object) -> str:
             return ""
         value = str(value).lower() if isinstance(value, bool) else str(value)
     text = value.strip().replace("\r\n", "\n").replace("\r", "\n")
-    return "" if text == NULL else text
+    return "" if text == NULL or whole_characters(text) != text else text
 
 
 # What a time may look like besides a number: day, clock, half of the day, and sign, hours, minutes of the offset.

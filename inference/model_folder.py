@@ -157,7 +157,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
 def read_settings(path: Path | str, data_dir: str | None = None) -> dict:
     """Return the training settings of any of these folders, with another data_dir where one is given."""
     about = find_model_folder(path) / ABOUT_FILE
-    settings = read_json(about)["settings"] if about.is_file() else _run_of(path).settings
+    settings = read_json(about, "settings") if about.is_file() else _run_of(path).settings
     return settings | ({"data_dir": data_dir} if data_dir else {})
 
 

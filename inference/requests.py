@@ -134,6 +134,8 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
             continue
         row = parse_line(line) if line.lstrip().startswith("{") else {"user": line.strip()}
         given, history = (row.get("user"), row.get("history")) if isinstance(row, dict) else (None, None)
+        if isinstance(row, dict) and (others := ", ".join(map(repr, row.keys() - {"user", "history"}))):
+            raise InputError(f"{file} line {number} has {others}; its keys are user and history")
         user = name_of(given)
         if isinstance(history, list):
             history = [name_of(item) for item in history]

@@ -67,17 +67,22 @@ def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; InputError if it is absent, or is not JSON in UTF-8."""
+def read_json(path: Path | str, *keys: str) -> Any:
+    """Read a JSON file, or what it holds under a key of a key; InputError if it is absent, no JSON, or has no such."""
     path = Path(path)
     try:
-        return _parse(path.read_bytes())
+        value = _parse(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole JSON file in UTF-8: {error}") from None
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise InputError(f"{path} is not what it is called: it has no {'/'.join(keys)}; make it again")
+        value = value[key]
+    return value
 
 
 def _parse(content: bytes) -> Any:
