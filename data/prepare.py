@@ -166,6 +166,8 @@ class Preparation:
         raw = RawFile(file, wanted + [("--rating_col", columns.rating)] * (self.config.min_rating is not None))
         try:
             self.run(f"INSERT INTO raw {self._judged(raw.query(self.sql, self.links))}")
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
         for copy in (self.links / "work").glob("*.copy"):
@@ -272,6 +274,7 @@ class Preparation:
         self.say(
             f"{rows + self.unreadable_items:,} items read ({self.unreadable_items:,} unreadable rows), "
             f"texts for {len(texts):,} of {len(wanted):,}; {len(without):,} items without text"
+            + (f", the first is {without[0]!r}" if without else "")
         )
         return texts
 
@@ -376,7 +379,8 @@ def prepare(config: PrepareConfig) -> dict:
         try:
             return _prepare(config, origin, work)
         except duckdb.Error as error:
-            raise InputError(f"DuckDB stopped: {str(error).splitlines()[0]}") from None
+            reason = f"DuckDB stopped: {str(error).splitlines()[0]}"
+            raise InputError(f"{reason}; look at --memory_limit={config.memory_limit} and the room on disk") from None
 
 
 def _prepare(config: PrepareConfig, origin: dict, work: Path) -> dict:

@@ -78,6 +78,7 @@ class RawFile:
 
     def __init__(self, file: Path, wanted: list[tuple[str, str]]):
         self.file, self.wanted, self.format = file, wanted, FORMATS[_ending(file)]
+        self.link = ""  # the name that DuckDB reads the file by, if it does
         self.columns: dict[str, None] = {}  # names that its header or any of its rows has, in order
         self.lost, self.first_lost = 0, ""  # lines that could not be read
         self.foreign, self.first_foreign = 0, ""  # lines that are not UTF-8 and were read as Windows-1252
@@ -91,16 +92,16 @@ class RawFile:
         )
         return [lost] * (self.lost > 0) + [foreign] * (self.foreign > 0)
 
-    def unreadable(self, error: Exception, link: str = "") -> InputError:
-        """Return the error of a file, read under another name, that is broken as a whole."""
-        reason = str(error).split("\n")[0].replace(link or str(self.file), str(self.file))
+    def unreadable(self, error: Exception) -> InputError:
+        """Return the error of a file that is broken as a whole."""
+        reason = str(error).split("\n")[0].replace(self.link or str(self.file), str(self.file))
         return InputError(f"{self.file} cannot be read: {reason}; copy or export it again")
 
     def absent(self, missing: list[tuple[str, str]]) -> InputError:
         """Return the error of wanted columns that the file does not have."""
         names = " or ".join(name for _, name in missing)
         flags = " and ".join(dict.fromkeys(flag for flag, _ in missing))
-        there = ", ".join(repr(name) if name != name.strip() else name for name in self.columns)
+        there = ", ".join(name if name == name.strip() and name.isprintable() else repr(name) for name in self.columns)
         return InputError(f"{self.file} has no column {names}; its columns: {there}; name the right one with {flags}")
 
     def _lose(self, place: str, text: str, lines: int = 1) -> None:
@@ -217,6 +218,7 @@ class RawFile:
                 )
         if len(fields) == width:
             whole = re.compile(f'{QUOTED}|(?:[^"].*)?')
+            fields = [f.strip(" ") if f[:1] == '"' and whole.fullmatch(f.strip(" ")) else f for f in fields]
             return delimiter.join(f if whole.fullmatch(f) else _quoted(f) for f in fields) + "\n", end
         if line.strip():
             self._lose(f"line {number}", line)
@@ -267,7 +269,8 @@ class RawFile:
         name = str(len(list(links.iterdir())))
         if self.format == "parquet":
             (links / name).symlink_to(self.file.resolve())
-            return self._parquet_query(str(links / name), connection, as_text)
+            self.link = str(links / name)
+            return self._parquet_query(connection, as_text)
         (links / name).touch()
         copy = links / "work" / f"{name}.copy"
         if self.format == "json":
@@ -289,14 +292,16 @@ class RawFile:
             f"nullstr = '', new_line = '\\n', max_line_size = {PIECE})"
         )
 
-    def _parquet_query(self, link: str, connection: duckdb.DuckDBPyConnection, as_text: bool) -> str:
+    def _parquet_query(self, connection: duckdb.DuckDBPyConnection, as_text: bool) -> str:
         """Return the SQL of Parquet; columns go by their place, since names that differ in case alone clash in SQL."""
-        table = f"read_parquet({literal(link)}, binary_as_string = true)"
+        table = f"read_parquet({literal(self.link)}, binary_as_string = true)"
         try:
             types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()]
-            schema = connection.execute(f"SELECT name, num_children FROM parquet_schema({literal(link)})").fetchall()
+            schema = connection.execute(
+                f"SELECT name, num_children FROM parquet_schema({literal(self.link)})"
+            ).fetchall()
         except duckdb.Error as error:
-            raise self.unreadable(error, link) from None
+            raise self.unreadable(error) from None
         names, inner = [], 0  # a column of columns has them behind it
         for name, children in schema[1:]:
             names += [name] if inner == 0 else []

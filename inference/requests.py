@@ -55,7 +55,7 @@ def names_in(text: str, known: Collection[str]) -> list[str]:
                 f"{name!r} is one name with commas, which separate names here; write it into a --users_file, as a user "
                 'or in {"user": "name", "history": ["item", ...]}'
             )
-    return [part for part in (parts if any(part in known for part in parts) else inner) if part]
+    return [part for part in (parts if parts[0] in known or parts[-1] in known else inner) if part]
 
 
 def near_matches(name: str, names: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ def read_json(path: Path | str, *keys: str) -> Any:
         raise InputError(f"{path} is not a whole JSON file in UTF-8: {error}") from None
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{path} is not what it is called: it has no {'/'.join(keys)}; make it again")
+            raise InputError(f"{path} holds no {'/'.join(keys)}; make it again")
         value = value[key]
     return value
 
