@@ -118,7 +118,7 @@ def find_requests(config: RecommendConfig, model: RecommendationModel, skipped: 
     settings = model.settings
     interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
     if not rows:
-        users = interactions.user_names
+        users = list(interactions.user_names)
         users = users if config.all_users else names_in(config.users, set(users))
         if not users:
             raise InputError(f"--users={config.users} names no user")

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -19,30 +19,12 @@ PADDING = "[PAD]"
 SPLITS = ("train", "valid", "test")
 
 
-class Names(Sequence[str]):
-    """Strings in one block of UTF-8, so that millions of users are not millions of Python objects."""
-
-    def __init__(self, names: Iterable[str]):
-        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        self.text, self.ends = b"".join(encoded), np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]
-        return self.text[self.ends[index - 1] if index else 0 : self.ends[index]].decode("utf-8", "surrogatepass")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-
 @dataclass(frozen=True)
 class Interactions:
     """Every user's item sequence, one after another."""
 
-    user_names: Sequence[str]
-    """Users in the key order of all_item_seqs.json, 0-based."""
+    user_names: np.ndarray | list[str]
+    """Users in the key order of all_item_seqs.json, 0-based; as NumPy's strings they take less memory."""
     user_ids: np.ndarray
     """int64 [U], their ids in id_mapping.json, from 1."""
     item_names: list[str]
@@ -170,7 +152,7 @@ def load_interactions(folder: Path) -> Interactions:
     if len(np.unique(ids)) < len(ids):
         raise InputError(f"{sequence_file} has a user twice")
     return Interactions(
-        user_names=Names(user_of[number] for number in ids),
+        user_names=np.array([user_of[number] for number in ids], dtype=np.dtypes.StringDType()),
         user_ids=ids,
         item_names=[PADDING, *sorted(item_to_id, key=item_to_id.get)],
         items=np.concatenate(items),

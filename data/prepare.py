@@ -90,11 +90,9 @@ class PrepareConfig:
             return [*found, f"source={self.source} is none of {', '.join(SOURCES)}"]
         columns = self.columns
         needed = {"user_col": columns.user, "item_col": columns.item, "time_col": columns.time}
-        needed["text_cols"] = columns.text
-        if self.min_rating is not None:
-            needed["rating_col"] = columns.rating
-            if not math.isfinite(self.min_rating):
-                found.append(f"min_rating={self.min_rating} must be a number")
+        needed |= {"text_cols": columns.text, "rating_col": self.min_rating is None or columns.rating}
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            found.append(f"min_rating={self.min_rating} must be a number")
         found += [f"--{name} is needed with --source=table" for name, value in needed.items() if not value]
         counts = {"k_core": self.k_core, "threads": 1 if self.threads is None else self.threads}
         return found + [f"{name}={value} must be at least 1" for name, value in counts.items() if value < 1]
@@ -134,11 +132,10 @@ class Preparation:
     def count(self, table: str) -> int:
         return self.run(f"SELECT count(*) FROM {table}").fetchone()[0]
 
-    def note(self, sentences: list[str]) -> None:
+    def note(self, text: str) -> None:
         """Tell the user what has to be known, at once and where nothing is left in the end."""
-        self.notes += sentences
-        for text in sentences:
-            self.say(text)
+        self.notes.append(text)
+        self.say(text)
 
     def read(self) -> int:
         """Make the table raw(user_name, item_name, t in microseconds, reason to drop it, example); return the rows."""
@@ -153,7 +150,7 @@ class Preparation:
         accepted["no rating"] = f"{columns.rating} of --rating_col; accepted are numbers"
         for reason, count, example in reasons:
             if example is not None:
-                self.note([f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}"])
+                self.note(f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}")
         dropped = Counter({reason: count for reason, count, _ in reasons}) + Counter({"unreadable row": lost})
         self.dropped = dict(sorted(dropped.items()))
         self.say(f"{rows:,} rows read, {dropped.total():,} of them unusable")
@@ -170,10 +167,8 @@ class Preparation:
             raise
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
-        for copy in (self.links / "work").glob("*.copy"):
-            copy.unlink()
         self.say(f"{file}: {self.count('raw') - before + raw.lost:,} rows")
-        self.note(raw.sentences())
+        raw.tell(self.note)
         return raw.lost
 
     def _judged(self, query: str) -> str:
@@ -209,25 +204,21 @@ class Preparation:
             JOIN users ON users.name = user_name JOIN items ON items.name = item_name
             WHERE reason IS NULL GROUP BY ALL""")
         self.run("DROP TABLE raw")
-        self.dropped["repeated interaction"] = usable - self.count("pairs")
-        self.say(
-            f"{self.count('pairs'):,} different interactions of {self.count('users'):,} users "
-            f"with {self.count('items'):,} items"
-        )
+        pairs, users, items = map(self.count, ("pairs", "users", "items"))
+        self.dropped["repeated interaction"] = usable - pairs
+        self.say(f"{pairs:,} different interactions of {users:,} users with {items:,} items")
 
     def _note_odd_names(self, kind: str) -> None:
         """Point to names that are taken as they are written, but may not be meant so."""
         rows = self.run(f"SELECT name FROM {kind} WHERE lower(name) IN {NO_VALUES} ORDER BY 1").fetchall()
         if rows:
             names = ", ".join(name for (name,) in rows)
-            self.note([f"{kind} are called {names}; if that stands for no value, export it as an empty field"])
+            self.note(f"{kind} are called {names}; if that stands for no value, export it as an empty field")
         pair = self.run(f"""
             SELECT min(name), max(name) FROM (SELECT name, TRY_CAST(name AS DOUBLE) AS number FROM {kind})
             WHERE isfinite(number) AND length(name) < 16 GROUP BY number HAVING count(*) > 1 ORDER BY 1""").fetchone()
         if pair:
-            self.note(
-                [f"{kind} such as {pair[0]} and {pair[1]} have different names; write numbers alike in all files"]
-            )
+            self.note(f"{kind} such as {pair[0]} and {pair[1]} have different names; write numbers alike in all files")
 
     def keep_core(self) -> None:
         """Drop users and items with fewer than k_core interactions until none is left."""
@@ -285,7 +276,7 @@ class Preparation:
         for file in files_of(self.config.items):
             raw = RawFile(file, wanted)
             yield from raw.rows(self.sql, self.links)
-            self.note(raw.sentences())
+            raw.tell(self.note)
             self.unreadable_items += raw.lost
             there |= raw.columns if raw.format == "json" else dict.fromkeys(name for _, name in wanted)
         asked = wanted if self.config.text_cols else wanted[:1]  # an edition's shop may lack a field in all its items

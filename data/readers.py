@@ -10,7 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -83,14 +83,15 @@ class RawFile:
         self.lost, self.first_lost = 0, ""  # lines that could not be read
         self.foreign, self.first_foreign = 0, ""  # lines that are not UTF-8 and were read as Windows-1252
 
-    def sentences(self) -> list[str]:
-        """Return what the user has to know."""
-        lost = f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}"
-        foreign = (
-            f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
-            f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
-        )
-        return [lost] * (self.lost > 0) + [foreign] * (self.foreign > 0)
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Note what the user has to know."""
+        if self.lost:
+            note(f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}")
+        if self.foreign:
+            note(
+                f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
+                f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
+            )
 
     def unreadable(self, error: Exception) -> InputError:
         """Return the error of a file that is broken as a whole."""
@@ -160,15 +161,15 @@ class RawFile:
     def _places(self, names: list[str]) -> list[int]:
         """Return where the wanted columns stand among all; one that is absent or there twice is an error."""
         self.columns = dict.fromkeys(names)
-        found = [(flag, name, _places(name, names)) for flag, name in self.wanted]
-        if missing := [(flag, name) for flag, name, places in found if not places]:
+        found = [_places(name, names) for _, name in self.wanted]
+        if missing := [pair for pair, places in zip(self.wanted, found, strict=True) if not places]:
             raise self.absent(missing)
-        for flag, name, places in found:
+        for (flag, name), places in zip(self.wanted, found, strict=True):
             if len(places) > 1:
                 raise InputError(
                     f"{self.file} has {len(places)} columns {name}, which {flag} names; rename all but one"
                 )
-        return [places[0] for _, _, places in found]
+        return [places[0] for places in found]
 
     def _tidy_rows(self, delimiter: str, width: int, skip: int) -> Iterator[str]:
         """Yield the rows, many at once, as a strict reader takes them, and count the lines that are none.
@@ -264,15 +265,14 @@ class RawFile:
         """Return the SQL of the wanted columns, in order: as text, NULL where there is none, or as they are.
 
         `links` is a folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
-        In its "work" is room for copies.
+        In its "work" is room for a copy.
         """
-        name = str(len(list(links.iterdir())))
         if self.format == "parquet":
-            (links / name).symlink_to(self.file.resolve())
-            self.link = str(links / name)
+            link = links / str(len(list(links.iterdir())))
+            link.symlink_to(self.file.resolve())
+            self.link = str(link)
             return self._parquet_query(connection, as_text)
-        (links / name).touch()
-        copy = links / "work" / f"{name}.copy"
+        copy = links / "work" / "copy"  # in place of the last one
         if self.format == "json":
             delimiter, width = ",", len(self.wanted)
             places: Sequence[int] = range(width)

@@ -87,7 +87,7 @@ def test_each_edition_against_pandas(edition: str, tmp_path: Path, capsys: pytes
     expected = by_pandas(reviews, set(texts))
     assert sequences(folder) == expected
     loaded = load_interactions(folder)
-    assert loaded.user_names == sorted(expected)
+    assert list(loaded.user_names) == sorted(expected)
     names = sorted({item for row in expected.values() for item in row})
     assert loaded.item_names[1:] == names
     category = "Tools, Hand 'tools'."

@@ -288,7 +288,7 @@ def test_a_line_that_is_not_utf8_is_read_and_shown(kind: str, tmp_path: Path, ca
     made = run(
         write(tmp_path / f"o.{kind}", orders.encode("latin-1")), write(tmp_path / f"m.{kind}", items.encode("latin-1"))
     )
-    assert load_interactions(made).user_names == ["è", "é"]
+    assert list(load_interactions(made).user_names) == ["è", "é"]
     assert item_texts(made, ["", "A"]) == ["Café."]
     printed = capsys.readouterr().out
     first = {"csv": ("2", "2"), "jsonl": ("1", "1")}[kind]
