@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 from data.batching import Tokenization
 from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
-from data.token_table import Vocabulary, check_identifiers, load_token_table, resolve_groups
+from data.token_table import Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
 from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict
@@ -155,7 +155,7 @@ def open_model(path: Path, config: EvaluateConfig, device: torch.device) -> tupl
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
     if not config.token_prefix and not config.sem_id_epochs:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
-        check_identifiers(recommender.semantic_ids_sha256, table, path, remedy)
+        check_semantic_ids(recommender.semantic_ids_sha256, table, path, remedy)
     return recommender, Tokenization(interactions, table, settings["max_item_seq_len"])
 
 

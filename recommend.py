@@ -11,6 +11,7 @@ popular items, without scores.
 An interrupted --output goes on where it stopped when the same command is run again.
 """
 
+import hashlib
 import shutil
 import sys
 import textwrap
@@ -30,7 +31,7 @@ from model.recommender import find_model_folder
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import sha256, sha256_of
+from utils.files import sha256_of
 from utils.runtime import join_processes, run_command
 from utils.shards import Shards
 
@@ -139,11 +140,11 @@ def write_output(
     output = Path(config.output)
     claim(output, overwrite=config.overwrite)
     parts = [requests[start : start + USERS_PER_SHARD] for start in range(0, len(requests), USERS_PER_SHARD)]
-    catalogue = model.catalogue
+    catalogue, wanted = model.catalogue, repr([(r.user, r.user_id, r.history.tolist()) for r in requests])
     made_from = {
         "model": sha256_of(find_model_folder(config.model) / "model.safetensors"),
-        "items": sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()),
-        "requests": sha256(repr([(r.user, r.user_id, r.history.tolist()) for r in requests]).encode()),
+        "items": hashlib.sha256(repr((catalogue.names, catalogue.codes().tolist())).encode()).hexdigest(),
+        "requests": hashlib.sha256(wanted.encode()).hexdigest(),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
     shards = Shards(output, made_from, len(parts))

@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
             machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
             rows = measure(name, STAGES[name](workload), sizes.rounds, device, rates)
             output = Path(config.output) if config.output else default_output(config.quick, machine)
-            others = read_json(output)["rows"] if output.exists() else []
+            others = read_json(output, "rows") if output.exists() else []
             rows_of_file = [*(row for row in others if row["stage"] != name), *rows]
             rows_of_file.sort(key=lambda row: list(STAGES).index(row["stage"]))
             write_json(output, {"rows": rows_of_file, "machine": machine})

@@ -131,7 +131,7 @@ class TrainingOrder:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of one process that an epoch would hold on one process: the unit of schedule positions."""
+        """Batches of one process that an epoch would hold on one process: the learning-rate schedule counts in them."""
         return -(-len(self.positions) // self.batch_size)
 
     def epoch(self, epoch: int, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,7 @@
 import difflib
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -13,37 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, read_json_pieces, whole_characters
+from utils.files import read_json, read_json_pieces, remove, whole_characters
 from utils.locks import LOCK_FILE, FileLock
 
 PADDING = "[PAD]"
 SPLITS = ("train", "valid", "test")
 
 
-class Names(Sequence[str]):
-    """Strings in one block of UTF-8, so that millions of users are not millions of Python objects."""
-
-    def __init__(self, names: Iterable[str]):
-        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        self.text, self.ends = b"".join(encoded), np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]
-        return self.text[self.ends[index - 1] if index else 0 : self.ends[index]].decode("utf-8", "surrogatepass")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-
 @dataclass(frozen=True)
 class Interactions:
     """Every user's item sequence, one after another."""
 
-    user_names: Sequence[str]
-    """Users in the key order of all_item_seqs.json, 0-based."""
+    user_names: np.ndarray | list[str]
+    """Users in the key order of all_item_seqs.json, 0-based; as NumPy's strings they take less memory."""
     user_ids: np.ndarray
     """int64 [U], their ids in id_mapping.json, from 1."""
     item_names: list[str]
@@ -87,15 +68,14 @@ def split_positions(offsets: np.ndarray, split: str) -> np.ndarray:
     Of a user's x_1..x_m, test is x_m (m >= 2), validation x_{m-1} (m >= 3), training every one of
     x_2..x_{m-2} (m >= 4). Users in order, targets in time order; int32, or int64 where the interactions do not fit.
     """
-    lengths, starts, ends = np.diff(offsets), offsets[:-1], offsets[1:]
-    if split == "test":
-        positions = ends[lengths >= 2] - 1
-    elif split == "valid":
-        positions = ends[lengths >= 3] - 2
-    elif split == "train":
-        positions = _concatenated_ranges(starts + 1, np.maximum(lengths - 3, 0))
-    else:
+    lengths = np.diff(offsets)
+    if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {SPLITS}")
+    if split == "train":
+        positions = _concatenated_ranges(offsets[:-1] + 1, np.maximum(lengths - 3, 0))
+    else:
+        from_end = 1 if split == "test" else 2
+        positions = offsets[1:][lengths > from_end] - from_end
     return positions.astype(np.int32 if offsets[-1] < 2**31 else np.int64)
 
 
@@ -134,15 +114,15 @@ def making(folder: Path) -> Iterator[Path]:
     work = folder.with_name(f".{folder.name}.prepare")
     interrupted = work.exists()
     with FileLock(work / LOCK_FILE):
-        for path in work.iterdir() if interrupted else ():
+        for path in work.iterdir():
             if path.name != LOCK_FILE:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
         if interrupted:
             print(f"{work}: an earlier preparation was interrupted; starting over")
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            remove(work)
 
 
 def load_interactions(folder: Path) -> Interactions:
@@ -172,7 +152,7 @@ def load_interactions(folder: Path) -> Interactions:
     if len(np.unique(ids)) < len(ids):
         raise InputError(f"{sequence_file} has a user twice")
     return Interactions(
-        user_names=Names(user_of[number] for number in ids),
+        user_names=np.array([user_of[number] for number in ids], dtype=np.dtypes.StringDType()),
         user_ids=ids,
         item_names=[PADDING, *sorted(item_to_id, key=item_to_id.get)],
         items=np.concatenate(items),

@@ -19,10 +19,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -30,14 +29,16 @@ import numpy as np
 
 from data.interactions import PADDING, making
 from data.raw import PAPER, SOURCES, Columns, sentence
-from data.readers import TIME_FORMS, RawFile, Table, files_of, name_of, stripped, with_instant, write_texts
+from data.readers import TIME_FORMS, RawFile, files_of, name_of, stripped, with_instant
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, sha256_of, write_json
 from utils.runtime import run_command
+from utils.text_table import text_table
 
 STATS_FILE = "stats.json"
+NO_VALUES = ("null", "none", "nan", "<na>", "na", "n/a", "nil", "undefined")  # as programs write it in lower case
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE}
 
 
@@ -89,11 +90,9 @@ class PrepareConfig:
             return [*found, f"source={self.source} is none of {', '.join(SOURCES)}"]
         columns = self.columns
         needed = {"user_col": columns.user, "item_col": columns.item, "time_col": columns.time}
-        needed["text_cols"] = columns.text
-        if self.min_rating is not None:
-            needed["rating_col"] = columns.rating
-            if not math.isfinite(self.min_rating):
-                found.append(f"min_rating={self.min_rating} must be a number")
+        needed |= {"text_cols": columns.text, "rating_col": self.min_rating is None or columns.rating}
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            found.append(f"min_rating={self.min_rating} must be a number")
         found += [f"--{name} is needed with --source=table" for name, value in needed.items() if not value]
         counts = {"k_core": self.k_core, "threads": 1 if self.threads is None else self.threads}
         return found + [f"{name}={value} must be at least 1" for name, value in counts.items() if value < 1]
@@ -133,11 +132,10 @@ class Preparation:
     def count(self, table: str) -> int:
         return self.run(f"SELECT count(*) FROM {table}").fetchone()[0]
 
-    def note(self, sentences: list[str]) -> None:
+    def note(self, text: str) -> None:
         """Tell the user what has to be known, at once and where nothing is left in the end."""
-        self.notes += sentences
-        for text in sentences:
-            self.say(text)
+        self.notes.append(text)
+        self.say(text)
 
     def read(self) -> int:
         """Make the table raw(user_name, item_name, t in microseconds, reason to drop it, example); return the rows."""
@@ -152,7 +150,7 @@ class Preparation:
         accepted["no rating"] = f"{columns.rating} of --rating_col; accepted are numbers"
         for reason, count, example in reasons:
             if example is not None:
-                self.note([f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}"])
+                self.note(f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}")
         dropped = Counter({reason: count for reason, count, _ in reasons}) + Counter({"unreadable row": lost})
         self.dropped = dict(sorted(dropped.items()))
         self.say(f"{rows:,} rows read, {dropped.total():,} of them unusable")
@@ -160,37 +158,30 @@ class Preparation:
 
     def _read_file(self, file: Path) -> int:
         """Add a file's rows to the table raw, and return the lines that could not even become rows."""
-        columns, least = self.config.columns, self.config.min_rating
+        columns, before = self.config.columns, self.count("raw")
         wanted = [("--user_col", columns.user), ("--item_col", columns.item), ("--time_col", columns.time)]
-        raw = RawFile(file, [*wanted, ("--rating_col", columns.rating)] if least is not None else wanted)
-        table = raw.table(self.sql, self.links)
-        lost, parts = raw.lost, ("raw", "raw WHERE reason IS NULL", "raw WHERE reason = 'unreadable row'")
-        before = [self.count(part) for part in parts]
+        raw = RawFile(file, wanted + [("--rating_col", columns.rating)] * (self.config.min_rating is not None))
         try:
-            self.run(f"INSERT INTO raw {self._judged(table)}")
-            rows, usable, broken = (self.count(part) - count for part, count in zip(parts, before, strict=True))
-            if raw.format == "json":
-                raw.check_json(table, self.sql, broken, usable)
+            self.run(f"INSERT INTO raw {self._judged(raw.query(self.sql, self.links))}")
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
-        for copy in (self.links / "work").glob("*.copy"):
-            copy.unlink()
-        self.say(f"{file}: {rows + lost:,} rows")
-        self.note(raw.sentences())
-        return lost
+        self.say(f"{file}: {self.count('raw') - before + raw.lost:,} rows")
+        raw.tell(self.note)
+        return raw.lost
 
-    def _judged(self, table: Table) -> str:
+    def _judged(self, query: str) -> str:
         """Return the SQL of the rows of raw: names, instant, and why the row is dropped if it is."""
-        names, least = ("user_name", "item_name", "moment", "rating"), self.config.min_rating
-        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, [*table.texts, "NULL"], strict=False))
+        names, least = ["user_name", "item_name", "moment", "rating"], self.config.min_rating
+        texts = f"(SELECT * FROM ({query})) AS t({', '.join(names[: 3 if least is None else 4])})"
         cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
-        rows = f"(SELECT {cleaned}, broken FROM (SELECT {texts}, {table.broken} AS broken FROM {table.source}))"
+        rows = f"(SELECT {cleaned} FROM (SELECT *{', NULL AS rating' if least is None else ''} FROM {texts}))"
         return f"""
             SELECT user_name, item_name, t, reason,
                 CASE reason WHEN 'no time' THEN moment WHEN 'no rating' THEN rating END AS example
             FROM (
                 SELECT *, TRY_CAST(rating AS DOUBLE) AS stars, CASE
-                    WHEN broken THEN 'unreadable row'
                     WHEN user_name IS NULL THEN 'no user'
                     WHEN item_name IS NULL THEN 'no item'
                     WHEN '{PADDING}' IN (user_name, item_name) THEN 'reserved name {PADDING}'
@@ -204,6 +195,7 @@ class Preparation:
         """Make the table pairs(u, i, t): one interaction per user and item, the first; or one per time as well."""
         for kind in ("user", "item"):
             self.run(f"CREATE TABLE {kind}s AS SELECT DISTINCT {kind}_name AS name FROM raw WHERE reason IS NULL")
+            self._note_odd_names(f"{kind}s")
         usable = self.count("raw WHERE reason IS NULL")
         one = "t FROM" if self.config.keep_repeats else "min(t) AS t FROM"
         self.run(f"""
@@ -212,11 +204,21 @@ class Preparation:
             JOIN users ON users.name = user_name JOIN items ON items.name = item_name
             WHERE reason IS NULL GROUP BY ALL""")
         self.run("DROP TABLE raw")
-        self.dropped["repeated interaction"] = usable - self.count("pairs")
-        self.say(
-            f"{self.count('pairs'):,} different interactions of {self.count('users'):,} users "
-            f"with {self.count('items'):,} items"
-        )
+        pairs, users, items = map(self.count, ("pairs", "users", "items"))
+        self.dropped["repeated interaction"] = usable - pairs
+        self.say(f"{pairs:,} different interactions of {users:,} users with {items:,} items")
+
+    def _note_odd_names(self, kind: str) -> None:
+        """Point to names that are taken as they are written, but may not be meant so."""
+        rows = self.run(f"SELECT name FROM {kind} WHERE lower(name) IN {NO_VALUES} ORDER BY 1").fetchall()
+        if rows:
+            names = ", ".join(name for (name,) in rows)
+            self.note(f"{kind} are called {names}; if that stands for no value, export it as an empty field")
+        pair = self.run(f"""
+            SELECT min(name), max(name) FROM (SELECT name, TRY_CAST(name AS DOUBLE) AS number FROM {kind})
+            WHERE isfinite(number) AND length(name) < 16 GROUP BY number HAVING count(*) > 1 ORDER BY 1""").fetchone()
+        if pair:
+            self.note(f"{kind} such as {pair[0]} and {pair[1]} have different names; write numbers alike in all files")
 
     def keep_core(self) -> None:
         """Drop users and items with fewer than k_core interactions until none is left."""
@@ -263,6 +265,7 @@ class Preparation:
         self.say(
             f"{rows + self.unreadable_items:,} items read ({self.unreadable_items:,} unreadable rows), "
             f"texts for {len(texts):,} of {len(wanted):,}; {len(without):,} items without text"
+            + (f", the first is {without[0]!r}" if without else "")
         )
         return texts
 
@@ -273,7 +276,7 @@ class Preparation:
         for file in files_of(self.config.items):
             raw = RawFile(file, wanted)
             yield from raw.rows(self.sql, self.links)
-            self.note(raw.sentences())
+            raw.tell(self.note)
             self.unreadable_items += raw.lost
             there |= raw.columns if raw.format == "json" else dict.fromkeys(name for _, name in wanted)
         asked = wanted if self.config.text_cols else wanted[:1]  # an edition's shop may lack a field in all its items
@@ -284,50 +287,30 @@ class Preparation:
 
     def write(self, folder: Path, texts: dict[str, str]) -> dict[str, float]:
         """Write the three files of the published format and return the numbers of table 1."""
+        names: dict[str, list[str]] = {}
         for kind, column in (("user", "u"), ("item", "i")):
             self.run(f"""
                 CREATE TABLE {kind}_ids AS
                 SELECT name, {column}, CAST(row_number() OVER (ORDER BY name) AS INTEGER) AS id
                 FROM {kind}s JOIN (SELECT DISTINCT {column} FROM pairs) ON {kind}s.rowid = {column}""")
-        items = [name for (name,) in self.run("SELECT name FROM item_ids ORDER BY id").fetchall()]
+            names[kind] = [name for (name,) in self.run(f"SELECT name FROM {kind}_ids ORDER BY id").fetchall()]
+        users, items = names.values()
         ordered = self.run("""
             SELECT user_ids.id AS "user", item_ids.id AS item FROM pairs JOIN user_ids USING (u) JOIN item_ids USING (i)
             ORDER BY user_ids.id, t, item_ids.id""").fetchnumpy()
-        num_users = self.count("user_ids")
-        offsets = np.searchsorted(ordered["user"], np.arange(1, num_users + 2))
-        as_json = [json.dumps(name, ensure_ascii=False) for name in [PADDING, *items]]
-
-        def users() -> Iterable[str]:
-            cursor = self.sql.cursor().execute("SELECT name FROM user_ids ORDER BY id")
-            while batch := cursor.fetchmany(10_000):
-                yield from (json.dumps(name, ensure_ascii=False) for (name,) in batch)
-
-        def sequences() -> Iterable[str]:
-            for user, start, end in zip(users(), offsets[:-1], offsets[1:], strict=True):
-                yield f"{user}: [{', '.join([as_json[item] for item in ordered['item'][start:end].tolist()])}]"
-
-        write_texts(folder / "all_item_seqs.json", chain(_members("{}", sequences()), "\n"))
-        mapping = {
-            "user2id": _members("{}", (f"{user}: {number}" for number, user in enumerate(users(), start=1))),
-            "item2id": _members("{}", (f"{item}: {number}" for number, item in enumerate(as_json) if number)),
-            "id2user": _members("[]", chain(as_json[:1], users())),
-            "id2item": _members("[]", as_json),
-        }
-        named = (
-            chain([f'"{name}": '], members, ["" if name == "id2item" else ", "]) for name, members in mapping.items()
-        )
-        write_texts(folder / "id_mapping.json", chain("{", *named, "}\n"))
+        offsets = np.searchsorted(ordered["user"], np.arange(1, len(users) + 2))
+        with open(folder / "all_item_seqs.json", "w", encoding="utf-8") as file:
+            as_json = [json.dumps(name, ensure_ascii=False) for name in [PADDING, *items]]
+            for number, user in enumerate(users):
+                sequence = ordered["item"][offsets[number] : offsets[number + 1]].tolist()
+                line = f"{json.dumps(user, ensure_ascii=False)}: [{', '.join([as_json[item] for item in sequence])}]"
+                file.write((",\n" if number else "{\n") + line)
+            file.write("\n}\n")
+        mapping = {f"{kind}2id": {name: id for id, name in enumerate(names[kind], start=1)} for kind in names}
+        mapping |= {f"id2{kind}": [PADDING, *names[kind]] for kind in names}
+        write_json(folder / "id_mapping.json", mapping, indent=0)
         write_json(folder / "metadata.sentence.json", {item: texts[item] for item in items})
-        return table_1(num_users, len(items), len(ordered["item"]))
-
-
-def _members(brackets: str, members: Iterable[str]) -> Iterator[str]:
-    """Yield the text of a JSON object or list of encoded members, one per line."""
-    before = brackets[0]
-    for member in members:
-        yield before + "\n" + member
-        before = ","
-    yield "\n" + brackets[1]
+        return table_1(len(users), len(items), len(ordered["item"]))
 
 
 def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
@@ -340,27 +323,27 @@ def table_1(users: int, items: int, interactions: int) -> dict[str, float]:
 
 def stats_text(stats: dict, paper: dict[str, int] | None) -> str:
     """Return what was made and dropped, beside the paper's numbers where it has this dataset."""
-    rows = [("made", stats["dataset"])] + ([("paper, table 1", table_1(**paper))] if paper else [])
-    lines = [f"{'':14}  {'users':>10}  {'items':>10}  {'interactions':>12}  sparsity  mean length"]
-    for name, row in rows:
-        counts = f"{row['users']:>10,}  {row['items']:>10,}  {row['interactions']:>12,}"
-        lines.append(f"{name:14}  {counts}  {row['sparsity']:8.3%}  {row['mean_length']:11.2f}")
-    lines.append(f"of {stats['rows']:,} rows were dropped:")
-    lines += [f"  {count:>12,}  {reason}" for reason, count in stats["dropped"].items()]
-    return "\n".join(lines)
+    made = {"made": stats["dataset"]} | ({"paper, table 1": table_1(**paper)} if paper else {})
+    forms = {"users": ",", "items": ",", "interactions": ",", "sparsity": ".3%", "mean_length": ".2f"}
+    table = [[name, *(format(row[column], form) for column, form in forms.items())] for name, row in made.items()]
+    lines = [
+        text_table(["", *(name.replace("_", " ") for name in forms)], table),
+        f"of {stats['rows']:,} rows were dropped:",
+    ]
+    return "\n".join(lines + [f"  {count:>12,}  {reason}" for reason, count in stats["dropped"].items()])
 
 
-def settings_of(config: PrepareConfig) -> dict:
+def origin_of(config: PrepareConfig) -> dict:
     """Return what determines the dataset, as stats.json keeps it: the settings and the hashes of the files."""
     free = ("data_dir", "memory_limit", "threads", "overwrite")
-    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    origin = {name: value for name, value in asdict(config).items() if name not in free}
     for name in ("interactions", "items"):
-        hashes = [{"file": file.name, "sha256": sha256_of(file)} for file in files_of(settings[name])]
-        settings[name] = hashes[0] if len(hashes) == 1 else hashes
-    return settings
+        hashes = [{"file": file.name, "sha256": sha256_of(file)} for file in files_of(origin[name])]
+        origin[name] = hashes[0] if len(hashes) == 1 else hashes
+    return origin
 
 
-def is_there(config: PrepareConfig, settings: dict) -> bool:
+def is_there(config: PrepareConfig, origin: dict) -> bool:
     """Return whether the dataset was prepared with these settings before; what may not be replaced is an error."""
     folder = config.folder
     if folder.exists() and not folder.is_dir():
@@ -368,34 +351,30 @@ def is_there(config: PrepareConfig, settings: dict) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     stats = folder / STATS_FILE
-    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == settings
+    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == origin
     derived = ", ".join(sorted(path.name for path in folder.iterdir() if path.name not in FILES)[:5])
-    answer = claim(
-        folder,
-        "finished",
-        "" if same else "other files or settings",
-        overwrite=config.overwrite,
-        reuse=True,
-        refusal="holds a dataset of other files or settings; --overwrite replaces it",
-        protected=derived and f"holds {derived}, made from other data; move it, or choose another --dataset",
-    )
-    return answer == "reuse"
+    differing = "" if same else "other files or settings"
+    refusal = f"holds a dataset of {differing}; --overwrite replaces it"
+    protected = derived and f"holds {derived}, made from other data; move it, or choose another --dataset"
+    flags = {"overwrite": config.overwrite, "reuse": True}
+    return claim(folder, "finished", differing, **flags, refusal=refusal, protected=protected) == "reuse"
 
 
 def prepare(config: PrepareConfig) -> dict:
     """Make the dataset's folder, whole or not at all, or leave it as it is; return what stats.json holds."""
-    settings = settings_of(config)
-    with nullcontext() if is_there(config, settings) else making(config.folder) as work:
-        if not work or is_there(config, settings):  # somebody else may have made it meanwhile
+    origin = origin_of(config)
+    with nullcontext() if is_there(config, origin) else making(config.folder) as work:
+        if not work or is_there(config, origin):  # somebody else may have made it meanwhile
             print(f"{config.folder}: reused, it was prepared before from the same files with the same settings")
             return read_json(config.folder / STATS_FILE)
         try:
-            return _prepare(config, settings, work)
+            return _prepare(config, origin, work)
         except duckdb.Error as error:
-            raise InputError(f"DuckDB stopped: {str(error).splitlines()[0]}") from None
+            reason = f"DuckDB stopped: {str(error).splitlines()[0]}"
+            raise InputError(f"{reason}; look at --memory_limit={config.memory_limit} and the room on disk") from None
 
 
-def _prepare(config: PrepareConfig, settings: dict, work: Path) -> dict:
+def _prepare(config: PrepareConfig, origin: dict, work: Path) -> dict:
     """Make the dataset's folder with the help of a folder to work in, and return what stats.json holds."""
     limits = {"memory_limit": config.memory_limit, "temp_directory": str(work / "spill")}
     limits |= {"threads": config.threads} if config.threads else {}
@@ -411,12 +390,16 @@ def _prepare(config: PrepareConfig, settings: dict, work: Path) -> dict:
         texts = steps.read_texts()
         steps.keep_core()
         if steps.count("pairs") == 0:
+            if not rows:
+                raise InputError(f"{config.interactions} has no rows")
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in steps.dropped.items() if count)
-            advice = "; ".join(steps.notes) or "check the columns and --k_core"
-            raise InputError(f"no interaction of {rows:,} is left ({reasons}); {advice}")
+            advice = steps.notes or ["check the columns and --k_core"]
+            if steps.dropped.keys() & {"no user", "no item"}:
+                advice = [*advice, "a name is text or a number, not empty, null, a list or an object"]
+            raise InputError(f"no interaction of {rows:,} is left ({reasons}); {'; '.join(advice)}")
         with atomic_folder(config.folder) as temporary:
             dataset = steps.write(temporary, texts)
-            stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": settings}
+            stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": origin}
             write_json(temporary / STATS_FILE, stats)
         steps.say(f"{config.folder}: written")
     return stats

@@ -10,6 +10,8 @@ import yaml
 
 from utils.files import whole_characters
 
+NULL = "\\N"  # as databases write no value
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -43,7 +45,7 @@ def clean(value: object) -> str:
         value = list(value.values())
     if isinstance(value, list | tuple):
         return ", ".join(part for part in map(clean, value) if part)
-    if value is None or (isinstance(value, float) and value != value):
+    if value in (None, NULL) or value != value:
         return ""
     text = html.unescape(html.unescape(str(value)))  # some shops escape twice
     text = _TAG.sub(" ", _INVISIBLE.sub(" ", text))

@@ -10,8 +10,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -19,12 +18,16 @@ from typing import TextIO
 
 import duckdb
 
+from data.raw import NULL
 from utils.errors import InputError
+from utils.files import whole_characters
 
 FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 PIECE = 2**24  # characters that are looked at together
 LONGEST = 2**21  # characters of a row; a quote that is open for longer was never meant to open a field
 csv.field_size_limit(PIECE)
+QUOTED = '"(?:[^"]++|"")*+"'  # a field with its quotes, those inside doubled
+ESCAPED = r'"(?:[^"\\]|\\[\s\S])*+"'  # and with a backslash before those inside, as MySQL and Spark write them
 
 _BROKEN = (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error)
 _WINDOWS_1252 = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)}
@@ -70,49 +73,36 @@ def opened(file: Path) -> TextIO:
     return opener(file, "rt", encoding=encoding, errors="surrogateescape")
 
 
-@dataclass
-class Table:
-    """A file as SQL."""
-
-    source: str
-    """What stands behind FROM."""
-    texts: list[str]
-    """Each wanted column as text, NULL where there is none."""
-    values: list[str]
-    """Each wanted column as it is."""
-    broken: str = "false"
-    """Condition of rows that could not be read."""
-
-
 class RawFile:
     """A file, the columns that are wanted of it, each with its flag, and what is wrong with its lines, from 1."""
 
     def __init__(self, file: Path, wanted: list[tuple[str, str]]):
         self.file, self.wanted, self.format = file, wanted, FORMATS[_ending(file)]
+        self.link = ""  # the name that DuckDB reads the file by, if it does
         self.columns: dict[str, None] = {}  # names that its header or any of its rows has, in order
         self.lost, self.first_lost = 0, ""  # lines that could not be read
         self.foreign, self.first_foreign = 0, ""  # lines that are not UTF-8 and were read as Windows-1252
-        self._looked_at = 0
 
-    def sentences(self) -> list[str]:
-        """Return what the user has to know."""
-        lost = f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}"
-        foreign = (
-            f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
-            f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
-        )
-        return [lost] * (self.lost > 0) + [foreign] * (self.foreign > 0)
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Note what the user has to know."""
+        if self.lost:
+            note(f"{self.file}: unreadable rows: {self.lost:,}, the first is {self.first_lost}")
+        if self.foreign:
+            note(
+                f"{self.file}: lines that are not UTF-8 and were read as Windows-1252: {self.foreign:,}, the first is "
+                f"{self.first_foreign}; save the file as UTF-8 where that is wrong"
+            )
 
-    def unreadable(self, error: Exception, link: str = "") -> InputError:
-        """Return the error of a file, read under another name, that is broken as a whole."""
-        reason = str(error).split("\n")[0].replace(link or str(self.file), str(self.file))
+    def unreadable(self, error: Exception) -> InputError:
+        """Return the error of a file that is broken as a whole."""
+        reason = str(error).split("\n")[0].replace(self.link or str(self.file), str(self.file))
         return InputError(f"{self.file} cannot be read: {reason}; copy or export it again")
 
     def absent(self, missing: list[tuple[str, str]]) -> InputError:
         """Return the error of wanted columns that the file does not have."""
         names = " or ".join(name for _, name in missing)
         flags = " and ".join(dict.fromkeys(flag for flag, _ in missing))
-        there = ", ".join(repr(name) if name != name.strip() else name for name in self.columns)
+        there = ", ".join(name if name == name.strip() and name.isprintable() else repr(name) for name in self.columns)
         return InputError(f"{self.file} has no column {names}; its columns: {there}; name the right one with {flags}")
 
     def _lose(self, place: str, text: str, lines: int = 1) -> None:
@@ -142,10 +132,8 @@ class RawFile:
         mended = text.translate(_WINDOWS_1252)
         pairs = enumerate(zip(text.split("\n"), mended.split("\n"), strict=True), start=number)
         strange = [f"line {line}: {after.strip()[:80]!r}" for line, (before, after) in pairs if before != after]
-        if number > self._looked_at:  # a file may be read more than once
-            self._looked_at = number
-            self.foreign += len(strange)
-            self.first_foreign = self.first_foreign or strange[0]
+        self.foreign += len(strange)
+        self.first_foreign = self.first_foreign or strange[0]
         return mended
 
     def _header(self) -> tuple[str, list[str], int]:
@@ -155,7 +143,10 @@ class RawFile:
             try:
                 with opened(self.file) as lines:
                     reader = csv.reader(lines, delimiter=delimiter)
-                    names = [name.translate(_WINDOWS_1252) for name in next(reader, [])]
+                    names = next(reader, [])
+                    if re.fullmatch("sep=.?", "".join(names)):  # Excel's own first line
+                        names = next(reader, [])
+                    names = [name.translate(_WINDOWS_1252) for name in names]
             except _BROKEN as error:
                 raise self.unreadable(error) from None
             names = [name or f"column {number}" for number, name in enumerate(names, start=1)]  # pandas' index
@@ -163,20 +154,22 @@ class RawFile:
                 break
         if not names:
             raise InputError(f"{self.file} is empty; it must begin with the names of its columns")
+        if "\0" in "".join(names) or names[0].startswith("PK\3"):
+            raise InputError(f"{self.file} is not text, but begins with {names[0][:8]!r}; export it as CSV")
         return delimiter, names, reader.line_num
 
     def _places(self, names: list[str]) -> list[int]:
         """Return where the wanted columns stand among all; one that is absent or there twice is an error."""
         self.columns = dict.fromkeys(names)
-        found = [(flag, name, _places(name, names)) for flag, name in self.wanted]
-        if missing := [(flag, name) for flag, name, places in found if not places]:
+        found = [_places(name, names) for _, name in self.wanted]
+        if missing := [pair for pair, places in zip(self.wanted, found, strict=True) if not places]:
             raise self.absent(missing)
-        for flag, name, places in found:
+        for (flag, name), places in zip(self.wanted, found, strict=True):
             if len(places) > 1:
                 raise InputError(
                     f"{self.file} has {len(places)} columns {name}, which {flag} names; rename all but one"
                 )
-        return [places[0] for _, _, places in found]
+        return [places[0] for places in found]
 
     def _tidy_rows(self, delimiter: str, width: int, skip: int) -> Iterator[str]:
         """Yield the rows, many at once, as a strict reader takes them, and count the lines that are none.
@@ -184,160 +177,153 @@ class RawFile:
         A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters,
         but for one that opens a field of a CSV file and never closes, which is an error.
         """
-        mark, quoted = re.escape(delimiter), '"(?:[^"]++|"")*+"'
-        one = rf'(?:{quoted}|(?:[^"{mark}\n][^{mark}\n]*+)?+)'
-        rows = re.compile(rf"(?:{one}{(mark + one) * (width - 1)}\n|\n)*+")
-        any_row, lone = re.compile(rf"{one}(?:{mark}{one})*\n"), re.compile('"(?:[^"]|"")*')
-        unclosed, whole = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*$'), re.compile(f'{quoted}|(?:[^"].*)?')
+        field = rf'(?:{QUOTED}|(?:[^"{re.escape(delimiter)}\n][^{re.escape(delimiter)}\n]*+)?+)'
+        rows = re.compile(rf"(?:{re.escape(delimiter).join([field] * width)}\n|\n)*+")
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
-            text, position = rest + piece, 0
+            text, start = rest + piece, 0
             text += "\n" if not piece and text and text[-1] != "\n" else ""
-            while position < len(text):
-                end = rows.match(text, position).end()
-                yield text[position:end]
-                number += text.count("\n", position, end)
-                position = end
-                if position == len(text) or (piece and len(text) - position < LONGEST):
+            while start < len(text):
+                end = rows.match(text, start).end()
+                yield text[start:end]
+                number += text.count("\n", start, end)
+                start = end
+                if start == len(text) or (piece and len(text) - start < LONGEST):
                     break  # a quoted field may go on in the next piece
-                end = text.index("\n", position) + 1
-                line = text[position : end - 1]
-                fields = line.split(delimiter)
-                if delimiter != "\t" and line.strip() and (row := any_row.match(text, position)):
-                    end = row.end()
-                    self._lose(f"line {number}", line, text.count("\n", position, end))
-                elif delimiter != "\t" and (
-                    unclosed.search(line) or (len(fields) == width and any(map(lone.fullmatch, fields)))
-                ):
-                    raise InputError(
-                        f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
-                        "the quotes inside a quoted field, and remove a lone one"
-                    )
-                elif len(fields) == width:
-                    written = (f if whole.fullmatch(f) else '"' + f.replace('"', '""') + '"' for f in fields)
-                    yield delimiter.join(written) + "\n"
-                elif line.strip():
-                    self._lose(f"line {number}", line)
-                number += text.count("\n", position, end)
-                position = end
-            rest = text[position:]
+                row, end = self._odd_row(text, start, number, delimiter, width)
+                yield row
+                number += text.count("\n", start, end)
+                start = end
+            rest = text[start:]
 
-    def _is_list(self) -> bool:
-        """Return whether JSON is one list of objects, rather than an object per line."""
-        return re.match(r"\s*\[\s*[{\]]", next(self.pieces(), "")) is not None
+    def _odd_row(self, text: str, start: int, number: int, delimiter: str, width: int) -> tuple[str, int]:
+        """Return what is meant by the line that is no row as such, "" where that is nothing, and where it ends."""
+        mark, end = re.escape(delimiter), text.index("\n", start) + 1
+        if row := re.compile(mark.join([rf'({ESCAPED}|(?:[^"{mark}\n][^{mark}\n]*)?)'] * width) + "\n").match(
+            text, start
+        ):
+            values = [re.sub(r'\\(["\\\n])', r"\1", f[1:-1]) if f[:1] == '"' else f for f in row.groups()]
+            return delimiter.join(map(_quoted, values)) + "\n", row.end()
+        line = text[start : end - 1]
+        fields = line.split(delimiter)
+        if delimiter != "\t" and line.strip():
+            field = rf'(?:{QUOTED}|(?:[^"{mark}\n][^{mark}\n]*)?)'
+            if row := re.compile(rf"{field}(?:{mark}{field})*\n").match(text, start):
+                self._lose(f"line {number}", line, text.count("\n", start, row.end()))
+                return "", row.end()
+            unclosed = re.search(rf'(?:^|{mark})"(?:[^"]|"")*$', line)
+            if unclosed or (len(fields) == width and any(re.fullmatch('"(?:[^"]|"")*', field) for field in fields)):
+                raise InputError(
+                    f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
+                    "the quotes inside a quoted field, and remove a lone one"
+                )
+        if len(fields) == width:
+            whole = re.compile(f'{QUOTED}|(?:[^"].*)?')
+            fields = [f.strip(" ") if f[:1] == '"' and whole.fullmatch(f.strip(" ")) else f for f in fields]
+            return delimiter.join(f if whole.fullmatch(f) else _quoted(f) for f in fields) + "\n", end
+        if line.strip():
+            self._lose(f"line {number}", line)
+        return "", end
 
-    def _json_rows(self, literals: bool) -> Iterator[dict]:
-        """Yield the objects of JSON's lines, or of its list, and count what is none."""
-        if self._is_list():
-            try:
-                unit, values = "entry", [(str(value), value) for value in json.loads("".join(self.pieces()))]
-            except (ValueError, RecursionError) as error:
-                raise self.unreadable(error) from None
+    def _json_rows(self) -> Iterator[dict]:
+        """Yield the objects of JSON's lines, or of its one list, and count what is none.
+
+        A line may be a Python literal, as in Amazon's 2014 edition; it is parsed but never evaluated.
+        """
+        pieces = self.pieces()
+        first = next(pieces, "")
+        if re.match(r"\s*\[\s*[{\]]", first):
+            unit, values = "entry", ((str(value), value) for value in self._listed(first, pieces))
         else:
-            lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in self.pieces())
-            unit, values = "line", ((line, parse_line(line, literals) if line.strip() else {}) for line in lines)
+            lines = chain.from_iterable(piece.removesuffix("\n").split("\n") for piece in chain([first], pieces))
+            unit, values = "line", ((line, parse_line(line)) for line in lines)
         for number, (text, value) in enumerate(values, start=1):
-            if not isinstance(value, dict):
-                self._lose(f"{unit} {number}", text)
-            elif value:
+            if isinstance(value, dict):
+                if not value.keys() <= self.columns.keys():
+                    self.columns |= dict.fromkeys(value)
                 yield value
+            elif text.strip():
+                self._lose(f"{unit} {number}", text)
 
-    def table(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Table:
-        """Return the SQL that reads the wanted columns; whether JSON has them, `check_json` finds.
+    def _listed(self, text: str, pieces: Iterator[str]) -> Iterator[object]:
+        """Yield the members of JSON's one list, which `text` begins."""
+        between, start = re.compile(r"[\s,]*"), text.index("[") + 1
+        for piece in chain(pieces, [""]):  # "" is the end
+            text, start = text[start:] + piece, 0
+            while (start := between.match(text, start).end()) < len(text) and text[start] != "]":
+                try:
+                    value, start = json.JSONDecoder().raw_decode(text, start)
+                except (ValueError, RecursionError) as error:
+                    if piece:
+                        break  # it may go on in the next piece
+                    raise self.unreadable(error) from None
+                yield value
+        if text[start:].strip() != "]":
+            raise self.unreadable(ValueError("its list has no end, or something behind it"))
+
+    def query(self, connection: duckdb.DuckDBPyConnection, links: Path, as_text: bool = True) -> str:
+        """Return the SQL of the wanted columns, in order: as text, NULL where there is none, or as they are.
 
         `links` is a folder for links to files, with nothing special in its path: DuckDB takes every path for a pattern.
-        In its "work" is room for copies.
+        In its "work" is room for a copy.
         """
-        link = links / str(len(list(links.iterdir())))
-        link.symlink_to(self.file.resolve())
-        copy = links / "work" / f"{link.name}.copy"
         if self.format == "parquet":
-            return self._parquet_table(str(link), connection)
+            link = links / str(len(list(links.iterdir())))
+            link.symlink_to(self.file.resolve())
+            self.link = str(link)
+            return self._parquet_query(connection, as_text)
+        copy = links / "work" / "copy"  # in place of the last one
         if self.format == "json":
-            return self._json_table(link, copy)
-        delimiter, names, lines = self._header()
-        places = self._places(names)
-        write_texts(copy, self._tidy_rows(delimiter, len(names), lines))
-        fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(names)))
-        source = (
-            f"read_csv({literal(copy)}, header = false, auto_detect = false, columns = {{{fields}}}, "
-            f"delim = '{delimiter}', quote = '\"', escape = '\"', nullstr = ['', '\\N'], new_line = '\\n', "
-            f"max_line_size = {PIECE})"
+            delimiter, width = ",", len(self.wanted)
+            places: Sequence[int] = range(width)
+            named = (map(name_of, map(row.get, [name for _, name in self.wanted])) for row in self._json_rows())
+            write_texts(copy, (",".join(map(_quoted, row)) + "\n" for row in named))
+            missing = [pair for pair in self.wanted if pair[1] not in self.columns]
+            if missing and self.columns:
+                raise self.absent(missing)
+        else:
+            delimiter, names, lines = self._header()
+            places, width = self._places(names), len(names)
+            write_texts(copy, self._tidy_rows(delimiter, width, lines))
+        fields = ", ".join(f"c{place}: 'VARCHAR'" for place in range(width))
+        return (
+            f"SELECT {', '.join(f'c{place}' for place in places)} FROM read_csv({literal(copy)}, header = false, "
+            f"auto_detect = false, columns = {{{fields}}}, delim = '{delimiter}', quote = '\"', escape = '\"', "
+            f"nullstr = '', new_line = '\\n', max_line_size = {PIECE})"
         )
-        columns = [f"c{place}" for place in places]
-        return Table(source, columns, columns)
 
-    def _parquet_table(self, link: str, connection: duckdb.DuckDBPyConnection) -> Table:
+    def _parquet_query(self, connection: duckdb.DuckDBPyConnection, as_text: bool) -> str:
         """Return the SQL of Parquet; columns go by their place, since names that differ in case alone clash in SQL."""
-        source = f"read_parquet({literal(link)}, binary_as_string = true)"
+        table = f"read_parquet({literal(self.link)}, binary_as_string = true)"
         try:
-            types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
-            schema = connection.execute(f"SELECT name, num_children FROM parquet_schema({literal(link)})").fetchall()
+            types = [row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()]
+            schema = connection.execute(
+                f"SELECT name, num_children FROM parquet_schema({literal(self.link)})"
+            ).fetchall()
         except duckdb.Error as error:
-            raise self.unreadable(error, link) from None
+            raise self.unreadable(error) from None
         names, inner = [], 0  # a column of columns has them behind it
         for name, children in schema[1:]:
             names += [name] if inner == 0 else []
             inner += (children or 0) - (inner > 0)
-        texts, values = [], []
+        wanted = []
         for place in self._places(names):
             column, kind = f"c{place}", types[place]
             text = f"CAST({column} AS VARCHAR)"
-            values.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
-            nested = kind.endswith("]") or kind.startswith(("STRUCT", "MAP"))
-            number = f"CASE WHEN isfinite({column}) THEN {text} END" if kind in ("FLOAT", "DOUBLE") else text
-            texts.append("NULL" if nested else number)
-        return Table(f"{source} AS t({', '.join(f'c{place}' for place in range(len(types)))})", texts, values)
-
-    def _json_table(self, link: Path, copy: Path) -> Table:
-        """Return the SQL of JSON, or of a copy in UTF-8; what is neither text nor a number is NULL."""
-        last = [piece.rstrip()[-1:] for piece in self.pieces()]
-        with opened(self.file) as lines:
-            plain, packed = lines.encoding == "utf-8", isinstance(lines.buffer, gzip.GzipFile)
-        is_list = self._is_list()
-        if is_list and "".join(last)[-1:] != "]":  # DuckDB would not mind
-            raise self.unreadable(ValueError("its list has no end"))
-        if not plain or self.foreign:
-            link, packed = copy, False
-            write_texts(copy, self.pieces())
-        form = "'array'" if is_list else "'newline_delimited', ignore_errors = true"
-        pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for _, name in self.wanted]
-        source = (
-            f"(SELECT json, json_extract(json, [{', '.join(map(literal, pointers))}]) AS v FROM "
-            f"read_json_objects({literal(link)}, format = {form}, compression = '{'gzip' if packed else 'none'}'))"
-        )
-        values = [f"v[{place}]" for place in range(1, len(pointers) + 1)]
-        texts = [
-            f"CASE WHEN json_type({value}) NOT IN ('OBJECT', 'ARRAY') AND CAST({value} AS VARCHAR) NOT IN "
-            f"('NaN', 'Infinity', '-Infinity') THEN {value} ->> '$' END"
-            for value in values
-        ]
-        return Table(source, texts, values, "coalesce(json_type(json), '') != 'OBJECT'")
-
-    def check_json(self, table: Table, connection: duckdb.DuckDBPyConnection, broken: int, usable: int) -> None:
-        """Count and show the broken rows of JSON; if none is usable for want of a column, that is an error."""
-        if not usable:
-            keys = f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {table.source} WHERE NOT {table.broken}"
-            self.columns = dict.fromkeys(key for (key,) in connection.execute(f"{keys} ORDER BY key").fetchall())
-            missing = [pair for pair in self.wanted if pair[1] not in self.columns]
-            if missing and self.columns:
-                raise self.absent(missing)
-        if broken:
-            next((None for _ in self._json_rows(literals=False) if self.lost), None)
-        self.lost = broken
+            if not as_text:
+                wanted.append(text if kind.endswith("WITH TIME ZONE") else column)  # Python would want pytz
+            elif kind in ("FLOAT", "DOUBLE"):
+                wanted.append(f"CASE WHEN isfinite({column}) THEN {text} END")
+            else:
+                wanted.append("NULL" if kind.endswith("]") or kind.startswith(("STRUCT", "MAP")) else text)
+        return f"SELECT {', '.join(wanted)} FROM {table} AS t({', '.join(f'c{place}' for place in range(len(types)))})"
 
     def rows(self, connection: duckdb.DuckDBPyConnection, links: Path) -> Iterator[dict]:
-        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `table`.
-
-        Lines are JSON, or the Python literals of Amazon's 2014 edition, which are parsed but never evaluated.
-        """
+        """Yield the rows, of JSON with all their columns, of other formats with the wanted; arguments as of `query`."""
         if self.format == "json":
-            for row in self._json_rows(literals=True):
-                self.columns |= dict.fromkeys(row)
-                yield row
+            yield from self._json_rows()
             return
-        table = self.table(connection, links)
-        rows = connection.execute(f"SELECT {', '.join(table.values)} FROM {table.source}")
+        rows = connection.execute(self.query(connection, links, as_text=False))
         while batch := rows.fetchmany(10_000):
             yield from (dict(zip([name for _, name in self.wanted], row, strict=True)) for row in batch)
 
@@ -353,15 +339,19 @@ def write_texts(file: Path, texts: Iterable[str]) -> None:
         handle.writelines(texts)
 
 
-def parse_line(line: str, literals: bool = True) -> object:
-    """Return the value of a line of JSON, or else of a Python literal unless those are none here; None for neither."""
+def parse_line(line: str) -> object:
+    """Return the value of a line of JSON, or else of a Python literal; None for neither."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
         try:
-            return ast.literal_eval(line.strip()) if literals else None
+            return ast.literal_eval(line.strip())
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
 
 
 def literal(text: object) -> str:
@@ -374,18 +364,25 @@ BLANKS = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 
 
 def stripped(text: str) -> str:
-    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where nothing is left."""
+    """Return the SQL of a text without blanks around it and with "\\n" for any line end, NULL where it is no value."""
     ends = " AND ".join(f"{side}({text}, 1) BETWEEN '!' AND '~'" for side in ("left", "right"))  # most, and quickly
     rest = f"replace(replace(trim({text}, '{BLANKS}'), chr(13) || chr(10), chr(10)), chr(13), chr(10))"
-    return f"nullif(CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END, '')"
+    whole = f"CASE WHEN {ends} AND NOT contains({text}, chr(13)) THEN {text} ELSE {rest} END"
+    return f"nullif(nullif({whole}, ''), '{NULL}')"
 
 
 def name_of(value: object) -> str:
-    """Return the name that a field holds, as `Table.texts` and `stripped` make it; "" where it holds none."""
-    if value is None or isinstance(value, dict | list | tuple) or (isinstance(value, float) and not isfinite(value)):
-        return ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.strip().replace("\r\n", "\n").replace("\r", "\n")
+    """Return the name that a field holds, as `RawFile.query` and `stripped` make it; "" where it holds none."""
+    if not isinstance(value, str):
+        if (
+            value is None
+            or isinstance(value, dict | list | tuple)
+            or (isinstance(value, float) and not isfinite(value))
+        ):
+            return ""
+        value = str(value).lower() if isinstance(value, bool) else str(value)
+    text = value.strip().replace("\r\n", "\n").replace("\r", "\n")
+    return "" if text == NULL or whole_characters(text) != text else text
 
 
 # What a time may look like besides a number: day, clock, half of the day, and sign, hours, minutes of the offset.
@@ -399,8 +396,8 @@ TIME_FORMS = (
 )
 
 
-def with_instant(source: str) -> str:
-    """Return the SQL of a table with the time of its column `moment` as `t`: microseconds since 1970, or NULL.
+def with_instant(rows: str) -> str:
+    """Return the SQL of rows with the time of their column `moment` as `t`: microseconds since 1970, or NULL.
 
     A time without an offset is taken as UTC, wherever the machine is.
     """
@@ -421,4 +418,4 @@ def with_instant(source: str) -> str:
         END AS t
         FROM (SELECT *, CASE WHEN number IS NULL THEN regexp_extract(
                 moment, '{_DATE}', ['day', 'clock', 'half', 'sign', 'hours', 'minutes']) END AS d
-              FROM (SELECT *, TRY_CAST(moment AS DOUBLE) AS number FROM {source}))"""
+              FROM (SELECT *, TRY_CAST(moment AS DOUBLE) AS number FROM {rows}))"""

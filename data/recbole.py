@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count as count_from
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from data.interactions import dataset_folder, item_texts, load_interactions, making
@@ -46,8 +47,7 @@ class RecBoleConfig:
         return [] if self.max_item_seq_len > 0 else [f"max_item_seq_len={self.max_item_seq_len} must be at least 1"]
 
 
-# RecBole's settings for the splits and the evaluation of this project, and what pandas, with which RecBole reads,
-# takes for no value.
+# RecBole's options for the splits and the evaluation of this project, and what pandas, its reader, takes for no value.
 RECBOLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 NO_VALUE = set(RECBOLE["no_value"])
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = dataset_folder(config.data_dir, config.dataset)
     interactions = load_interactions(folder)
     texts = item_texts(folder, interactions.item_names)
-    lengths = interactions.offsets[1:] - interactions.offsets[:-1]
+    lengths = np.diff(interactions.offsets)
     if lengths.min() < 3:
         short = interactions.user_names[int(lengths.argmin())]
         raise InputError(f"{folder}: {short!r} has {lengths.min()} items; RecBole's leave-one-out needs 3 of each user")
@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     with making(target), atomic_folder(target) as temporary:
         with open(temporary / f"{config.dataset}.inter", "w", encoding="utf-8") as file:
             file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-            for user, (start, end) in enumerate(zip(interactions.offsets[:-1], interactions.offsets[1:], strict=True)):
-                for place, item in enumerate(interactions.items[start:end]):
-                    file.write(f"{users[user]}\t{items[item]}\t{place}\n")
+            for user, start, length in zip(users, interactions.offsets, lengths, strict=False):
+                sequence = interactions.items[start : start + length]
+                file.writelines(f"{user}\t{items[item]}\t{place}\n" for place, item in enumerate(sequence))
         with open(temporary / f"{config.dataset}.item", "w", encoding="utf-8") as file:
             file.write("item_id:token\ttext:token_seq\n")
             for name, text in zip(items[1:], texts, strict=True):
@@ -97,17 +97,16 @@ def main(argv: list[str] | None = None) -> None:
                 words = '"' + words.replace('"', '""') + '"' if '"' in words else words
                 file.write(f"{name}\t{words}\n")
         own = {"data_path": str(Path(config.output).absolute()), "MAX_ITEM_LIST_LENGTH": config.max_item_seq_len}
-        settings = yaml.safe_dump(RECBOLE["settings"] | own, sort_keys=False)
-        (temporary / f"{config.dataset}.yaml").write_text(settings, encoding="utf-8")
+        options = yaml.safe_dump(RECBOLE["options"] | own, sort_keys=False)
+        (temporary / f"{config.dataset}.yaml").write_text(options, encoding="utf-8")
         if renamed_users or renamed_items:
             write_json(temporary / "renamed.json", {"users": renamed_users, "items": renamed_items})
             print(
                 f"{target}: renamed, since RecBole would read them back differently: {len(renamed_users):,} users and "
                 f"{len(renamed_items):,} items; renamed.json has their names"
             )
-    print(
-        f"{target}: {len(lengths):,} users, {interactions.num_items:,} items, {len(interactions.items):,} interactions"
-    )
+    counts = f"{len(users):,} users, {interactions.num_items:,} items, {len(interactions.items):,} interactions"
+    print(f"{target}: {counts}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Items(NamedTuple):
     """The shop's items in catalogue order, N of them; codes are 0-based int64."""
 
     hobby: np.ndarray  # [N]
-    category: np.ndarray  # [N], position within the hobby
+    category: np.ndarray  # [N], number within the hobby
     series: np.ndarray  # [N], within the hobby
     tier: np.ndarray  # [N], price tier = brand within the hobby
     size: np.ndarray  # [N]
@@ -136,8 +136,8 @@ def make_items(num_items: int, uniform: Uniform) -> Items:
         chosen = [pair for column in variants[order].T for pair in zip(order, column, strict=True)]
         for series, variant in chosen[:count]:
             material, size = divmod(int(variant), NUM_SIZES)
-            hobby, position = divmod(index, NUM_CATEGORIES)
-            codes.append((hobby, position, int(series), int(series) // SERIES_PER_BRAND, size))
+            hobby, number = divmod(index, NUM_CATEGORIES)
+            codes.append((hobby, number, int(series), int(series) // SERIES_PER_BRAND, size))
             texts.append(describe(category, int(series), material, size))
     return Items(*np.array(codes).T.copy(), texts)
 
@@ -237,19 +237,15 @@ def write_dataset(folder: Path, files: dict[str, Any], overwrite: bool) -> bool:
     texts = {name: json.dumps(value, indent=0, ensure_ascii=False) + "\n" for name, value in files.items()}
     present = {name for name in texts if (folder / name).exists()}
     differing = sorted(name for name in present if (folder / name).read_bytes() != texts[name].encode())
-    derived = sorted(path.name for path in folder.glob("*") if path.name not in texts)
-    protected = (
-        f"also holds {', '.join(derived)}, made from the dataset that is to be replaced; "
-        "move or remove the folder, or choose another --dataset"
+    derived = ", ".join(sorted(path.name for path in folder.glob("*") if path.name not in texts))
+    refusal = (
+        f"also holds {derived}, made from the dataset that is to be replaced; move or remove the folder, or choose "
+        "another --dataset"
+        if derived and overwrite
+        else f"holds another dataset ({', '.join(differing)} would change); choose another --dataset, or replace it "
+        "with --overwrite=true"
     )
-    claim(
-        folder,
-        "finished" if differing else "nothing",
-        overwrite=overwrite,
-        refusal=f"holds another dataset ({', '.join(differing)} would change); "
-        "choose another --dataset, or replace it with --overwrite=true",
-        protected=protected if derived and overwrite else "",
-    )
+    claim(folder, "finished" if differing else "nothing", overwrite=overwrite and not derived, refusal=refusal)
     for name in texts.keys() - (present - set(differing)):
         write_text(folder / name, texts[name])
     return bool(differing) or present != texts.keys()

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -113,7 +113,7 @@ class TokenTable:
     @property
     def sha256(self) -> list[str]:
         """A hash of each group's semantic IDs, of which item has which."""
-        return [hashlib.sha256(group.cpu().contiguous().numpy()).hexdigest() for group in self.tokens]
+        return [hashlib.sha256(tokens.cpu().contiguous().numpy()).hexdigest() for tokens in self.tokens]
 
     def codes(self, group: int) -> np.ndarray:
         """Return a group's semantic IDs without padding, int64 [N, L], 0-based codes."""
@@ -199,14 +199,22 @@ def read_sem_ids(file: Path, item_names: Sequence[str], sizes: Sequence[int]) ->
     return codes
 
 
-def find_sem_ids(folder: Path, suffix: str = "sem_ids") -> dict[str, dict[int | None, Path]]:
-    """Find a dataset's files in its folder rqvae/, and only where that has none in the others.
+def find_sem_ids(
+    folder: Path, suffix: str = "sem_ids", tokenizer: str | None = None
+) -> dict[str, dict[int | None, Path]]:
+    """Find a dataset's files in the folder of one tokenizer; by default rqvae/, and the others where that has none.
 
     Returns:
         {prefix relative to the dataset's folder: {epoch, None for the best: file}}, both sorted.
     """
-    in_rqvae = sorted(folder.glob(f"{TOKENIZER_FOLDER}/*.{suffix}"))
-    return _by_prefix(in_rqvae or sorted(folder.glob(f"*/*.{suffix}")), suffix)
+    files = sorted((folder / (tokenizer or TOKENIZER_FOLDER)).glob(f"*.{suffix}"))
+    if tokenizer is None:
+        files = files or sorted(folder.glob(f"*/*.{suffix}"))
+    found: dict[str, dict[int | None, Path]] = {}
+    for file in files:
+        name, epoch = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}")).groups()
+        found.setdefault(f"{file.parent.name}/{name}", {})[int(epoch) if epoch else None] = file
+    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
 
 
 def resolve_groups(
@@ -248,7 +256,7 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
             f"{tokenizer_folder} lacks semantic IDs: its training or export was interrupted; "
             "run tokenizer/run.sh again with RESUME=1"
         )
-    there = _by_prefix(tokenizer_folder.glob(f"*.{suffix}"), suffix)
+    there = find_sem_ids(folder, suffix, tokenizer_folder.name)
     if full not in there:
         names = " ".join(there) or "none"
         raise InputError(f"{folder} has no files {full}_<epoch>.{suffix}; prefixes in that folder: {names}")
@@ -267,15 +275,6 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
     return [Group(full, epoch, present[epoch]) for epoch in chosen]
 
 
-def _by_prefix(files: Iterable[Path], suffix: str) -> dict[str, dict[int | None, Path]]:
-    """Sort files <folder>/<prefix>[_<epoch>].<suffix> into {folder/prefix: {epoch, None for the best: file}}."""
-    found: dict[str, dict[int | None, Path]] = {}
-    for file in files:
-        name, epoch = re.fullmatch(r"(.+?)(?:_(\d+))?", file.name.removesuffix(f".{suffix}")).groups()
-        found.setdefault(f"{file.parent.name}/{name}", {})[int(epoch) if epoch else None] = file
-    return {prefix: dict(sorted(found[prefix].items(), key=lambda pair: pair[0] or 0)) for prefix in sorted(found)}
-
-
 def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:
     """Read the groups' files into one table; `item_names` are those of item ids 1..N, without padding."""
     tokens = np.zeros((len(groups), len(item_names) + 1, vocabulary.num_levels), dtype=np.int32)
@@ -284,17 +283,17 @@ def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary:
     return TokenTable(torch.from_numpy(tokens), groups, vocabulary)
 
 
-def check_identifiers(known: list[str], table: TokenTable, source: object, remedy: str) -> None:
+def check_semantic_ids(known: list[str], table: TokenTable, model: object, remedy: str) -> None:
     """Refuse a model that was trained with other semantic IDs than the table's.
 
     Args:
         known: Hashes of the groups that the model was trained with; empty where it does not say.
-        source: Where the model comes from, for the error.
+        model: Where it comes from, for the error.
         remedy: What to do about it, for the error.
     """
     others = [str(group.file) for group, digest in zip(table.groups, table.sha256, strict=True) if digest not in known]
     if known and others:
         raise InputError(
-            f"the model {source} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
+            f"the model {model} was trained with other semantic IDs than {', '.join(others)}: its tokens mean other "
             f"items; {remedy}"
         )

@@ -14,6 +14,8 @@ from utils.errors import InputError
 from utils.files import read_json, write_json
 
 OLD_NO_ITEM = "None"  # in files of the reference code, and in ours before null took its place
+# What a file says in which an item has that name: all its texts are names.
+NULL_IS_NO_ITEM = {"no_item": None}
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Results:
     def save(self, file: Path) -> None:
         """Write a result file without tokens."""
         content = {"users": self.users, "scores": self.scores, "pred_ids": self.items, "label_ids": self.targets}
-        write_json(file, {name: value for name, value in content.items() if value}, indent=None)
+        said = NULL_IS_NO_ITEM if any(OLD_NO_ITEM in row for row in self.items) else {}
+        write_json(file, {name: value for name, value in content.items() if value} | said, indent=None)
 
 
 def write_results(file: Path, predictions: Predictions, tokenization: Tokenization) -> None:
@@ -91,7 +94,7 @@ def write_results(file: Path, predictions: Predictions, tokenization: Tokenizati
         "pred_ids": names[predictions.items].tolist(),
         "label_ids": names[predictions.targets].tolist(),
     }
-    write_json(file, result, indent=None)
+    write_json(file, result | (NULL_IS_NO_ITEM if OLD_NO_ITEM in interactions.item_names else {}), indent=None)
 
 
 def read_results(file: Path) -> Results:
@@ -108,7 +111,7 @@ def read_results(file: Path) -> Results:
         raise InputError(f"{file} is no result file per user (pred_ids, scores, label_ids)") from None
     if len(sizes) != 1 or len(widths) != 1 or not found.targets:
         raise InputError(f"{file}: users, pred_ids, scores and label_ids must be equally long, and not empty")
-    if any(None in row for row in found.items):  # a sequence that is no item's is null: every text is a name
+    if content.keys() >= NULL_IS_NO_ITEM.keys() or any(None in row for row in found.items):  # every text is a name
         return found
     if OLD_NO_ITEM not in found.targets:
         found.items = [[None if name == OLD_NO_ITEM else name for name in row] for row in found.items]

@@ -140,7 +140,7 @@ class Run:
 def resolve_winner(path: Path | str) -> Path:
     """Return the folder of a <name>.winner.json's run, which lies beside it; the path itself if it is no such file."""
     path = Path(path)
-    return path.parent / Path(read_json(path)["winner"]["run"]).name if path.name.endswith(WINNER_SUFFIX) else path
+    return path.parent / Path(str(read_json(path, "winner", "run"))).name if path.name.endswith(WINNER_SUFFIX) else path
 
 
 def winning_row(selection: dict[str, Any]) -> int:

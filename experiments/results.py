@@ -136,7 +136,7 @@ def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
     return {
         "drift": quality["drift"],
         "last_epoch": quality["tokenizers"][str(job.flags["epochs"])],
-        "seconds": read_json(folder / TRAINING_FILE)["seconds"],
+        "seconds": read_json(folder / TRAINING_FILE, "seconds"),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
-from data.token_table import Group, TokenTable, Vocabulary, check_identifiers, load_token_table, resolve_groups
+from data.token_table import Group, TokenTable, Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.run import Run, resolve_winner, run_around
 from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.errors import InputError
@@ -136,7 +136,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
     tokenizer = run.tokenizer
     catalogue = Catalogue.of_dataset(settings, tokenizer["prefix"], tokenizer["epoch"], vocabulary)
     remedy = "bring those of its training back, or recommend with a folder that export.py made before they changed"
-    check_identifiers(recommender.semantic_ids_sha256, catalogue.table, path, remedy)
+    check_semantic_ids(recommender.semantic_ids_sha256, catalogue.table, path, remedy)
     best = weights.resolve() == run.model.resolve()  # the results are this epoch's
     metrics = {split: tokenizer[split] for split in ("valid", "test") if best and split in tokenizer}
     return TrainedModel(recommender, catalogue, settings, metrics)
@@ -145,7 +145,7 @@ def load_trained_model(path: Path | str, data_dir: str | None = None) -> Trained
 def read_settings(path: Path | str, data_dir: str | None = None) -> dict:
     """Return the training settings of any of these folders, with another data_dir where one is given."""
     about = find_model_folder(path) / ABOUT_FILE
-    settings = read_json(about)["settings"] if about.is_file() else _run_of(path).settings
+    settings = read_json(about, "settings") if about.is_file() else _run_of(path).settings
     return settings | ({"data_dir": data_dir} if data_dir else {})
 
 

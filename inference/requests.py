@@ -54,7 +54,7 @@ def find_requests(
     if not rows or any(items is None for _, items in rows):
         interactions = load_interactions(dataset_folder(settings["data_dir"], settings["dataset"]))
         if not rows:
-            everybody = interactions.user_names
+            everybody = list(interactions.user_names)
             rows = [(user, None) for user in (everybody if all_users else names_in(users, set(everybody)))]
             if not rows:
                 raise InputError(f"--users={users} names no user")
@@ -87,7 +87,7 @@ def names_in(text: str, known: Collection[str]) -> list[str]:
                 f"{name!r} is one name with commas, which separate names here; write it into a --users_file, as a user "
                 'or in {"user": "name", "history": ["item", ...]}'
             )
-    return [part for part in (parts if any(part in known for part in parts) else inner) if part]
+    return [part for part in (parts if parts[0] in known or parts[-1] in known else inner) if part]
 
 
 def near_matches(name: str, names: Iterable[str]) -> str:
@@ -142,8 +142,10 @@ def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = parse_line(line, literals=False) if line.lstrip().startswith("{") else {"user": line.strip()}
+        row = parse_line(line) if line.lstrip().startswith("{") else {"user": line.strip()}
         given, history = (row.get("user"), row.get("history")) if isinstance(row, dict) else (None, None)
+        if isinstance(row, dict) and (others := ", ".join(map(repr, row.keys() - {"user", "history"}))):
+            raise InputError(f"{file} line {number} has {others}; its keys are user and history")
         user = name_of(given)
         if isinstance(history, list):
             history = [name_of(item) for item in history]

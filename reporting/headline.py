@@ -12,7 +12,7 @@ from data.interactions import Interactions
 from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
-from evaluation.run import WINNER_SUFFIX, Run, winning_row
+from evaluation.run import WINNER_SUFFIX, Run, resolve_winner, winning_row
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
 from reporting.report_data import PAPER, ReportData, metric_titles
@@ -121,7 +121,7 @@ def _candidates(run: Run) -> list[str]:
     blocks = []
     for file in sorted(run.folder.parent.glob(f"*{WINNER_SUFFIX}")):
         selection = read_json(file)
-        if Path(selection["winner"]["run"]).name != run.folder.name or len(selection.get("candidates", [])) < 2:
+        if resolve_winner(file).name != run.folder.name or len(selection.get("candidates", [])) < 2:
             continue
         titles = metric_titles(list(selection["winner"]["valid"]))
         rows = [

@@ -5,11 +5,14 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pandas as pd
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +20,13 @@ from hypothesis import strategies as st
 from data.interactions import load_interactions
 from data.raw import sentence
 from data.readers import RawFile, name_of, stripped, with_instant
+from data.recbole import safe_names
 from data.token_table import read_sem_ids
+from evaluation.compare import Interval
+from inference.recommend import Recommendations
+from inference.requests import Request, combine_shards, names_in, read_users_file, write_shard
+from reporting.page import PIECES
+from reporting.pictures import draw_rows, drawable, picture
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from training.config import PretrainConfig
@@ -174,12 +183,10 @@ def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
     raw = RawFile(file, WANTED)
     with tempfile.TemporaryDirectory() as links:
         (Path(links) / "work").mkdir()
-        table = raw.table(DATABASE, Path(links))
-        names = ("user_name", "item_name", "moment", "text")
-        texts = ", ".join(f"{text} AS {name}" for name, text in zip(names, table.texts, strict=True))
-        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in names)
-        rows = with_instant(f"(SELECT {cleaned} FROM (SELECT {texts} FROM {table.source} WHERE NOT {table.broken}))")
+        cleaned = ", ".join(f"{stripped(name)} AS {name}" for name in ("user_name", "item_name", "moment"))
+        table = f"(SELECT * FROM ({raw.query(DATABASE, Path(links))})) AS t(user_name, item_name, moment, text)"
         try:
+            rows = with_instant(f"(SELECT {cleaned} FROM {table})")
             found = DATABASE.execute(f"SELECT user_name, item_name, t FROM ({rows})").fetchall()
         except duckdb.Error as error:
             raise raw.unreadable(error) from None
@@ -189,7 +196,7 @@ def as_read(file: Path) -> tuple[list[tuple], list[tuple], RawFile]:
         except duckdb.Error as error:
             raise again.unreadable(error) from None
     items = [(name_of(row.get("it em")), sentence(row, ("text",))) for row in rows]
-    if raw.format in ("csv", "tsv"):
+    if raw.format != "parquet":
         assert (raw.lost, raw.first_lost) == (again.lost, again.first_lost)
     return sorted(found, key=repr), sorted(items), raw
 
@@ -200,7 +207,8 @@ def judged(rows: list[dict[str, str]]) -> tuple[list[tuple], list[tuple]]:
     found, items = [], []
     for row in rows:
         seconds = dates.get(row["ts"], int(row["ts"]) if row["ts"].isdecimal() else None)
-        names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() or None for name in ("user", "it em")]
+        names = [row[name].replace("\r\n", "\n").replace("\r", "\n").strip() for name in ("user", "it em")]
+        names = [None if name in ("", "\\N") else name for name in names]
         found.append((*names, None if seconds is None else seconds * 10**6))
         items.append((names[1] or "", sentence(row, ("text",))))
     return sorted(found, key=repr), sorted(items)
@@ -215,7 +223,7 @@ def test_the_same_rows_in_any_guise_are_the_same(tmp_path, rows, guise):
 
 
 @fuzzed
-@given(st.text(st.sampled_from('a1,;\t\n\r é"')), st.sampled_from(["csv", "tsv"]))
+@given(st.text(st.sampled_from('a1,;\t\n\r é"\\')), st.sampled_from(["csv", "tsv"]))
 def test_any_table_is_read_as_plain_python_reads_it(tmp_path, text, kind):
     """Lines without quotes are judged by str.split, those with some by the number of rows that come or are counted."""
     mark = "\t" if kind == "tsv" else ","
@@ -244,3 +252,94 @@ def test_any_bytes_are_read_or_refused(tmp_path, content, kind):
     file = tmp_path / f"rows.{kind}"
     file.write_bytes(content)
     reads(lambda: as_read(file))
+
+
+# Names and texts of any characters, on their way in by the command line and out into files, pages and pictures.
+
+letters = st.sampled_from("ab[]{}(),;'\"\\$_#&<>\t\n\x85\u200b\u202e\u05d0\u65e5\U0001f600") | st.characters(
+    codec="utf-8"
+)
+reserved = st.sampled_from(["NA", "None", "null", "nan", "true", "007", "12.0", "1e3", "x" * 300, "-1", "--k", "[PAD]"])
+any_names = st.lists(
+    (st.text(letters, min_size=1, max_size=6) | reserved).map(name_of).filter(bool), min_size=1, max_size=5, unique=True
+)
+
+
+@fuzzed
+@given(any_names, st.booleans())
+def test_names_come_in_as_they_are(tmp_path, names, brackets):
+    listed = [name for name in names if "," not in name and not name.startswith("[")]
+    text = ", ".join(listed)
+    found = reads(lambda: names_in(f"[{text}]" if brackets else text, set(names)))
+    assert found is None or found == listed
+    assert found is not None or any("," in name for name in names)
+    file = tmp_path / "users.jsonl"
+    file.write_text("".join(json.dumps({"user": name, "history": names}) + "\n" for name in names), encoding="utf-8")
+    assert read_users_file(file) == [(name, names) for name in names]
+
+
+@fuzzed
+@given(any_names, st.sampled_from([".jsonl", ".csv", ".parquet"]))
+def test_recommendations_name_everybody_in_every_format(tmp_path, names, ending):
+    everything = np.tile(np.arange(1, len(names) + 1), (len(names), 1))
+    found = Recommendations(everything, np.float32(-everything), np.zeros(len(names), dtype=bool))
+    requests = [Request(name, 0, np.empty(0, dtype=np.int64)) for name in names]
+    write_shard(tmp_path / "0[1]", requests, found, ["[PAD]", *names])
+    output = tmp_path / f"out[1]{ending}"
+    combine_shards([tmp_path / "0[1]"], output)
+    if ending == ".jsonl":
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n") if line]
+        pairs = [(row["user"], item) for row in rows for item in row["items"]]
+    elif ending == ".csv":
+        with open(output, encoding="utf-8", newline="") as file:
+            pairs = [(row["user"], row["item"]) for row in csv.DictReader(file)]
+    else:
+        (tmp_path / "out.parquet").write_bytes(output.read_bytes())
+        pairs = DATABASE.execute(f"SELECT user, item FROM '{tmp_path}/out.parquet'").fetchall()
+    assert pairs == [(user, item) for user in names for item in names]
+
+
+@fuzzed
+@given(any_names)
+def test_recbole_reads_the_names_or_those_that_stand_for_them(names):
+    safe, renamed = safe_names(names, "item")
+    read = pd.read_csv(
+        io.StringIO("id:token\tn:float\n" + "".join(f"{name}\t1\n" for name in safe)),
+        **{"delimiter": "\t", "dtype": str, "engine": "python"},
+    )
+    assert [renamed.get(name, name) for name in read["id:token"]] == names
+    assert len(set(safe)) == len(names)
+
+
+class Cells(HTMLParser):
+    """The texts of a table's cells."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found += [""] if tag in ("td", "th") else []
+
+    def handle_data(self, text: str) -> None:
+        self.found[-1:] = [cell + text for cell in self.found[-1:]]
+
+
+@fuzzed
+@given(any_names)
+def test_a_page_shows_every_text(names):
+    assert [cell.strip() for cell in Cells(str(PIECES.table(names, [names]))).found] == [n.strip() for n in names] * 2
+
+
+@settings(fuzzed, max_examples=8)
+@given(any_names)
+def test_a_picture_shows_every_text(names):
+    def draw(axes):
+        draw_rows(axes, names, [Interval(0.2, 0.1, 0.3)] * len(names), [{}] * len(names))
+        labels = [text.get_text() for text in axes.get_yticklabels()]
+        assert labels == [drawable(name) for name in names]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture("name", names[0], names[-1], draw)

@@ -9,6 +9,7 @@ from tiny_runs import ROOT
 PACKAGES = (
     "benchmarks",
     "data",
+    "docs",
     "evaluation",
     "experiments",
     "inference",
@@ -25,6 +26,7 @@ SOURCES = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT 
 MAY_IMPORT = {
     "utils": {"utils"},
     "data": {"data", "utils"},
+    "docs": {"docs", "tokenizer", "training", "utils"},
     "model": {"model", "utils"},
     "tokenizer": {"tokenizer", "data", "utils"},
     "evaluation": {"evaluation", "model", "data", "utils"},

@@ -47,6 +47,20 @@ def test_the_winner_that_finetune_sh_names(joint_run: Path, capsys: pytest.Captu
     assert by_winner == shown(capsys)
 
 
+@pytest.mark.parametrize("content", [{}, [], {"winner": None}, {"winner": {}}])
+def test_a_winners_file_without_a_winner(content: object, joint_run: Path):
+    winner = joint_run.parent / "lost.winner.json"
+    winner.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lost\.winner\.json holds no winner/run; make it again"):
+        recommend.main([f"--model={winner}", "--users=user5"])
+
+
+def test_brackets_around_three_names(joint_run: Path, capsys: pytest.CaptureFixture):
+    recommend.main([f"--model={joint_run}", "--history=[item1,item2,item3]", "--k=2"])
+    output = capsys.readouterr()
+    assert (output.err, output.out.splitlines()[0]) == ("", "This history: 3 items, the last 3, newest last")
+
+
 def test_a_history_with_an_unknown_item_and_an_empty_one(joint_run: Path, capsys: pytest.CaptureFixture):
     recommend.main([f"--model={joint_run}", "--history=item1,itme12,item2", "--k=2"])
     output = capsys.readouterr()
@@ -199,6 +213,7 @@ def test_numbers_in_a_users_file_are_the_names_that_data_prepare_makes(tmp_path:
     for line, said in (
         ('{"user": "3"}', r"line 3 names the user '3' a second time"),
         ('{"user": 5, "history": [null]}', "line 3 is neither a user nor"),
+        ('{"user": 5, "histroy": [1]}', "line 3 has 'histroy'; its keys are user and history"),
         ('{"user": NaN}', "line 3 is neither a user nor"),
         ('{"user": ' + "1" * 5000 + "}", "line 3 is neither a user nor"),
     ):

@@ -281,6 +281,9 @@ def _limit_length(config: TokenizerConfig, model: "SentenceTransformer") -> None
     wanted, own, positions = config.sent_emb_max_length, model.max_seq_length, _positions(model)
     if wanted is not None:
         refused = f"--sent_emb_max_length={wanted}: the text encoder {config.sent_emb_model} reads"
+        special = getattr(model.tokenizer, "num_special_tokens_to_add", lambda: 0)()
+        if wanted <= special:
+            raise InputError(f"{refused} {special} tokens of its own with each text; give {special + 1} or more")
         if wanted > positions:
             raise InputError(f"{refused} at most {positions} tokens of a text; give {positions} or less")
         if own == inf:

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.advice import judge_tokenizers
 from data.interactions import dataset_folder
-from data.token_table import Vocabulary, check_identifiers, level_sizes, resolve_groups
+from data.token_table import Vocabulary, check_semantic_ids, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE
 from model.recommender import Architecture, Recommender, build_recommender, load_recommender, read_architecture
 from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
@@ -108,7 +108,7 @@ def start_run(config: TrainingConfig, dataset: Dataset, check: Callable[[], Any]
     recommender = make_recommender(config)
     if not config.allow_other_identifiers:
         remedy = "choose tokenizers of its training, or start from it all the same with --allow_other_identifiers"
-        check_identifiers(recommender.semantic_ids_sha256, data.table, config.pretrained_model, remedy)
+        check_semantic_ids(recommender.semantic_ids_sha256, data.table, config.pretrained_model, remedy)
     recommender.semantic_ids_sha256 = data.table.sha256
     state = on_main_process(lambda: open_run(run, config, data, accelerator), accelerator)
     snapshot = read_snapshot(state) if state else None

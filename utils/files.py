@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,42 @@ CHECKSUMS_FILE = "sha256.json"
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, is_folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it, on an error remove it.
 
-    A symbolic link stays: what it leads to is written.
+    A symbolic link stays: what it leads to is written. A folder is yielded empty, and replaces what is there.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    remove(temporary)
+    if is_folder:
+        temporary.mkdir()
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        for file in temporary.rglob("*") if is_folder else [temporary]:
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        if is_folder and path.exists():
+            path.rename(old)
+        temporary.rename(path) if is_folder else temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if old.exists() and not path.exists():  # an error or Ctrl-C between the two renames
+            old.rename(path)
+        remove(temporary)
+        remove(old)
+
+
+atomic_folder = partial(atomic_path, is_folder=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -45,17 +67,22 @@ def write_json(path: Path | str, value: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; InputError if it is absent, or is not JSON in UTF-8."""
+def read_json(path: Path | str, *keys: str) -> Any:
+    """Read a JSON file, or what it holds under a key of a key; InputError if it is absent, no JSON, or has no such."""
     path = Path(path)
     try:
-        return _parse(path.read_bytes())
+        value = _parse(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole JSON file in UTF-8: {error}") from None
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise InputError(f"{path} holds no {'/'.join(keys)}; make it again")
+        value = value[key]
+    return value
 
 
 def _parse(content: bytes) -> Any:
@@ -110,10 +137,8 @@ def remove_leftovers(folder: Path) -> None:
         target = path.with_name(path.name[1:].rsplit(".", 2)[0])
         if path.suffix == ".old" and not target.exists():
             path.rename(target)
-        elif path.is_dir():
-            shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def read_json_pieces(path: Path | str, piece_size: int = 2**24) -> Iterator[Any]:
@@ -144,39 +169,6 @@ def read_json_pieces(path: Path | str, piece_size: int = 2**24) -> Iterator[Any]
         yield read_json(path)
 
 
-@contextmanager
-def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it takes the place of `path`, on an error it goes.
-
-    A symbolic link stays: what it leads to is replaced.
-    """
-    path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb+") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    finally:
-        if old.exists() and not path.exists():  # an error or Ctrl-C between the two renames
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def whole_characters(text: str) -> str:
     """Return a text with a ? for each half of a character, such as an emoji cut in two: UTF-8 has no such thing."""
     return text.encode("utf-8", "replace").decode()
-
-
-def sha256(data: bytes) -> str:
-    """Return the hash of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

@@ -37,9 +37,8 @@ class FileLock(AbstractContextManager):
         self._handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._handle.flush()
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
+    def release(self, *_: object) -> None:
         """Give it back."""
         self._handle.close()
+
+    __exit__ = release

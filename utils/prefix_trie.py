@@ -37,13 +37,6 @@ class PrefixTrie:
     def depth(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device) -> "PrefixTrie":
-        """Move the tensors to `device` and return the trie itself."""
-        self.keys = [keys.to(device) for keys in self.keys]
-        self.child_offsets = [offsets.to(device) for offsets in self.child_offsets]
-        self.rows = self.rows.to(device)
-        return self
-
     def step(self, nodes: Tensor, tokens: Tensor, level: int) -> Tensor:
         """Follow a token int [...] from each node int64 [...] at depth `level`: the root is 0, and -1 is no node.
 

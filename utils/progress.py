@@ -51,9 +51,8 @@ class ProgressLine(AbstractContextManager):
             self.last_line = time.perf_counter()
             self.say(f"{self.name}  {self.done / self.total:.0%}  {text}")
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Take the line off the terminal."""
         self.bar.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    __exit__ = close

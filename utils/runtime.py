@@ -96,9 +96,9 @@ def choose_device(name: str) -> torch.device:
 def join_processes(
     device: str = "auto",
     remedy: str = "start fewer, or set ACCELERATE_USE_CPU=true for processes on the CPU",
-    **settings: Any,
+    **options: Any,
 ) -> tuple["Accelerator", torch.device]:
-    """Meet the other processes that accelerate launch started, if any; `settings` are arguments of the Accelerator.
+    """Meet the other processes that accelerate launch started, if any; `options` are arguments of the Accelerator.
 
     `device` is auto (each process its GPU where there are any), or what `choose_device` takes for a single process.
 
@@ -107,7 +107,7 @@ def join_processes(
     """
     from accelerate import Accelerator  # takes a second to import, and most commands do without
 
-    processes = Accelerator(cpu=device == "cpu", **settings)
+    processes = Accelerator(cpu=device == "cpu", **options)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != processes.num_processes:
         alone = f"{launched} processes were started but each runs alone"

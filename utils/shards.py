@@ -9,23 +9,23 @@ from utils.files import read_json, write_json
 class Shards:
     """Files of `count` finished shards, numbered from 0, beside the file `target` that they will become.
 
-    Shards of other `settings`, JSON values that determine them, are thrown away.
+    Shards that were `made_of` something else, JSON values, are thrown away.
     """
 
-    def __init__(self, target: Path, settings: dict, count: int):
+    def __init__(self, target: Path, made_of: dict, count: int):
         self.folder = target.with_name(f".{target.name}.shards")
-        self.settings = settings | {"shards": count}
+        self.made_of = made_of | {"shards": count}
         self.count = count
 
     def open(self) -> str:
         """Prepare the folder, on one process before any other looks at it; return what was found, in words."""
-        made_with, note = self.folder / "settings.json", ""
+        file, note = self.folder / "settings.json", ""
         if self.folder.exists():
-            if made_with.is_file() and read_json(made_with) == self.settings:
+            if file.is_file() and read_json(file) == self.made_of:
                 return f"going on: {self.count - len(self.missing())} of {self.count} shards were finished before"
             note = "starting over: an interrupted run had other settings"
             shutil.rmtree(self.folder)
-        write_json(made_with, self.settings)
+        write_json(file, self.made_of)
         return note
 
     def path(self, index: int) -> Path:
@@ -38,7 +38,7 @@ class Shards:
 
     def paths(self) -> list[Path]:
         """Return all shards' files in order."""
-        return [self.path(index) for index in range(self.count)]
+        return list(map(self.path, range(self.count)))
 
     def remove(self) -> None:
         """Delete the folder, once the target is written."""

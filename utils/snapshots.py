@@ -79,8 +79,8 @@ def _numbers(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Make `target` a copy of the folder `source` by hard links, or by copies where the disk has no links.
+def link_folder(folder: Path, target: Path) -> None:
+    """Make `target` a copy of a folder by hard links, or by copies where the disk has no links.
 
     Files that are only ever replaced, never changed in place, stay as they are in the copy.
     """
@@ -91,7 +91,7 @@ def link_folder(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(file, copy)
 
-    shutil.copytree(source, target, copy_function=link)
+    shutil.copytree(folder, target, copy_function=link)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

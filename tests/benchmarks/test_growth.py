@@ -35,7 +35,7 @@ def test_generated_data_has_the_paper_s_shape(tmp_path: Path):
     small = make_interactions(50, 30)
     write_interactions(tmp_path, small)
     read = load_interactions(tmp_path)
-    assert read.user_names == small.user_names
+    assert list(read.user_names) == small.user_names
     assert np.array_equal(read.items, small.items)
 
 

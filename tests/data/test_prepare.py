@@ -87,7 +87,7 @@ def test_each_edition_against_pandas(edition: str, tmp_path: Path, capsys: pytes
     expected = by_pandas(reviews, set(texts))
     assert sequences(folder) == expected
     loaded = load_interactions(folder)
-    assert loaded.user_names == sorted(expected)
+    assert list(loaded.user_names) == sorted(expected)
     names = sorted({item for row in expected.values() for item in row})
     assert loaded.item_names[1:] == names
     category = "Tools, Hand 'tools'."
@@ -224,7 +224,7 @@ def test_interrupted_nothing_is_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     flags = plain_files(tmp_path, make_reviews())
-    monkeypatch.setattr(prepare, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(prepare, "write_json", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, *flags)
     assert list((tmp_path / "datasets").iterdir()) == []

@@ -288,7 +288,7 @@ def test_a_line_that_is_not_utf8_is_read_and_shown(kind: str, tmp_path: Path, ca
     made = run(
         write(tmp_path / f"o.{kind}", orders.encode("latin-1")), write(tmp_path / f"m.{kind}", items.encode("latin-1"))
     )
-    assert load_interactions(made).user_names == ["è", "é"]
+    assert list(load_interactions(made).user_names) == ["è", "é"]
     assert item_texts(made, ["", "A"]) == ["Café."]
     printed = capsys.readouterr().out
     first = {"csv": ("2", "2"), "jsonl": ("1", "1")}[kind]
@@ -298,6 +298,83 @@ def test_a_line_that_is_not_utf8_is_read_and_shown(kind: str, tmp_path: Path, ca
     assert (
         f"m.{kind}: lines that are not UTF-8 and were read as Windows-1252: 1, the first is line {first[1]}" in printed
     )
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "ds" / "R" / "metadata.sentence.json").read_text())
+
+
+def test_quotes_behind_a_backslash_as_spark_and_mysql_write_them(tmp_path: Path, capsys: pytest.CaptureFixture):
+    items = (
+        'item,title\nA,"5\\" pipe, \\"good\\", a\\\nnew line, a\\\\b"\nB,"6\\""\nC,"7\\""\nD,"x \\"y\\"",too many\n'
+        'E,8" and "9\\" x"\nF,"end\\\\"\nG,"10\\""\n'
+    )
+    orders = HEADER + "".join(f"a,{item},{place}\n" for place, item in enumerate("ABCDEFG"))
+    assert prepared(tmp_path, orders, items=items) == {"a": ["A", "B", "C", "E", "F", "G"]}
+    assert texts(tmp_path) == {
+        **{"A": '5" pipe, "good", a new line, a\\b.', "B": '6".', "C": '7".', "E": '8" and "9\\" x".'},
+        **{"F": "end\\\\.", "G": '10".'},  # a row that doubled quotes explain has only these
+    }
+    printed = capsys.readouterr().out
+    assert "items.csv: unreadable rows: 1, the first is line 6: 'D,\"x" in printed
+    content = 'user\titem\tts\n"an\\"n"\tA\t1\ndom\\bob\tA\t1\n"\\"\tA\t1\n'
+    found = prepared(tmp_path, content, "--overwrite", name="o.tsv", items=items)
+    assert found == {'an"n': ["A"], "dom\\bob": ["A"], "\\": ["A"]}
+
+
+def test_blanks_around_quotes_are_no_part_of_a_name(tmp_path: Path):
+    assert prepared(tmp_path, HEADER + '"ann" ,A,1\nann, "B" ,2\n') == {"ann": ["A", "B"]}
+
+
+def test_excels_own_first_line(tmp_path: Path):
+    assert prepared(tmp_path, "sep=;\nuser;item;ts\nann;A;1\n") == {"ann": ["A"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_what_databases_write_for_no_value_is_none_in_every_format(kind: str, tmp_path: Path):
+    rows = [("\\N", "A", "1"), ("a", "\\N", "2"), ("a", "B", "3"), ("a", "C", "\\N")]
+    if kind == "parquet":
+        values = ", ".join(f"('{user}', '{item}', '{moment}')" for user, item, moment in rows)
+        copy(f"""SELECT * FROM (VALUES {values}) AS t("user", item, ts)""", tmp_path / "o.parquet")
+        content = (tmp_path / "o.parquet").read_bytes()
+    elif kind in ("csv", "tsv"):
+        mark = "," if kind == "csv" else "\t"
+        content = "".join(mark.join(row) + "\n" for row in [("user", "item", "ts"), *rows])
+    else:
+        objects = [dict(zip(("user", "item", "ts"), row, strict=True)) for row in rows]
+        content = json.dumps(objects) if kind == "json" else "\n".join(map(json.dumps, objects))
+    items = ITEMS.replace("Cake", "\\N")
+    assert prepared(tmp_path, content, name=f"o.{kind}", items=items) == {"a": ["B"]}
+    assert dropped(tmp_path) == {"no item": 1, "no time": 1, "no user": 1}
+    assert prepared(tmp_path, HEADER + "a,B,1\na,C,1\n", "--overwrite", items=items) == {"a": ["B"]}
+
+
+def test_half_a_character_is_no_name(tmp_path: Path):
+    content = '{"user": "a\\ud83d", "item": "A", "ts": 1}\n{"user": "\\ud83d\\ude00", "item": "A", "ts": 1}\n'
+    assert prepared(tmp_path, content, name="o.jsonl") == {"\U0001f600": ["A"]}
+    assert dropped(tmp_path) == {"no user": 1}
+
+
+def test_names_that_are_likely_mistakes_are_pointed_to(tmp_path: Path, capsys: pytest.CaptureFixture):
+    content = HEADER + "NULL,A,1\n12.0,A,1\n12,B,1\n007,C,1\n7,B,1\n123456789012345678,A,1\n123456789012345679,A,1\n"
+    assert len(prepared(tmp_path, content)) == 7
+    printed = capsys.readouterr().out
+    assert "users are called NULL; if that stands for no value, export it as an empty field" in printed
+    assert "users such as 007 and 7 have different names; write numbers alike in all files" in printed
+    prepared(tmp_path, HEADER + "123456789012345678,A,1\n123456789012345679,A,1\n1,D,1\n", "--overwrite")
+    printed = capsys.readouterr().out
+    assert "different names" not in printed
+    assert "1 items without text, the first is 'D'" in printed
+
+
+def test_a_list_of_json_longer_than_what_is_looked_at_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = [{"user": f"u{n}", "item": "ABC"[n % 3], "ts": n, "note": "], {\n" * n} for n in range(30)]
+    monkeypatch.setattr("data.readers.PIECE", 40)
+    listed = json.dumps(rows, indent=1)
+    found = prepared(tmp_path, listed, name="o.json")
+    assert found == {row["user"]: [row["item"]] for row in sorted(rows, key=lambda row: row["user"])}
+    for cut in (listed[:-1], listed[:-9], listed + "x"):
+        refused(tmp_path / "ds", r"o\.json cannot be read: ", cut, name="o.json")
 
 
 # Columns.
@@ -392,6 +469,15 @@ def test_names_forms_and_encodings(name: str, content: str | bytes, tmp_path: Pa
 def test_other_things_are_named(tmp_path: Path):
     refused(tmp_path, r"o\.xlsx ends in none of \.jsonl, .*; export it as one of them", "x", name="o.xlsx")
     refused(tmp_path, r"o\.csv is empty; it must begin with the names of its columns", "")
+    refused(tmp_path, r"o\.csv has no rows$", HEADER)
+    refused(tmp_path, r"o\.csv is not text, but begins with 'PK", b"PK\3\4\0\0\1", name="o.csv")
+    refused(tmp_path, r"o\.csv is not text, but begins with 'PAR1", b"PAR1\x15\0\x15\0", name="o.csv")
+    refused(tmp_path, r"its columns: '\\u200buser', item, ts; ", "\u200buser,item,ts\n")
+    refused(tmp_path, r"DuckDB stopped: .*; look at --memory_limit=lots", HEADER + "a,A,1\n", "--memory_limit=lots")
+    refused(tmp_path, r"a name is text or a number, not", '{"user": ["a"], "item": "A", "ts": 1}', name="o.jsonl")
+    copy("""SELECT '\\xE9'::BLOB AS "user", 'A' AS item, 1 AS ts""", tmp_path / "blob.parquet")
+    content = (tmp_path / "blob.parquet").read_bytes()
+    refused(tmp_path, rf"{tmp_path}/o\.parquet\": value .* is not valid UTF8", content, name="o.parquet")
     refused(tmp_path, r"o\.json cannot be read: ", f"[{ROW}, ", name="o.json")
     refused(tmp_path, r"o\.parquet cannot be read: ", "PAR1", name="o.parquet")
     refused(tmp_path, r"\(no user 1\)", '{"user": {"0": "a"}, "item": {"0": "A"}, "ts": {"0": 1}}', name="o.json")

@@ -21,7 +21,7 @@ def test_leave_one_out_of_the_files_gives_the_same_splits(tmp_path: Path):
     for user, item, place in lines[1:]:
         users.setdefault(user, []).append((int(place), item))
     interactions = load_interactions(tmp_path / "Shop")
-    assert list(users) == interactions.user_names
+    assert list(users) == list(interactions.user_names)
     for split, back in (("test", 1), ("valid", 2)):
         positions = split_positions(interactions.offsets, split)
         targets = [interactions.item_names[item] for item in interactions.items[positions]]

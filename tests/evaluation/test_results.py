@@ -79,6 +79,11 @@ def test_an_item_may_be_named_none(tmp_path: Path):
     without_targets = make([["None", None]], ["a"])
     without_targets.save(tmp_path / "new.json")
     assert read_results(tmp_path / "new.json") == without_targets
+    without_null = make([["None", "b"]], ["a"])  # and the item "None" nobody's target
+    without_null.save(tmp_path / "new.json")
+    assert read_results(tmp_path / "new.json").items == [["None", "b"]]
+    make([["a", "b"]], ["a"]).save(tmp_path / "new.json")
+    assert "no_item" not in json.loads((tmp_path / "new.json").read_text())
 
 
 def test_the_text_none_of_older_files(tmp_path: Path):

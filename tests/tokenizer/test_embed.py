@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from tokenizer import embed as embedding
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import check_encoder, embed, encode_texts, load_embeddings
+from utils.config import parse_config
 from utils.errors import InputError
 
 MakeConfig = Callable[..., TokenizerConfig]
@@ -183,6 +184,24 @@ def test_a_default_prompt_is_recorded_and_can_be_switched_off(
     assert json.loads(side_file(config).read_text())["prompt"] == ""
     with pytest.raises(InputError, match="prompt was '', now None"):
         embed(config)
+
+
+@pytest.mark.parametrize("content", ["sent_emb_prompt: ''", "sent_emb_prompt: null", "dataset: Tiny"])
+def test_a_settings_file_means_what_is_written_in_it(content: str, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(content)
+    config, _ = parse_config(TokenizerConfig, ["--dataset=Tiny", f"--config_file={tmp_path}/config.yaml"], "", "")
+    assert config.sent_emb_prompt == ("" if "''" in content else None)
+
+
+def test_fewer_tokens_than_the_encoder_adds(make_config: MakeConfig, tiny_model: Path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    special = tokenizer.num_special_tokens_to_add()
+    for length in range(1, special + 1):
+        with pytest.raises(
+            InputError, match=rf"max_length={length}: .* reads {special} tokens of its own .* {special + 1}"
+        ):
+            encode_texts(encoder_config(make_config, tiny_model, sent_emb_max_length=length), ["acme drill"])
+    encode_texts(encoder_config(make_config, tiny_model, sent_emb_max_length=special + 1), ["acme drill"])
 
 
 def test_more_tokens_than_the_encoder_has_positions(make_config: MakeConfig, tiny_model: Path):

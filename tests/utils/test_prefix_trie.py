@@ -98,9 +98,3 @@ def test_one_sequence_of_one_token():
 def test_duplicates_are_refused():
     with pytest.raises(ValueError, match="2 sequences occur more than once"):
         PrefixTrie(torch.tensor([[1, 2], [3, 4], [1, 2], [1, 2]]), VOCAB_SIZE)
-
-
-def test_to_returns_the_trie_itself():
-    trie = PrefixTrie(random_sequences(0), VOCAB_SIZE)
-    assert trie.to(torch.device("cpu")) is trie
-    assert trie.find(random_sequences(0)).tolist() == list(range(40))
