@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from data.advice import relation_advice
 from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, drawable, picture, short, words
 from reporting.report_data import PAPER, ReportData
-from tokenizer.quality import drift, tokenizer_quality
+from tokenizer.quality import relatedness, tokenizer_quality
 from utils.files import read_json
 
 MAP_ITEMS = 1200  # as many as stay apart in a picture
@@ -38,13 +39,22 @@ def tokenizer_section(data: ReportData) -> Section:
     kept = {int(name): each["perplexity"] for name, each in report["tokenizers"].items() if name.isdigit()}
     lines = {f"level {i}": (list(kept), [values[i] for values in kept.values()]) for i in range(len(sizes))}
     found.append(picture(*words("perplexity"), draw_lines, lines, RQVAE_EPOCH, ylim=(0, max(sizes) * 1.03)))
-    if report["drift"]:
+    about = _level_table(codes, sizes)
+    if report.get("drift"):
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
         found.append(picture(*words("drift"), draw_drift, by_gap, run.settings["dataset"]))
+        ends = by_gap[max(by_gap)]
+        about += [f"Warning: {line}." for line in relation_advice(ends["first"], ends["any"])]
+    if report.get("distances"):
+        found.append(picture(*words("distances"), draw_distances, report["distances"], report["epochs"], legend=0))
+        about.append(
+            f"An item has {report['different_ids']:.2f} different semantic IDs on average. The middle tokenizers, "
+            f"which are nearest to all others: {', '.join(map(str, report['middle']))}."
+        )
     embeddings = _embeddings(data)
     if embeddings is not None:
         found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))
-    return section("Tokenizer", [*_level_table(codes, sizes), found], chosen=chosen)
+    return section("Tokenizer", [*about, found], chosen=chosen)
 
 
 def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
@@ -57,7 +67,8 @@ def quality_report(data: ReportData, folder: Path, sizes: Sequence[int]) -> dict
         group.epoch: read_sem_ids(group.file, names, data.level_sizes) for group in groups if group.epoch is not None
     }
     qualities = {str(epoch): tokenizer_quality(codes[:, :-1], sizes) for epoch, codes in found.items()}
-    return {"tokenizers": qualities, "drift": drift(found)}
+    related = relatedness(list(found), np.stack(list(found.values()))) if len(found) > 1 else {}
+    return {"tokenizers": qualities, **related}
 
 
 def _embeddings(data: ReportData) -> np.ndarray | None:
@@ -109,7 +120,7 @@ def draw_usage(axes: Axes, codes: np.ndarray, sizes: Sequence[int]) -> None:
 
 
 def draw_drift(axes: Axes, found: dict[int, dict[str, float]], dataset: str) -> None:
-    """Draw how many items change their tokens between two epochs, beside the paper's Table 5."""
+    """Draw how many items change their tokens between two tokenizers, beside the paper's Table 5."""
     published = PAPER["table_5"]
     beside = [published[dataset]] if dataset in published else published.values()
     for number, shares in enumerate(beside):
@@ -119,7 +130,20 @@ def draw_drift(axes: Axes, found: dict[int, dict[str, float]], dataset: str) -> 
             axes.plot(list(shares), values, color="#AAAAAA", linestyle=dashes, linewidth=1, label=label)
     gaps = list(found)
     lines = {f"{kind} token": (gaps, [found[gap][kind] for gap in gaps]) for kind in ("any", "first")}
-    draw_lines(axes, lines, "epochs between two tokenizers", ylim=(0, None), percent=True)
+    draw_lines(axes, lines, "places between two tokenizers", ylim=(0, None), percent=True)
+
+
+def draw_distances(axes: Axes, distances: Sequence[Sequence[float]], epochs: Sequence[int]) -> None:
+    """Draw the share of items that differ for every pair of tokenizers, [G][G]."""
+    shown = axes.imshow(distances, cmap="cividis", vmin=0, origin="lower")
+    places = np.unique(np.linspace(0, len(epochs) - 1, 5).round().astype(int))
+    labels = [str(epochs[place]) for place in places]
+    axes.set_xticks(places, labels)
+    axes.set_yticks(places, labels)
+    axes.grid(visible=False)
+    axes.set_xlabel("tokenizer")
+    axes.set_ylabel("tokenizer")
+    axes.figure.colorbar(shown, ax=axes, format="{x:.0%}")
 
 
 def map_picture(embeddings: np.ndarray, first_codes: np.ndarray, texts: list[str], seed: int) -> Picture:

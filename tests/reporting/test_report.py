@@ -21,7 +21,7 @@ from training.config import PretrainConfig
 PICTURES = {
     *("test_recall_10", "test_ndcg_10", "loss", "validation", "learning_rate", "gradient_norm", "time"),
     *("sampling_probabilities", "influence", "spread"),
-    *("collisions", "codes", "usage", "perplexity", "drift", "items"),
+    *("collisions", "codes", "usage", "perplexity", "drift", "distances", "items"),
 }
 
 
