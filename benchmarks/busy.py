@@ -40,7 +40,7 @@ QUIET, TRIES = 0.1, 5  # a turn in which others took more than that share of a c
 class BusyConfig:
     """What is measured."""
 
-    spins: list[int] = field(default_factory=lambda: [0, 1000, 300_000])
+    spins: list[int] = field(default_factory=lambda: [0, 300, 300_000])
     """values of GOMP_SPINCOUNT"""
     beside: list[str] = field(default_factory=lambda: list(NICENESS))
     """priorities of the busy process beside: nothing (there is none), normal, lowest"""
@@ -58,9 +58,9 @@ class BusyConfig:
 _steps = {}  # of a measuring process
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, sizes: Sizes) -> None:
     """Make the steps ready in a measuring process."""
-    workload = Workload(folder, folder, SIZES, torch.device("cpu"))
+    workload = Workload(folder, folder, sizes, torch.device("cpu"))
     for name in STEPS:
         _steps[name] = STAGES[name](workload).project
         _steps[name]("float32")
@@ -98,7 +98,7 @@ def of_others(processes: list[int]) -> float:
 def measure(pool: ProcessPoolExecutor, beside: list[int], name: str, seconds: float) -> tuple[list[float], float]:
     """Return the steps of a turn in seconds and the share of a core that others took, of the least disturbed try."""
     known, found = [*beside, pool.submit(os.getpid).result()], []
-    while len(found) < TRIES and min((share for _, share in found), default=1) > QUIET:
+    while not found or (len(found) < TRIES and found[-1][1] > QUIET):
         before, started = of_others(known), time.perf_counter()
         times = pool.submit(turn, name, seconds).result()
         found.append((times, (of_others(known) - before) / (time.perf_counter() - started)))
@@ -108,7 +108,7 @@ def measure(pool: ProcessPoolExecutor, beside: list[int], name: str, seconds: fl
 def start(spins: int, folder: Path) -> ProcessPoolExecutor:
     """Start a measuring process whose threads spin that often."""
     with patch.dict(os.environ, {"GOMP_SPINCOUNT": str(spins)}):
-        pool = ProcessPoolExecutor(1, get_context("spawn"), prepare, (folder,))
+        pool = ProcessPoolExecutor(1, get_context("spawn"), prepare, (folder, SIZES))
         pool.submit(os.getpid).result()  # it is there, and has read its environment
     return pool
 
