@@ -117,7 +117,7 @@ class PrepareConfig:
 
 
 class Preparation:
-    """The steps, on tables of one DuckDB database, empty at first; for `links` see `RawFile.table`."""
+    """The steps, on tables of one DuckDB database, empty at first; for `links` see `RawFile.query`."""
 
     def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection, links: Path):
         self.config, self.sql, self.run, self.links = config, connection, connection.execute, links
