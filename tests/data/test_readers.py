@@ -535,3 +535,8 @@ def test_a_dataset_from_before_the_second_item_flag_is_reused(tmp_path: Path, ca
     file.write_text(json.dumps(stats))
     prepared(tmp_path, HEADER + "a,A,1\n")
     assert "reused, it was prepared before" in capsys.readouterr().out
+    for broken in ("", "[]", '{"settings": 5}'):
+        file.write_text(broken)
+        with pytest.raises(InputError, match="holds a dataset of other files or settings; --overwrite replaces it"):
+            prepared(tmp_path, HEADER + "a,A,1\n")
+        prepared(tmp_path, HEADER + "a,A,1\n", "--overwrite")
