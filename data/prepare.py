@@ -117,7 +117,7 @@ class PrepareConfig:
 
 
 class Preparation:
-    """The steps, on tables of one DuckDB database, empty at first; for `links` see `RawFile.table`."""
+    """The steps, on tables of one DuckDB database, empty at first; for `links` see `RawFile.query`."""
 
     def __init__(self, config: PrepareConfig, connection: duckdb.DuckDBPyConnection, links: Path):
         self.config, self.sql, self.run, self.links = config, connection, connection.execute, links
@@ -350,8 +350,10 @@ def is_there(config: PrepareConfig, origin: dict) -> bool:
         raise InputError(f"{folder} is a file; choose another --dataset")
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    stats = folder / STATS_FILE
-    same = stats.is_file() and {"items_item_col": ""} | read_json(stats).get("settings", {}) == origin
+    try:
+        same = {"items_item_col": ""} | read_json(folder / STATS_FILE, "settings") == origin
+    except (InputError, TypeError):  # there is none, or it is broken
+        same = False
     derived = ", ".join(sorted(path.name for path in folder.iterdir() if path.name not in FILES)[:5])
     differing = "" if same else "other files or settings"
     refusal = f"holds a dataset of {differing}; --overwrite replaces it"

@@ -146,7 +146,7 @@ class RawFile:
                     names = next(reader, [])
                     if re.fullmatch("sep=.?", "".join(names)):  # Excel's own first line
                         names = next(reader, [])
-                    names = [name.translate(_WINDOWS_1252) for name in names]
+                    names = [re.sub('^ *"(.*)" *$', r"\1", name.translate(_WINDOWS_1252)) for name in names]
             except _BROKEN as error:
                 raise self.unreadable(error) from None
             names = [name or f"column {number}" for number, name in enumerate(names, start=1)]  # pandas' index
@@ -177,8 +177,8 @@ class RawFile:
         A field is quoted where quotes enclose it whole, over several lines if need be; other quotes are characters,
         but for one that opens a field of a CSV file and never closes, which is an error.
         """
-        field = rf'(?:{QUOTED}|(?:[^"{re.escape(delimiter)}\n][^{re.escape(delimiter)}\n]*+)?+)'
-        rows = re.compile(rf"(?:{re.escape(delimiter).join([field] * width)}\n|\n)*+")
+        mark = re.escape(delimiter)
+        rows = re.compile(rf"(?:{mark.join([_field(QUOTED, mark, blanks=False)] * width)}\n|\n)*+")
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
             text, start = rest + piece, 0
@@ -199,28 +199,28 @@ class RawFile:
     def _odd_row(self, text: str, start: int, number: int, delimiter: str, width: int) -> tuple[str, int]:
         """Return what is meant by the line that is no row as such, "" where that is nothing, and where it ends."""
         mark, end = re.escape(delimiter), text.index("\n", start) + 1
-        if row := re.compile(mark.join([rf'({ESCAPED}|(?:[^"{mark}\n][^{mark}\n]*)?)'] * width) + "\n").match(
-            text, start
-        ):
-            values = [re.sub(r'\\(["\\\n])', r"\1", f[1:-1]) if f[:1] == '"' else f for f in row.groups()]
-            return delimiter.join(map(_quoted, values)) + "\n", row.end()
+        for quotes in (QUOTED, ESCAPED):
+            if row := re.compile(mark.join([_field(quotes, mark)] * width) + "\n").match(text, start):
+                fields = [f.rstrip(" ") for f in row.groups()]
+                if quotes == ESCAPED:
+                    fields = [re.sub(r'\\(["\\\n])', r"\1", f[1:-1]) if f[:1] == '"' else f for f in fields]
+                    return delimiter.join(map(_quoted, fields)) + "\n", row.end()
+                return delimiter.join(f if f[:1] == '"' else _quoted(f) for f in fields) + "\n", row.end()
         line = text[start : end - 1]
-        fields = line.split(delimiter)
+        fields = [field.strip(" ") for field in line.split(delimiter)]
         if delimiter != "\t" and line.strip():
-            field = rf'(?:{QUOTED}|(?:[^"{mark}\n][^{mark}\n]*)?)'
+            field = _field(QUOTED, mark)
             if row := re.compile(rf"{field}(?:{mark}{field})*\n").match(text, start):
                 self._lose(f"line {number}", line, text.count("\n", start, row.end()))
                 return "", row.end()
-            unclosed = re.search(rf'(?:^|{mark})"(?:[^"]|"")*$', line)
+            unclosed = re.search(rf'(?:^|{mark}) *"(?:[^"]|"")*$', line)
             if unclosed or (len(fields) == width and any(re.fullmatch('"(?:[^"]|"")*', field) for field in fields)):
                 raise InputError(
                     f"{self.file} line {number}: a quote opens a field and never closes, in {line[:80]!r}; double "
                     "the quotes inside a quoted field, and remove a lone one"
                 )
         if len(fields) == width:
-            whole = re.compile(f'{QUOTED}|(?:[^"].*)?')
-            fields = [f.strip(" ") if f[:1] == '"' and whole.fullmatch(f.strip(" ")) else f for f in fields]
-            return delimiter.join(f if whole.fullmatch(f) else _quoted(f) for f in fields) + "\n", end
+            return delimiter.join(f if re.fullmatch(QUOTED, f) else _quoted(f) for f in fields) + "\n", end
         if line.strip():
             self._lose(f"line {number}", line)
         return "", end
@@ -348,6 +348,12 @@ def parse_line(line: str) -> object:
             return ast.literal_eval(line.strip())
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return None
+
+
+def _field(quotes: str, mark: str, blanks: bool = True) -> str:
+    """Return the pattern of a field between marks: a group with blanks around it, or without blanks around quotes."""
+    plain = rf'(?:[^"{mark}\n][^{mark}\n]*+)?+'
+    return f" *+({quotes}|{plain}) *+" if blanks else f"(?:{quotes}| *+{plain})"
 
 
 def _quoted(text: str) -> str:

@@ -15,13 +15,14 @@ The bytes depend on the flags alone: every random number comes from one generato
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 
-from data.interactions import making
+from data.interactions import PADDING, making
 from utils.claims import claim
 from utils.config import parse_config
 from utils.files import write_text
@@ -214,17 +215,12 @@ def make_sample(rand_seed: int, num_users: int, num_items: int) -> dict[str, Any
         for index, sequence in enumerate(make_sequences(items, num_users, uniform), start=1)
     }
     texts = dict(zip(names, items.texts, strict=True))
-    id2item = ["[PAD]", *dict.fromkeys(item for sequence in sequences.values() for item in sequence)]
-    id2user = ["[PAD]", *sequences]
+    by_id = {"user": [PADDING, *sequences], "item": [PADDING, *dict.fromkeys(chain(*sequences.values()))]}
+    mapping: dict[str, Any] = {f"{kind}2id": {name: id for id, name in enumerate(by_id[kind])} for kind in by_id}
     return {
-        "metadata.sentence.json": {item: texts[item] for item in id2item[1:]},
+        "metadata.sentence.json": {item: texts[item] for item in by_id["item"][1:]},
         "all_item_seqs.json": sequences,
-        "id_mapping.json": {
-            "user2id": {user: index for index, user in enumerate(id2user)},
-            "item2id": {item: index for index, item in enumerate(id2item)},
-            "id2user": id2user,
-            "id2item": id2item,
-        },
+        "id_mapping.json": mapping | {f"id2{kind}": by_id[kind] for kind in by_id},
     }
 
 

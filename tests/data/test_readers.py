@@ -323,7 +323,12 @@ def test_quotes_behind_a_backslash_as_spark_and_mysql_write_them(tmp_path: Path,
 
 
 def test_blanks_around_quotes_are_no_part_of_a_name(tmp_path: Path):
-    assert prepared(tmp_path, HEADER + '"ann" ,A,1\nann, "B" ,2\n') == {"ann": ["A", "B"]}
+    items = 'item, "title"\nA, "Apple, red"\nB,  "Bread"  \nC, "x" y"\n'
+    content = 'user, "item", ts\n"ann" ,A,1\nann, "B" ,2\n  "a, ""b""", "C", "3"\n "z" w,A,4\n'
+    found = prepared(tmp_path, content, items=items)
+    assert found == {"ann": ["A", "B"], 'a, "b"': ["C"], '"z" w': ["A"]}
+    assert texts(tmp_path) == {"A": "Apple, red.", "B": "Bread.", "C": '"x" y".'}
+    refused(tmp_path / "ds", r"o\.csv line 3: a quote opens", HEADER + 'a,A,1\na, "B,2\n')
 
 
 def test_excels_own_first_line(tmp_path: Path):
@@ -530,3 +535,8 @@ def test_a_dataset_from_before_the_second_item_flag_is_reused(tmp_path: Path, ca
     file.write_text(json.dumps(stats))
     prepared(tmp_path, HEADER + "a,A,1\n")
     assert "reused, it was prepared before" in capsys.readouterr().out
+    for broken in ("", "[]", '{"settings": 5}'):
+        file.write_text(broken)
+        with pytest.raises(InputError, match="holds a dataset of other files or settings; --overwrite replaces it"):
+            prepared(tmp_path, HEADER + "a,A,1\n")
+        prepared(tmp_path, HEADER + "a,A,1\n", "--overwrite")
