@@ -20,7 +20,7 @@ from data.interactions import dataset_folder
 from data.token_table import Group, Vocabulary, group_labels, level_sizes, resolve_groups
 from evaluation.run import RESULTS_FILE, WINNER_SUFFIX, Run, finished_runs, run_around, winning_row
 from training.config import FinetuneConfig
-from training.data import Source
+from training.data import Dataset
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
@@ -115,7 +115,7 @@ def middle_tokenizers(groups: list[Group], count: int, config: PlanConfig) -> li
     Differs from the paper, which names epochs: its 9986..9991 of 9976..10000 are the middle of a walk as well.
     """
     vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size))
-    sem_ids = Source(dataset_folder(config.data_dir, config.dataset), groups, vocabulary).table.tokens[:, 1:]
+    sem_ids = Dataset(dataset_folder(config.data_dir, config.dataset), groups, vocabulary).table.tokens[:, 1:]
     return [groups[index].epoch for index in most_central(sem_ids.numpy(), count)]
 
 
