@@ -288,7 +288,7 @@ def test_names_come_in_as_they_are(tmp_path, names, brackets):
 def test_recommendations_name_everybody_in_every_format(tmp_path, names, ending):
     everything = np.tile(np.arange(1, len(names) + 1), (len(names), 1))
     found = Recommendations(everything, np.float32(-everything), np.zeros(len(names), dtype=bool))
-    requests = [Request(name, 0, np.empty(0, dtype=np.int64)) for name in names]
+    requests = [Request(name, 0, np.empty(0, dtype=np.int64), []) for name in names]
     write_shard(tmp_path / "0[1]", requests, found, ["[PAD]", *names])
     output = tmp_path / f"out[1]{ending}"
     combine_shards([tmp_path / "0[1]"], output)
