@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -127,11 +128,12 @@ def no_such_kernel() -> None:
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_cheap_stages(tmp_path: Path):
-    script = run_script(
-        "benchmarks/gpu.sh", "--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", "--stages=tests,check"
-    )
+    flags = ["--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", "--stages=tests,check"]
+    quick = {"PYTEST_ADDOPTS": "-k 'not one_seed and not fifty and not influence'"}
+    script = run_script("benchmarks/gpu.sh", *flags, **quick)
     assert script.returncode == 0, script.stdout + script.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "stages.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["outcome"]) for row in rows] == [("tests", "ok"), ("check", "ok")]
-    assert "passed" in (tmp_path / "out" / "tests.log").read_text()
+    log = (tmp_path / "out" / "tests.log").read_text()
+    assert re.search(r"1\d passed, 2 skipped", log), log
     assert "failed" not in (tmp_path / "out" / "check.jsonl").read_text()
