@@ -66,7 +66,8 @@ class Stage:
 
     name: str
     command: list[str]
-    seconds: float | None = None  # its budget; None: all that the later stages' budgets leave
+    seconds: float = 0.0  # its budget
+    open: bool = False  # whether it may also take all that the later stages' budgets leave
     skip: str = ""  # why it cannot run
 
 
@@ -98,10 +99,10 @@ def plan(config: GpuConfig) -> list[Stage]:
     for seed in settings["seeds"]:
         flags = [STUDY, f"--budget={BUDGET}", f"--seeds=[{seed}]", f"--ckpt_dir={output}/ckpt"]
         flags += [f"--results_dir={output}/studies", *(["--dry_run"] if tiny else [])]
-        stages.append(Stage(f"study_{seed}", module("experiments.run", *flags), skip=skip))
-    stages.append(Stage("compiled", speed("train_step_compiled"), 100))
+        stages.append(Stage(f"study_{seed}", module("experiments.run", *flags), open=True, skip=skip))
+    stages.append(Stage("compiled", speed("train_step_compiled"), 100, open=True))
     if tiny:  # a slow machine is no failure
-        stages = [replace(stage, seconds=60 * config.minutes) for stage in stages]
+        stages = [replace(stage, seconds=60 * config.minutes, open=False) for stage in stages]
     return stages
 
 
@@ -119,7 +120,7 @@ def run_stage(stage: Stage, limit: float, output: Path, environment: dict[str, s
         if over:
             end_group(process)
     row |= {"seconds": round(time.monotonic() - started, 1), "exit_code": process.returncode}
-    if over and (stop_requested() or stage.seconds is None or limit < stage.seconds):
+    if over and (stop_requested() or stage.open or limit < stage.seconds):
         row |= {"outcome": "stopped", "reason": "interrupted" if stop_requested() else "its time was over"}
     elif over:
         row |= {"outcome": "failed", "reason": f"it took longer than its budget of {stage.seconds:.0f} s"}
@@ -145,8 +146,8 @@ def run_stages(
     rows = []
     for index, stage in enumerate(stages):
         left = end - time.monotonic()
-        reserved = sum(later.seconds or 0 for later in stages[index + 1 :])
-        limit = min(stage.seconds, left) if stage.seconds is not None else left - reserved - GRACE
+        reserved = sum(later.seconds for later in stages[index + 1 :])
+        limit = left - reserved - GRACE if stage.open else min(stage.seconds, left)
         reason = stage.skip or ("interrupted" if stop_requested() else "no time was left" if limit < LEAST else "")
         if reason:
             row = {"stage": stage.name, "outcome": "skipped", "reason": reason}

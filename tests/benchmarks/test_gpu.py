@@ -17,7 +17,7 @@ from utils.errors import InputError
 from utils.interrupts import listening
 
 
-def fake(name: str, code: str, seconds: float | None = None, **more: str) -> Stage:
+def fake(name: str, code: str, seconds: float = 0.0, **more: object) -> Stage:
     return Stage(name, [sys.executable, "-c", code], seconds, **more)
 
 
@@ -56,7 +56,8 @@ def test_budgets(tmp_path: Path):
     sleep = "import time; time.sleep(100)"
     saves = f"import signal, sys, pathlib\ndef save(*_):\n    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
     saves += f"    sys.exit(75)\nsignal.signal(signal.SIGTERM, save)\n{sleep}"
-    stages = [fake("slow", sleep, 0.5), fake("study", saves), fake("study 2", saves), fake("last", "", 4)]
+    studies = [fake(name, saves, open=True) for name in ("study", "study 2")]
+    stages = [fake("slow", sleep, 0.5), *studies, fake("last", "", 4)]
     started = time.monotonic()
     assert run(stages, 14, tmp_path) == {
         "slow": ("failed", "it took longer than its budget of 0 s"),

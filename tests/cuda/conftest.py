@@ -34,6 +34,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     seed_everything(0)
     torch.set_float32_matmul_precision("highest")
     yield torch.device(DEVICE)
+    seed_everything(0)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -177,7 +177,7 @@ def test_nothing_in_training_lacks_a_deterministic_kernel(make_trainer, tmp_path
 @on_gpu_only
 def test_a_training_step_does_not_wait_for_the_gpu(make_trainer):
     trainer = make_trainer()
-    take_steps(trainer, 3)  # what is kept from the first steps on is there
+    take_steps(trainer, 6)  # what is kept of each shape is there
     torch.cuda.set_sync_debug_mode("error")
     try:
         take_steps(trainer, 3, first=3)
