@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,11 @@ import torch
 
 Result = TypeVar("Result")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def device_problems(name: str) -> list[str]:
+    """Name what is wrong with --device."""
+    return [] if name.split(":")[0] in ("cpu", "cuda") else [f"--device={name} must be cpu or cuda"]
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
@@ -62,21 +67,26 @@ def _status_mb(key: str) -> float:
 
 
 @contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """Let a GPU's float32 matrix products be TF32's within; elsewhere nothing changes."""
+def tf32_products() -> Iterator[None]:
+    """Let a GPU's float32 matrix products be TF32's within."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the floating-point operations per second of a square matrix product, the median of 9."""
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Return the floating-point operations per second of a square matrix product, the median of 9.
+
+    `precision` is float32, tf32 or bf16.
+    """
     size = 8192 if device.type == "cuda" else 1024  # large enough to keep the device busy
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    times = [seconds(lambda: left @ right, device) for _ in range(10)][1:]
+    with tf32_products() if precision == "tf32" else nullcontext():
+        times = [seconds(lambda: left @ right, device) for _ in range(10)][1:]
     return 2 * size**3 / statistics.median(times)
 
 

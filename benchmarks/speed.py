@@ -20,15 +20,19 @@ from pathlib import Path
 import torch
 
 from benchmarks.generated import write_dataset
-from benchmarks.machine import describe, fast_products, matmul_rate, seconds, with_peak_memory
+from benchmarks.machine import describe, device_problems, matmul_rate, seconds, with_peak_memory
 from benchmarks.stages import STAGES, Sizes, Stage, Workload
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, write_json
-from utils.runtime import run_command
+from utils.runtime import run_command, seed_everything
 
 QUICK = Sizes(shrink=20, train_batch=64, eval_batch_20=16, eval_batch_50=8, rounds=3)
 SLOW = 30  # seconds of a reference round from which on 3 rounds are enough
+TINY = Sizes(
+    **{"shrink": 400, "rounds": 1, "tokenizers": 2, "train_batch": 4, "eval_batch_20": 3, "eval_batch_50": 2},
+    **{"num_layers": 1, "d_model": 8, "d_ff": 12, "hidden_sizes": (16, 8), "kept_epochs": 4},
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,6 +42,8 @@ class SpeedConfig:
 
     quick: bool = False
     """small batches and a twentieth of the data"""
+    tiny: bool = False
+    """sizes that show only whether everything runs: seconds"""
     stages: str | None = None
     """stages to measure, separated by commas; by default all, train_step_compiled only on a GPU"""
     dataset: str | None = None
@@ -58,9 +64,7 @@ class SpeedConfig:
         """Name everything that is wrong with the settings."""
         unknown = [name for name in self.wanted if name not in STAGES]
         found = [f"--stages has {', '.join(unknown)}; there are {','.join(STAGES)}"] if unknown else []
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            found.append(f"--device={self.device} must be cpu or cuda")
-        return found
+        return found + device_problems(self.device)
 
 
 def measure(
@@ -68,19 +72,17 @@ def measure(
 ) -> list[dict[str, object]]:
     """Compare, then time a stage in rounds of every way in turn: one row for each precision.
 
-    A GPU compares in full float32 and is timed with TF32. `rates` are the floating-point operations per second of a
-    matrix product, by precision.
+    `rates` are the floating-point operations per second of a matrix product, by precision.
     """
     ways = {"reference": stage.reference} | {each: partial(stage.project, each) for each in stage.precisions}
     equal = {precision: stage.equal(precision) for precision in stage.precisions}
     times: dict[str, list[float]] = {way: [] for way in ways}
-    with fast_products(device):
-        memory = {way: with_peak_memory(function, device)[1] for way, function in ways.items()}
-        while len(times["reference"]) < rounds:
-            for way, function in ways.items():
-                times[way].append(seconds(function, device))
-            if statistics.median(times["reference"]) > SLOW:
-                rounds = min(rounds, 3)
+    memory = {way: with_peak_memory(function, device)[1] for way, function in ways.items()}
+    while len(times["reference"]) < rounds:
+        for way, function in ways.items():
+            times[way].append(seconds(function, device))
+        if statistics.median(times["reference"]) > SLOW:
+            rounds = min(rounds, 3)
     rows = []
     for precision in stage.precisions:
         ratios = [plain / ours for plain, ours in zip(times["reference"], times[precision], strict=True)]
@@ -128,15 +130,15 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device=cuda: this machine shows no GPU")
-    sizes = QUICK if config.quick else Sizes()
+    seed_everything(0)  # deterministic mode, as in training
+    sizes = TINY if config.tiny else QUICK if config.quick else Sizes()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(config.dataset or f"{scratch}/generated")
         if not config.dataset:
             write_dataset(folder, sizes.shrink, sizes.tokenizers)
         workload = Workload(folder, Path(scratch), sizes, device)
         for name in config.wanted:
-            with fast_products(device):
-                rates = {"float32": matmul_rate(device, torch.float32), "bf16": matmul_rate(device, torch.bfloat16)}
+            rates = {precision: matmul_rate(device, precision) for precision in workload.precisions}
             machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
             rows = measure(name, STAGES[name](workload), sizes.rounds, device, rates)
             output = Path(config.output) if config.output else default_output(config.quick, machine)

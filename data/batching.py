@@ -43,7 +43,7 @@ class Batch:
     labels: Tensor
     """int64 [B, L + 1], the target's tokens and eos."""
     lengths: Tensor
-    """int64 [B] on the CPU, tokens of each row that are not padding."""
+    """int64 [B], tokens of each row that are not padding."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -88,7 +88,7 @@ class Tokenization:
         input_ids.scatter_(1, (1 + length * num_levels).unsqueeze(1), vocabulary.eos_token)
         target_tokens = self.table.tokens[group, self.items[target]].long()  # [B, L]
         labels = torch.nn.functional.pad(target_tokens, (0, 1), value=vocabulary.eos_token)
-        return Batch(input_ids, labels, torch.from_numpy(kept * num_levels + 2))
+        return Batch(input_ids, labels, length * num_levels + 2)
 
     def by_length(self, positions: np.ndarray) -> np.ndarray:
         """Return the positions by history length, longest first (stable), so that batches hold little padding."""

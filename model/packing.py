@@ -23,14 +23,14 @@ class Packing:
     masks: list[Tensor | None]  # of each part: what is added to scores, float32 [rows, 1, 1, length]; None: no padding
 
     @classmethod
-    def of(cls, lengths: Tensor, longest: int, device: torch.device) -> "Packing":
+    def of(cls, lengths: Tensor, longest: int) -> "Packing":
         """Pack rows by their number of tokens, int64 [B], at most `longest`; on the CPU where lengths lie apart."""
-        if device.type in PACKING_DEVICES:
+        if lengths.device.type in PACKING_DEVICES:
             ordered, order = torch.sort(lengths, descending=True, stable=True)
             values, counts = torch.unique_consecutive(ordered, return_counts=True)
             return cls(list(zip(counts.tolist(), values.tolist(), strict=True)), order, [None] * len(values))
-        padding = torch.arange(longest, device=device) >= lengths.to(device, non_blocking=True).unsqueeze(1)
-        mask = torch.zeros(padding.shape, device=device).masked_fill_(padding, torch.finfo(torch.float32).min)
+        padding = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
+        mask = torch.zeros(padding.shape, device=lengths.device).masked_fill_(padding, torch.finfo(torch.float32).min)
         return cls([(len(lengths), longest)], None, [mask[:, None, None]])
 
     def sort(self, rows: Tensor) -> Tensor:

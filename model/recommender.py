@@ -83,7 +83,7 @@ class Recommender(nn.Module):
         Args:
             input_ids: int64 [B, S], padded with 0 at the end.
             labels: int64 [B, L + 1], the target's tokens and eos.
-            lengths: int64 [B] on the CPU, tokens of each row that are not padding.
+            lengths: int64 [B], tokens of each row that are not padding.
         """
         raise NotImplementedError
 

@@ -16,6 +16,11 @@ from model.beam_search import PAD_TOKEN, take_beams
 from model.dropout import dropout
 from model.packing import Packing, cut, join
 
+RMS_NORM_DEVICES = ("cuda",)  # types of devices that normalise with one kernel instead of T5's several
+# Likewise attention: none, as long as nobody has measured it. Its gradient is the same from run to run only where
+# torch.use_deterministic_algorithms raises errors instead of warnings.
+FUSED_ATTENTION_DEVICES: tuple[str, ...] = ()
+
 
 @dataclass
 class Encoded:
@@ -28,7 +33,7 @@ class Encoded:
 def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -> Encoded:
     """Encode token sequences, int64 [B, S], padded at the end; `lengths` as in Packing.of."""
     stack = t5.encoder
-    packing = Packing.of(lengths, input_ids.shape[1], input_ids.device)
+    packing = Packing.of(lengths, input_ids.shape[1])
     rows = packing.sort(input_ids)
     parts = cut(rows, [count for count, _ in packing.shapes])
     packed = join([part[:, :length].flatten() for part, (_, length) in zip(parts, packing.shapes, strict=True)])
@@ -36,7 +41,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
     longest = packing.shapes[0][1]
     bias = position_bias(stack, longest, longest)  # [H, S, S]
     biases = [
-        bias[:, :length, :length] if mask is None else bias + mask
+        for_scores(bias[:, :length, :length] if mask is None else bias + mask)
         for (_, length), mask in zip(packing.shapes, packing.masks, strict=True)
     ]
     for block in stack.block:
@@ -45,7 +50,7 @@ def encode(t5: T5ForConditionalGeneration, input_ids: Tensor, lengths: Tensor) -
         mixed = [self_attention(layer, *pair).flatten(0, 1) for pair in zip(qkv, biases, strict=True)]
         hidden = hidden + layer.dropout(layer.SelfAttention.o(join(mixed)))
         hidden = feed_forward(block.layer[1], hidden)
-    return Encoded(stack.dropout(stack.final_layer_norm(hidden)), packing)
+    return Encoded(stack.dropout(normalize(stack.final_layer_norm, hidden)), packing)
 
 
 def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: Tensor) -> Tensor:
@@ -57,14 +62,14 @@ def decode(t5: T5ForConditionalGeneration, encoded: Encoded, decoder_input_ids: 
     hidden = stack.dropout(t5.shared(decoder_input_ids))
     bias = position_bias(stack, steps, steps)
     future = torch.ones(steps, steps, dtype=torch.bool, device=hidden.device).triu(1)
-    bias = bias.masked_fill(future, torch.finfo(bias.dtype).min)
+    bias = for_scores(bias.masked_fill(future, torch.finfo(bias.dtype).min))
     for block in stack.block:
         layer = block.layer[0]
         mixed = self_attention(layer, project_qkv(layer, hidden), bias)
         hidden = hidden + layer.dropout(layer.SelfAttention.o(mixed))
         hidden = cross_attention(block.layer[1], hidden, cross_keys_values(block.layer[1], encoded))
         hidden = feed_forward(block.layer[2], hidden)
-    return stack.dropout(stack.final_layer_norm(hidden))
+    return stack.dropout(normalize(stack.final_layer_norm, hidden))
 
 
 class IncrementalDecoder:
@@ -90,14 +95,14 @@ class IncrementalDecoder:
             hidden = attend_to_own(block.layer[0], hidden, cache, ancestors, bias)
             hidden = cross_attention(block.layer[1], hidden, keys_values)
             hidden = feed_forward(block.layer[2], hidden)
-        return project(self.t5, stack.final_layer_norm(hidden))
+        return project(self.t5, normalize(stack.final_layer_norm, hidden))
 
 
 def attend_to_own(
     layer: nn.Module, hidden: Tensor, cache: list[Tensor], ancestors: list[Tensor], bias: Tensor
 ) -> Tensor:
     """Let each beam look at its own tokens so far: [B, M, d_model], and append this step to the cache."""
-    attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
+    attention, normed = layer.SelfAttention, normalize(layer.layer_norm, hidden)
     query = attention.q(normed).unflatten(2, (attention.n_heads, -1))  # [B, M, H, d_kv]
     both = F.linear(normed, torch.cat([attention.k.weight, attention.v.weight]))
     cache.append(both.unflatten(2, (2, attention.n_heads, -1)))  # [B, M, 2, H, d_kv]
@@ -108,11 +113,18 @@ def attend_to_own(
     return hidden + attention.o(out.flatten(2))
 
 
+def normalize(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """Apply a T5LayerNorm."""
+    if hidden.device.type in RMS_NORM_DEVICES:
+        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return norm(hidden)
+
+
 def project_qkv(layer: nn.Module, hidden: Tensor) -> Tensor:
     """Return queries, keys and values of a T5LayerSelfAttention side by side: [..., d_model] to [..., 3 x H x d_kv]."""
     attention = layer.SelfAttention
     weights = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-    return F.linear(layer.layer_norm(hidden), weights)
+    return F.linear(normalize(layer.layer_norm, hidden), weights)
 
 
 def self_attention(layer: nn.Module, qkv: Tensor, bias: Tensor) -> Tensor:
@@ -136,7 +148,7 @@ def cross_keys_values(layer: nn.Module, encoded: Encoded) -> list[KeysValues]:
 def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValues]) -> Tensor:
     """Let every query of a row, steps or beams, [B, Q, d_model] in the parts' order, look at its encoded history."""
     attention = layer.EncDecAttention
-    queries = attention.q(layer.layer_norm(hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
+    queries = attention.q(normalize(layer.layer_norm, hidden)).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
     parts = cut(queries, [len(key) for key, _, _ in keys_values])
     mixed = [attend(query, *others, attention) for query, others in zip(parts, keys_values, strict=True)]
     out = join(mixed).transpose(1, 2).flatten(2)  # [B, Q, H x d_kv]
@@ -145,7 +157,7 @@ def cross_attention(layer: nn.Module, hidden: Tensor, keys_values: list[KeysValu
 
 def feed_forward(layer: nn.Module, hidden: Tensor) -> Tensor:
     """Apply T5LayerFF to [..., d_model], without its cast to the weights' type, which autocast would undo at once."""
-    dense, normed = layer.DenseReluDense, layer.layer_norm(hidden)
+    dense, normed = layer.DenseReluDense, normalize(layer.layer_norm, hidden)
     inner = dense.act(dense.wi(normed)) if hasattr(dense, "wi") else dense.act(dense.wi_0(normed)) * dense.wi_1(normed)
     return hidden + layer.dropout(dense.wo(dense.dropout(inner)))
 
@@ -158,6 +170,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, atten
     if query.dtype == torch.bfloat16 and query.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             return attend(query.float(), key.float(), value.float(), bias, attention)
+    if query.device.type in FUSED_ATTENTION_DEVICES:
+        share = attention.dropout if attention.training else 0.0
+        mask = None if bias is None else bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, mask, share, scale=1.0)
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
@@ -165,6 +181,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, atten
     if attention.training and attention.dropout > 0:
         weights = dropout(weights, attention.dropout)
     return weights @ value
+
+
+def for_scores(bias: Tensor) -> Tensor:
+    """Cast what is added to scores to their type, once for all layers; on the CPU scores are float32 (`attend`)."""
+    device = bias.device.type
+    cast = device != "cpu" and torch.is_autocast_enabled(device)
+    return bias.to(torch.get_autocast_dtype(device)) if cast else bias
 
 
 def position_bias(stack: nn.Module, queries: int, keys: int) -> Tensor:

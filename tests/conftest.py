@@ -12,6 +12,7 @@ from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
 
 import model.packing
+import model.t5_layers
 from data.batching import Tokenization
 from data.interactions import load_interactions
 from data.token_table import Vocabulary, load_token_table, resolve_groups
@@ -63,10 +64,16 @@ def joint_run(dataset: Path, tmp_path: Path) -> Path:
     return make_untrained_run(dataset, tmp_path / "runs" / "Tiny" / "joint")
 
 
-@pytest.fixture(params=["packed", "padded"])
+@pytest.fixture(params=["packed", "padded", "fused"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both layouts of a batch in turn: a part for each length as on the CPU, one padded part as on a GPU."""
-    monkeypatch.setattr(model.packing, "PACKING_DEVICES", ("cpu",) if request.param == "packed" else ())
+    """How a batch is computed, in turn: a part for each length as on the CPU; one padded part and the normalisation as
+    on a GPU; the same with fused attention.
+    """
+    if request.param != "packed":
+        monkeypatch.setattr(model.packing, "PACKING_DEVICES", ())
+        monkeypatch.setattr(model.t5_layers, "RMS_NORM_DEVICES", ("cpu",))
+    if request.param == "fused":
+        monkeypatch.setattr(model.t5_layers, "FUSED_ATTENTION_DEVICES", ("cpu",))
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ class Trainer:
         self.epochs = math.ceil(config.steps / batches_per_epoch) if config.steps else config.epochs
         self._warn_of_the_schedule()
         torch.manual_seed(config.rand_seed + accelerator.process_index)  # dropout differs between processes
-        optimizer = torch.optim.AdamW(recommender.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        fused = accelerator.device.type == "cuda" or None  # one kernel for all parameters; the CPU keeps its own
+        parameters = recommender.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
         self.model, self.optimizer = accelerator.prepare(recommender, optimizer)
         self.state = TrainingState(**snapshot.values["progress"]) if snapshot else TrainingState()
         self.loss_sums = torch.zeros(2, device=accelerator.device)  # this process's: of the epoch, since the last line

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -6,38 +7,19 @@ import torch
 
 import model.packing
 from benchmarks import speed, stages
-from benchmarks.speed import SpeedConfig
-from benchmarks.stages import Sizes, Stage
+from benchmarks.speed import TINY, SpeedConfig
 from model.recommender import Architecture, build_recommender
 from model.t5 import T5Recommender
 from utils.errors import InputError
 
-TINY = Sizes(
-    shrink=400,
-    rounds=1,
-    tokenizers=2,
-    train_batch=4,
-    eval_batch_20=3,
-    eval_batch_50=2,
-    num_layers=1,
-    d_model=8,
-    d_ff=12,
-    hidden_sizes=(16, 8),
-    kept_epochs=4,
-)
 FIELDS = {
     *("stage", "precision", "reference", "project", "unit", "ratio", "ratio_min", "ratio_max", "fraction_of_matmul"),
     *("peak_memory_mb", "reference_peak_memory_mb", "equal", "rounds"),
 }
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(speed, "QUICK", TINY)
-
-
 def measure(output: Path, *flags: str) -> dict:
-    speed.main(["--quick", f"--output={output}", *flags])
+    speed.main(["--tiny", f"--output={output}", *flags])
     return json.loads(output.read_text())
 
 
@@ -103,21 +85,42 @@ def test_a_wrong_result_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any(row["equal"] for row in json.loads((tmp_path / "a.json").read_text())["rows"])
 
 
-def test_a_gpu_is_compared_in_full_float32_and_timed_with_tf32(monkeypatch: pytest.MonkeyPatch):
-    seen = {}
+@pytest.mark.parametrize("stage", [stages.train_step, stages.influence])
+def test_tf32_is_in_the_rows_of_its_name_only_forward_and_backward(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage
+):
+    monkeypatch.setattr(stages.Workload, "precisions", ("float32", "tf32", "bf16"))  # as on a GPU
+    stage = partial(stage, compiled=False) if stage is stages.train_step else stage
+    measured = stage(stages.Workload(dataset, tmp_path, TINY, torch.device("cpu")))
+    assert measured.precisions == ("float32", "tf32", "bf16")
+    seen, linear = set(), torch.nn.functional.linear
 
-    def note(name: str) -> bool:
-        seen[name] = torch.get_float32_matmul_precision()
-        return True
+    def note(*_: object) -> None:
+        seen.add(torch.get_float32_matmul_precision())
 
-    monkeypatch.setattr(speed, "with_peak_memory", lambda function, device: (function(), None))
-    monkeypatch.setattr(speed, "seconds", lambda function, device: bool(function()) + 1.0)
-    stage = Stage(lambda: note("reference"), note, lambda precision: note("equal"))
-    for device, timed in (("cuda", "high"), ("cpu", "highest")):
-        (row,) = speed.measure("any", stage, 1, torch.device(device), {})
-        assert (row["stage"], row["precision"], row["equal"]) == ("any", "float32", True)
-        assert seen == {"equal": "highest", "reference": timed, "float32": timed}
-        assert torch.get_float32_matmul_precision() == "highest"
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        note()
+        out = linear(*arguments)
+        if out.requires_grad:
+            out.register_hook(note)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    for precision, expected in (("tf32", {"high"}), ("float32", {"highest"}), ("bf16", {"highest"})):
+        seen.clear()
+        measured.project(precision)
+        assert seen == expected
+    seen.clear()
+    measured.reference()
+    assert seen == {"highest"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tf32_is_for_what_trains_the_recommender_on_a_gpu():
+    at = {device: stages.Workload(Path(), Path(), TINY, torch.device(device)) for device in ("cpu", "cuda")}
+    assert at["cpu"].precisions == ("float32", "bf16")
+    assert at["cuda"].precisions == ("float32", "tf32", "bf16")
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_wrong_flags(tmp_path: Path):
