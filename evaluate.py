@@ -1,10 +1,10 @@
 """Evaluate checkpoints with tokenizers, join result files into an ensemble, or compare two of them.
 
-    python evaluate.py --model=ckpt/Sample/mtgrec_best_300                              as it was tested
-    python evaluate.py --model=ckpt/Sample/pretrain_tau1/checkpoints/epoch_10 --sem_id_epochs=295:300 \\
+    python evaluate.py --model=ckpt/Sample/mtgrec_best_104                              as it was tested
+    python evaluate.py --model=ckpt/Sample/pretrain_tau1/checkpoints/epoch_10 --sem_id_epochs=[80,104,120] \\
         --num_beams=[10,50] --constrained=[false,true] --split=valid                    every combination
-    python evaluate.py --ensemble=[test_results_295.json,test_results_300.json] --output=joined
-    python evaluate.py --compare=[single/test_results_300.json,mtgrec/test_results_300.json]
+    python evaluate.py --ensemble=[test_results_80.json,test_results_120.json] --output=joined
+    python evaluate.py --compare=[single/test_results_104.json,mtgrec/test_results_104.json]
 
 Prints Recall, NDCG and MRR, the share of the items that are recommended to anybody (coverage), the share of generated
 sequences that are no item (invalid), and the metrics by the target's popularity and by the history's length. Result

@@ -1,6 +1,6 @@
 """Write a complete model folder, which recommends on another machine without the dataset.
 
-    python export.py --run=ckpt/Sample/mtgrec_best_300 --output=exported
+    python export.py --run=ckpt/Sample/mtgrec_best_104 --output=exported
 
 It holds the weights (plain T5ForConditionalGeneration.from_pretrained reads them), every item's semantic ID and text,
 the vocabulary layout, the training settings, metrics and hashes. Fine-tuning leaves such a folder in <run>/model.

@@ -1,7 +1,7 @@
 """Fine-tune a pre-trained recommender with one tokenizer, or train one from scratch (paper section 2.4).
 
 bash finetune.sh                                                     the paper's settings
-python finetune.py --dataset=Sample --pretrained_model=ckpt/Sample/pretrain_tau3 --sem_id_epochs=300
+python finetune.py --dataset=Sample --pretrained_model=ckpt/Sample/pretrain_tau3 --sem_id_epochs=104
 """
 
 import os

@@ -1,8 +1,8 @@
 """Recommend items to users, or for any history: a table on the terminal, or a file for many users.
 
     python recommend.py --model=ckpt/Sample/mtgrec.winner.json --users=U00001,U00002
-    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --history=I0012,I0345          newest last
-    python recommend.py --model=ckpt/Sample/mtgrec_best_300 --all_users --output=recs.parquet
+    python recommend.py --model=ckpt/Sample/mtgrec_best_104 --history=I0012,I0345          newest last
+    python recommend.py --model=ckpt/Sample/mtgrec_best_104 --all_users --output=recs.parquet
     accelerate launch --multi_gpu --num_processes=4 recommend.py --model=DIR --all_users --output=recs.jsonl
 
 Only real items are recommended, k different ones for everybody (fewer where no more are left), without those of the

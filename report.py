@@ -1,7 +1,7 @@
 """Show what a run came to: metrics beside baselines and recommendations in words, and all of it in report.html.
 
 python report.py ckpt/Sample/mtgrec.winner.json --baseline=ckpt/Sample/single.winner.json --users=3
-python report.py ckpt/Sample/finetune_best_300
+python report.py ckpt/Sample/finetune_best_104
 python report.py --compare ckpt/Sample/pretrain_tau1 'ckpt/Sample/finetune_*'
 """
 

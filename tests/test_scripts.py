@@ -423,7 +423,7 @@ def test_every_flag_of_the_quickstart_parses(tmp_path):
             continue
         config, _ = parse_config(QUICKSTART[name.split()[0]], rest, "test", "")
         configs[f"{name} {config.run_name}" if name == "finetune" else name] = config
-    tuned, single = "mtgrec_best_300", "single_scratch_300"
+    tuned, single = "mtgrec_best_104", "single_scratch_104"
     names = ["data.sample", "tokenizer.embed", "tokenizer.train", "tokenizer.export", "pretrain"]
     names += [f"finetune {tuned}", "select mtgrec", f"finetune {single}", "select single", "report"]
     assert list(configs) == names
@@ -434,13 +434,13 @@ def test_every_flag_of_the_quickstart_parses(tmp_path):
     assert all(
         config.resume for name, config in configs.items() if name.startswith(("tokenizer", "pretrain", "finetune"))
     )
-    kept = list(tokenizer.kept_epochs)
-    assert expand_epochs(pretraining.sem_id_epochs) == kept == list(range(295, 301))
+    chosen = expand_epochs(pretraining.sem_id_epochs)
+    assert chosen == tokenizer.kept_epochs[::8] == [80, 88, 96, 104, 112, 120]
     assert (pretraining.codebook_size, pretraining.run_name) == (tokenizer.codebook_size, "pretrain_tau1")
     model = f"{runs}/Sample/pretrain_tau1/model"
     for name, start in ((tuned, model), (single, "")):
         config = configs[f"finetune {name}"]
-        assert (config.pretrained_model, expand_epochs(config.sem_id_epochs)) == (start, [300])
+        assert (config.pretrained_model, expand_epochs(config.sem_id_epochs)) == (start, [104])
     assert configs[f"finetune {single}"].epochs == pretraining.epochs + configs[f"finetune {tuned}"].epochs
     assert configs["report"] == ReportConfig(
         f"{runs}/Sample/mtgrec.winner.json", f"{runs}/Sample/single.winner.json", users=3
