@@ -17,7 +17,7 @@ MODEL_FLAGS=(
   --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
 )
 PRETRAIN_FLAGS=(
-  "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in 4 of 10 items
+  "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in half of the items
   --epochs=10 "--epoch_per_stage=[4,3,3]" --influence_sample_ratio=0.2
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
   --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
