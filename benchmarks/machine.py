@@ -77,12 +77,11 @@ def tf32_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def matmul_rate(device: torch.device, precision: str) -> float:
-    """Return the floating-point operations per second of a square matrix product, the median of 9.
+def matmul_rate(device: torch.device, precision: str, size: int) -> float:
+    """Return the floating-point operations per second of a product of two size x size matrices, median of 9.
 
     `precision` is float32, tf32 or bf16.
     """
-    size = 8192 if device.type == "cuda" else 1024  # large enough to keep the device busy
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with tf32_products() if precision == "tf32" else nullcontext():

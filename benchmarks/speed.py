@@ -132,13 +132,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--device=cuda: this machine shows no GPU")
     seed_everything(0)  # deterministic mode, as in training
     sizes = TINY if config.tiny else QUICK if config.quick else Sizes()
+    width = 64 if config.tiny else 8192 if device.type == "cuda" else 1024  # large enough to keep the device busy
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(config.dataset or f"{scratch}/generated")
         if not config.dataset:
             write_dataset(folder, sizes.shrink, sizes.tokenizers)
         workload = Workload(folder, Path(scratch), sizes, device)
         for name in config.wanted:
-            rates = {precision: matmul_rate(device, precision) for precision in workload.precisions}
+            rates = {precision: matmul_rate(device, precision, width) for precision in workload.precisions}
             machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
             rows = measure(name, STAGES[name](workload), sizes.rounds, device, rates)
             output = Path(config.output) if config.output else default_output(config.quick, machine)
