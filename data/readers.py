@@ -397,8 +397,8 @@ _DATE = (
     r" *(?:Z|UTC|GMT|(?:UTC|GMT)?([+-])([01]\d|2[0-3])(?::?([0-5]\d))?)?)?$"
 )
 TIME_FORMS = (
-    "seconds, milli-, micro- or nanoseconds since 1970, and dates such as 2023-01-31, 2023-01-31 09:00:00 PM or "
-    "2023-01-31T21:00:00+02:00"
+    "seconds, milli-, micro- or nanoseconds since 1970, and dates such as 2023-01-31, 20230131, "
+    "2023-01-31 09:00:00 PM or 2023-01-31T21:00:00+02:00"
 )
 
 
@@ -417,6 +417,8 @@ def with_instant(rows: str) -> str:
                 - CASE d.sign WHEN '' THEN 0 WHEN '+' THEN 60000000 ELSE -60000000 END
                     * (60 * coalesce(TRY_CAST(d.hours AS BIGINT), 0) + coalesce(TRY_CAST(d.minutes AS BIGINT), 0))
             WHEN NOT isfinite(number) THEN NULL
+            WHEN regexp_matches(moment, '^(19|20)[0-9]{{6}}$') AND TRY_STRPTIME(moment, '%Y%m%d') IS NOT NULL
+                THEN epoch_us(TRY_STRPTIME(moment, '%Y%m%d'))  -- as seconds, a day of 1970
             WHEN abs(number) < 1e11 THEN CAST(round(number * 1e6) AS BIGINT)
             WHEN abs(number) < 1e14 THEN CAST(round(number * 1e3) AS BIGINT)
             WHEN abs(number) < 1e17 THEN CAST(round(number) AS BIGINT)
