@@ -1,7 +1,7 @@
 """Evaluate checkpoints with tokenizers, join result files into an ensemble, or compare two of them.
 
     python evaluate.py --model=ckpt/Sample/mtgrec_best_104                              as it was tested
-    python evaluate.py --model=ckpt/Sample/pretrain_tau1/checkpoints/epoch_12 --sem_id_epochs=[80,104,120] \\
+    python evaluate.py --model=ckpt/Sample/pretrain_tau1/checkpoints/epoch_10 --sem_id_epochs=[80,104,120] \\
         --num_beams=[10,50] --constrained=[false,true] --split=valid                    every combination
     python evaluate.py --ensemble=[test_results_80.json,test_results_120.json] --output=joined
     python evaluate.py --compare=[single/test_results_104.json,mtgrec/test_results_104.json]

@@ -18,17 +18,17 @@ MODEL_FLAGS=(
 )
 PRETRAIN_FLAGS=(
   "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in half of the items
-  --epochs=18 --schedule_epochs=26 "--epoch_per_stage=[10,4,4]"   # ends with the learning rate still up, as the paper's
+  --epochs=10 --schedule_epochs=14 "--epoch_per_stage=[4,3,3]"    # ends with the learning rate still up, as the paper's
   --influence_sample_ratio=0.2
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
-  --val_delay=17 --eval_interval=1 --val_ratio=1 --save_interval=6 --num_beams=10
+  --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
 )
 FINETUNE_FLAGS=(
-  --sem_id_epochs=104 --epochs=6 --gradient_accumulation_steps=1 --lr=0.002 --num_beams=10 --test_num_beams=20
+  --sem_id_epochs=104 --epochs=4 --gradient_accumulation_steps=1 --lr=0.002 --num_beams=10 --test_num_beams=20
 )
-# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (18 + 6).
+# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (10 + 4).
 SINGLE_FLAGS=(
-  --sem_id_epochs=104 --epochs=24 --val_delay=9
+  --sem_id_epochs=104 --epochs=14 --val_delay=7
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100 --num_beams=10 --test_num_beams=20
 )
 # ----------------------------------------------------------------------------------------------------------------------
