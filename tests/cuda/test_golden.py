@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from tests.cuda.conftest import as_on_a_gpu
 from tests.golden.test_golden_influence import optimizer_at
-from tests.golden.test_golden_recommender import TOLERANCE, assert_same_beams, beam_widths
+from tests.golden.test_golden_recommender import TOLERANCE, assert_same_beams, beam_widths, take_golden_step
 from tests.golden.test_rqvae import LEARNING_RATE, STEPS, build, numbers, part, tensors  # noqa: F401  (fixtures)
 from training.curriculum import estimate_influence
 from training.trainer import cosine_factor
@@ -39,19 +39,12 @@ def test_training_steps(world, golden_tokenization, train_steps, device):
     recommender = world.recommender().to(device).train()
     decay, fused = train_steps.weight_decay, device.type == "cuda" or None
     optimizer = torch.optim.AdamW(recommender.parameters(), lr=train_steps.lr, weight_decay=decay, fused=fused)
-    positions = world.positions("train")
     for step, (loss, norm, _) in enumerate(world.case.recommender_json["train_steps"]["rows"]):
         factor = cosine_factor(step, train_steps.warmup, train_steps.total)
         optimizer.param_groups[0]["lr"] = train_steps.lr * factor
-        chosen = positions[step * train_steps.batch_size : (step + 1) * train_steps.batch_size]
-        batch = golden_tokenization.batch(chosen, step % world.table.num_groups)
         with as_on_a_gpu():
-            ours = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
-            ours.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(recommender.parameters(), train_steps.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert [ours.item(), gradient_norm.item()] == pytest.approx([loss, norm], rel=1e-4, abs=1e-5)
+            taken = take_golden_step(world, golden_tokenization, train_steps, recommender, optimizer, step)
+        assert taken == pytest.approx([loss, norm], rel=1e-4, abs=1e-5)
     ours = recommender.state_dict()
     for name, value in world.case.weights("weights_after_5_steps/").items():
         assert_close(ours[name].cpu(), value, **TOLERANCE)

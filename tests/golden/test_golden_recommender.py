@@ -106,12 +106,23 @@ def test_metrics_of_doctored_predictions(world):
     assert mean_metrics(ranks, list(expected)) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def take_golden_step(world, tokenization, train_steps, recommender, optimizer, step: int) -> list[float]:
+    """Take the 0-based step that the reference code took; return its loss and its gradient's norm before clipping."""
+    chosen = world.positions("train")[step * train_steps.batch_size : (step + 1) * train_steps.batch_size]
+    batch = tokenization.batch(chosen, step % world.table.num_groups)
+    loss = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
+    loss.backward()
+    gradient_norm = torch.nn.utils.clip_grad_norm_(recommender.parameters(), train_steps.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return [loss.item(), gradient_norm.item()]
+
+
 def test_train_steps(world, recommender: Recommender, train_steps):
     rows = world.case.recommender_json["train_steps"]["rows"]
     assert len(rows) == train_steps.steps
     optimizer = torch.optim.AdamW(recommender.parameters(), lr=train_steps.lr, weight_decay=train_steps.weight_decay)
     recommender.train()
-    positions = world.positions("train")
 
     def learning_rate(step: int) -> float:
         return train_steps.lr * cosine_factor(step, train_steps.warmup, train_steps.total)
@@ -119,14 +130,8 @@ def test_train_steps(world, recommender: Recommender, train_steps):
     for step, (loss, norm, rate) in enumerate(rows):
         before = [parameter.detach().clone() for parameter in recommender.parameters()]
         optimizer.param_groups[0]["lr"] = learning_rate(step)
-        chosen = positions[step * train_steps.batch_size : (step + 1) * train_steps.batch_size]
-        batch = world.tokenization.batch(chosen, step % world.table.num_groups)
-        ours = recommender(batch.input_ids, batch.labels, batch.lengths).mean()
-        ours.backward()
-        gradient_norm = torch.nn.utils.clip_grad_norm_(recommender.parameters(), train_steps.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert [ours.item(), gradient_norm.item()] == pytest.approx([loss, norm], rel=1e-4, abs=1e-5)
+        taken = take_golden_step(world, world.tokenization, train_steps, recommender, optimizer, step)
+        assert taken == pytest.approx([loss, norm], rel=1e-4, abs=1e-5)
         assert learning_rate(step + 1) == pytest.approx(rate, rel=1e-4, abs=1e-8)
         if learning_rate(step) == 0:  # such a step fills the moments only
             assert all(torch.equal(a, b) for a, b in zip(before, recommender.parameters(), strict=True))
