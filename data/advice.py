@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.distances import distances
 from data.token_table import TokenTable
 
 # Between the first and the last of related tokenizers; in the paper, 1% and 55% or more (Table 5).
@@ -51,6 +52,6 @@ def judge_tokenizers(table: TokenTable) -> list[str]:
     used = [len(np.unique(level)) for level in codes.T]
     found = tokenizer_advice(used, table.vocabulary.sizes[:-1], float(shared[shared > 1].sum() / len(codes)))
     if table.num_groups > 1:
-        differs = (table.tokens[0, 1:] != table.tokens[-1, 1:]).cpu().numpy()
-        found += relation_advice(differs[:, 0].mean(), differs.any(axis=1).mean())
+        ends = table.tokens[[0, -1], 1:].cpu().numpy()
+        found += relation_advice(distances(ends[:, :, :1])[0, 1], distances(ends)[0, 1])
     return found

@@ -11,11 +11,11 @@ def distances(sem_ids: np.ndarray) -> np.ndarray:
     return np.array([(sem_ids != one).any(axis=2).mean(axis=1) for one in sem_ids])
 
 
-def most_central(sem_ids: np.ndarray, count: int) -> list[int]:
-    """Return the tokenizers, int [G, N, L], that are nearest to all others on average: 0-based, in rising order.
+def most_central(matrix: np.ndarray, count: int) -> list[int]:
+    """Return the tokenizers that, by their `distances`, are nearest to all others on average: 0-based, in rising order.
 
     The epochs of a training are a walk, so these are in its middle; with equal distances the middle ones are taken.
     """
-    mean = distances(sem_ids).mean(axis=1)
+    mean = matrix.mean(axis=1)
     from_middle = abs(np.arange(len(mean)) - (len(mean) - 1) / 2)
     return sorted(np.lexsort((from_middle, mean.round(9)))[:count].tolist())

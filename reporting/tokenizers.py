@@ -15,7 +15,7 @@ from data.token_table import read_sem_ids, resolve_groups
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, DASHES, MARKERS, Picture, by_epoch, draw_lines, drawable, picture, short, words
 from reporting.report_data import PAPER, ReportData
-from tokenizer.quality import relatedness, tokenizer_quality
+from tokenizer.quality import drift_of_ends, middle_sentence, relatedness, tokenizer_quality
 from utils.files import read_json
 
 MAP_ITEMS = 1200  # as many as stay apart in a picture
@@ -43,14 +43,11 @@ def tokenizer_section(data: ReportData) -> Section:
     if report.get("drift"):
         by_gap = {int(gap): values for gap, values in report["drift"].items()}
         found.append(picture(*words("drift"), draw_drift, by_gap, run.settings["dataset"]))
-        ends = by_gap[max(by_gap)]
+        ends = drift_of_ends(report)
         about += [f"Warning: {line}." for line in relation_advice(ends["first"], ends["any"])]
     if report.get("distances"):
         found.append(picture(*words("distances"), draw_distances, report["distances"], report["epochs"], legend=0))
-        about.append(
-            f"An item has {report['different_ids']:.2f} different semantic IDs on average. The middle tokenizers, "
-            f"which are nearest to all others: {', '.join(map(str, report['middle']))}."
-        )
+        about.append(middle_sentence(report))
     embeddings = _embeddings(data)
     if embeddings is not None:
         found.append(map_picture(embeddings, codes[:, 0], data.texts, run.settings["rand_seed"]))

@@ -22,7 +22,7 @@ from data.token_table import NEW_ITEMS_FILE, QUALITY_FILE, Group, Vocabulary, lo
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import check_encoder, encode_texts, load_embeddings
 from tokenizer.folder import announce_published, load_tokenizer, lock_tokenizer, sem_ids_file, sem_ids_prefix
-from tokenizer.quality import disambiguation_codes, format_report, relatedness, tokenizer_quality
+from tokenizer.quality import disambiguation_codes, drift_of_ends, format_report, relatedness, tokenizer_quality
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, whole_characters, write_json, write_text
@@ -152,8 +152,8 @@ def main(argv: list[str] | None = None) -> None:
         print(format_report(report))
         *_, last = report["tokenizers"].values()  # the best one if there is such; the others resemble it
         advice = tokenizer_advice(last["codes_used"], report["codebook_sizes"], last["collision_rate"])
-        if len(report.get("epochs", ())) > 1:
-            *_, ends = report["drift"].values()
+        if report.get("drift"):
+            ends = drift_of_ends(report)
             advice += relation_advice(ends["first"], ends["any"])
         for line in advice:
             print(f"warning: {line}")

@@ -29,7 +29,7 @@ class FixedCodebooks:
     """
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
-        self.config, self.prepare = config, whiten
+        self.config, self.whiten = config, whiten
         self.epochs = [None] if config.drift is None else list(range(1, config.num_tokenizers + 1))
 
     @classmethod
@@ -56,17 +56,22 @@ class FixedCodebooks:
         save_weights(config.tokenizer_folder / _FILE, state, inputs_sha256=_sha256(inputs))
         return {}
 
-    def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Return the codes of float32 [N, D]."""
-        file = self.config.tokenizer_folder / _FILE
+    def prepare(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the codes by all tokenizers, int64 [tokenizers, N, H]."""
+        inputs, file = self.whiten(embeddings), self.config.tokenizer_folder / _FILE
         if not file.is_file():
             raise InputError(f"{file} does not exist; make it with python -m tokenizer.train")
         with safe_open(file, "pt") as stored:
             if stored.metadata()["inputs_sha256"] == _sha256(inputs):
-                return stored.get_tensor("codes")[self.epochs.index(epoch)].numpy().astype(np.int64)
+                return stored.get_tensor("codes").long().numpy()
             levels = range(len(self.config.codebook_sizes))
             codebooks = [stored.get_tensor(f"codebook_{level}") for level in levels]
-        return nearest_residual_codes(torch.from_numpy(inputs), codebooks)
+        nearest = nearest_residual_codes(torch.from_numpy(inputs), codebooks)
+        return np.broadcast_to(nearest, (len(self.epochs), *nearest.shape))
+
+    def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Return those of one tokenizer."""
+        return inputs[self.epochs.index(epoch)]
 
 
 class RQKMeans(FixedCodebooks):

@@ -41,7 +41,7 @@ def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> 
 def share_differing(first: np.ndarray, second: np.ndarray) -> float:
     """Return the share of items that two tokenizers, int [N, H], give other tokens, disambiguation included."""
     ids = [np.column_stack([codes, disambiguation_codes(codes)]) for codes in (first, second)]
-    return float((ids[0] != ids[1]).any(axis=1).mean())
+    return float(distances(np.stack(ids))[0, 1])
 
 
 def tokenizer_quality(codes: np.ndarray, codebook_sizes: Sequence[int]) -> dict[str, object]:
@@ -96,15 +96,28 @@ def relatedness(epochs: Sequence[int], sem_ids: np.ndarray) -> dict[str, object]
         epochs; drift of every gap in GAPS and of the ends; distances [G, G], rounded to 4 places;
         different_ids, how many different semantic IDs an item has on average; middle, the three most central epochs.
     """
-    last = len(sem_ids) - 1
+    last, matrix = len(sem_ids) - 1, distances(sem_ids)
     different = [len(np.unique(ids, axis=0)) for ids in sem_ids.swapaxes(0, 1)]
     return {
         "epochs": list(epochs),
         "drift": drift(sem_ids, sorted({*(gap for gap in GAPS if gap < last), last} - {0})),
-        "distances": distances(sem_ids).round(4).tolist(),
+        "distances": matrix.round(4).tolist(),
         "different_ids": float(np.mean(different)),
-        "middle": [epochs[index] for index in most_central(sem_ids, 3)],
+        "middle": [epochs[index] for index in most_central(matrix, 3)],
     }
+
+
+def drift_of_ends(report: dict[str, object]) -> dict[str, float]:
+    """Return the drift at the largest distance that `relatedness` has: of the first tokenizer and the last."""
+    return max(report["drift"].items(), key=lambda gap_and_drift: int(gap_and_drift[0]))[1]
+
+
+def middle_sentence(report: dict[str, object]) -> str:
+    """Say what `relatedness` found of the middle."""
+    return (
+        f"An item has {report['different_ids']:.2f} different semantic IDs on average. The middle tokenizers, "
+        f"which are nearest to all others: {', '.join(map(str, report['middle']))}."
+    )
 
 
 def format_report(report: dict[str, object]) -> str:
@@ -129,8 +142,5 @@ def format_report(report: dict[str, object]) -> str:
             text_table(["apart", *kinds, "pairs"], rows),
         ]
     if "middle" in report:
-        parts.append(
-            f"An item has {report['different_ids']:.2f} different semantic IDs on average. The middle tokenizers, "
-            f"which are nearest to all others: {', '.join(map(str, report['middle']))}."
-        )
+        parts.append(middle_sentence(report))
     return "\n\n".join(parts)

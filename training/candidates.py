@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from data.distances import most_central
+from data.distances import distances, most_central
 from data.interactions import dataset_folder
-from data.token_table import Group, Vocabulary, group_labels, level_sizes, resolve_groups
+from data.token_table import Vocabulary, group_labels, level_sizes, resolve_groups
 from evaluation.run import RESULTS_FILE, WINNER_SUFFIX, Run, finished_runs, run_around, winning_row
+from model.recommender import ARCHITECTURE_FILE, read_architecture
 from training.config import FinetuneConfig
 from training.data import Dataset
 from utils.config import expand_epochs, parse_config
@@ -109,14 +110,20 @@ def tokenizers_back(present: list[int], back: list[int]) -> list[int]:
     return sorted(present[-1 - place] for place in fitting) or present[:1]
 
 
-def middle_tokenizers(groups: list[Group], count: int, config: PlanConfig) -> list[int]:
+def middle_tokenizers(dataset: Dataset, count: int) -> list[int]:
     """Return the epochs of the `count` tokenizers that are nearest to all others, in rising order.
 
     Differs from the paper, which names epochs: its 9986..9991 of 9976..10000 are the middle of a walk as well.
     """
-    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size))
-    sem_ids = Dataset(dataset_folder(config.data_dir, config.dataset), groups, vocabulary).table.tokens[:, 1:]
-    return [groups[index].epoch for index in most_central(sem_ids.numpy(), count)]
+    matrix = distances(dataset.table.tokens[:, 1:].numpy())
+    return [dataset.groups[index].epoch for index in most_central(matrix, count)]
+
+
+def sizes_of(model: str, settings: dict, config: PlanConfig) -> tuple[int, ...]:
+    """Return the codes of each level that the model to be fine-tuned has, or else those of the flags."""
+    if model and not settings and Path(model, ARCHITECTURE_FILE).is_file():
+        return read_architecture(model).level_sizes
+    return level_sizes(**{name: settings.get(name, getattr(config, name)) for name in ("n_codebooks", "codebook_size")})
 
 
 def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTuning]:
@@ -140,7 +147,8 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
         word, _, count = places.partition(":")
         if word == "middle":
             of_first = [group for group in groups if group.prefix == groups[0].prefix and group.epoch in present]
-            epochs = middle_tokenizers(of_first, int(count), config)
+            vocabulary = Vocabulary(sizes_of(next(iter(models.values())), settings, config))
+            epochs = middle_tokenizers(Dataset(dataset, of_first, vocabulary), int(count))
         else:
             epochs = tokenizers_back(present, expand_epochs(places))
     prefixes = dict.fromkeys(group.prefix for group in groups)

@@ -45,8 +45,12 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
     config = replace(config, token_prefix=prefix, sem_id_epochs=numbered or None, num_tokenizers=None)
     if config.pretrained_model:
         config = _take_architecture(config, given)
-    vocabulary = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
-    return config, Dataset(folder, groups, vocabulary)
+    return config, Dataset(folder, groups, vocabulary_of(config))
+
+
+def vocabulary_of(config: TrainingConfig) -> Vocabulary:
+    """Return the layout of the tokens that the settings describe."""
+    return Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens)
 
 
 def _take_architecture(config: ConfigType, given: set[str]) -> ConfigType:
@@ -75,7 +79,7 @@ def _fixed_by_model(config: TrainingConfig) -> dict:
     if path.is_file():
         sizes = sizes_of_weights(read_reference_checkpoint(path))
         vocab_size = sizes.pop("vocab_size")
-        expected = Vocabulary(level_sizes(config.n_codebooks, config.codebook_size), config.n_user_tokens).size
+        expected = vocabulary_of(config).size
         if vocab_size != expected:
             raise InputError(
                 f"{path} has a vocabulary of {vocab_size} tokens; n_codebooks={config.n_codebooks}, "

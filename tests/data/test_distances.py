@@ -18,17 +18,17 @@ def test_distance_is_the_share_of_items_that_differ():
 
 
 def test_the_middle_of_a_walk_is_most_central():
-    assert most_central(walk(9), 3) == [3, 4, 5]
-    assert most_central(walk(9), 1) == [4]
-    assert most_central(walk(2), 3) == [0, 1]  # no more are there
+    assert most_central(distances(walk(9)), 3) == [3, 4, 5]
+    assert most_central(distances(walk(9)), 1) == [4]
+    assert most_central(distances(walk(2)), 3) == [0, 1]  # no more are there
 
 
 def test_equal_distances_take_the_middle():
     unrelated = np.arange(5)[:, None, None] * np.ones((5, 20, 2), int)
-    assert most_central(unrelated, 1) == [2]
+    assert most_central(distances(unrelated), 1) == [2]
 
 
 def test_an_outlier_is_not_central():
     ids = walk(5)
     ids[2] = 9
-    assert 2 not in most_central(ids, 4)
+    assert 2 not in most_central(distances(ids), 4)

@@ -79,6 +79,20 @@ def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, ru
     ] == ["90_2"]
 
 
+def test_the_middle_is_found_with_the_sizes_of_the_pre_trained_model(dataset: Path, runs: Path, recommender, tmp_path):
+    """The flags of fine-tuning need not repeat them."""
+    for epoch in range(4, 16):
+        (dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids").unlink()
+    run = pretraining(runs / "pretrain_tau1", n_codebooks=3, codebook_size=[8, 8, 8, 8])
+    flags = {"codebook_size": 2}  # as little as the default 256 would be for a model with 512
+    assert len(plan([90], "middle:1", make_config(runs, **flags))) == 1
+    recommender.save_pretrained(tmp_path / "bare")
+    assert len(plan([], "middle:1", make_config(runs, **flags, pretrained=str(tmp_path / "bare")))) == 1
+    (run / "config.yaml").write_text("epoch_per_stage: [60, 20, 20]\n")
+    with pytest.raises(InputError, match="check --codebook_size"):
+        plan([90], "middle:1", make_config(runs, **flags))
+
+
 def test_places_before_the_first_tokenizer_are_left_out_saying_so(capsys):
     assert tokenizers_back([4, 5, 6], [1, 2, 3, 4]) == [4, 5]
     assert "only 3 tokenizers are there: places [1, 2, 3, 4] back from the last are cut to [1, 2]" in (
