@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
-from tokenizer.quality import format_report
+from tokenizer.quality import drift_of_ends, format_report
 from tokenizer.train import train
 from utils.config import parse_config
 from utils.runtime import run_command
@@ -27,17 +27,22 @@ class VaryConfig(TokenizerConfig):
     ckpt_name: str = "neighbours"
     drift: float | None = 0.5
 
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        return super().problems() + (["--drift is needed"] if self.drift is None else [])
+
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, vary and print the report."""
     config, _ = parse_config(VaryConfig, argv, "python -m tokenizer.vary", __doc__)
     train(config)
     report = export(config)
-    *_, ends = report["drift"].values()
+    if not report:  # the folder has semantic IDs that were not made here
+        return
     print(format_report(report))
     print(
         f"{config.tokenizer_folder}: {config.num_tokenizers} tokenizers; {1 + config.num_tokenizers // 2} is the given "
-        f"tokenizer, the ends differ in {ends['any']:.1%} of the items"
+        f"tokenizer, the ends differ in {drift_of_ends(report)['any']:.1%} of the items"
     )
 
 

@@ -83,6 +83,15 @@ def test_new_items_get_the_nearest_codes_by_all_tokenizers(dataset, given):
     assert len({tuple(codes["another"][:-1]) for codes in found.values()}) == 1
 
 
+def test_semantic_ids_that_came_with_the_dataset_are_used_as_they_are(dataset, given, capsys):
+    (dataset / "neighbours").mkdir()
+    before = given.read_text()
+    (dataset / "neighbours" / given.name).write_text(before)
+    main(flags(dataset, given))
+    assert (dataset / "neighbours" / given.name).read_text() == before
+    assert capsys.readouterr().out.count("holds 1 files of semantic IDs") == 2
+
+
 def test_pre_training_takes_them(dataset, given):
     from data.token_table import resolve_groups
 
@@ -98,5 +107,7 @@ def test_wrong_flags_and_files(dataset, given):
         assert part in str(caught.value)
     with pytest.raises(InputError, match=r"--drift=0\.99 cannot be had: at most"):
         main(flags(dataset, given, drift=0.99, kept_levels=2))
+    with pytest.raises(InputError, match="--drift is needed"):
+        main(flags(dataset, given, drift="null"))
     with pytest.raises(InputError, match=r"nothing\.sem_ids"):
         main(flags(dataset, given.with_name("nothing.sem_ids")))
