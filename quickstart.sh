@@ -11,14 +11,14 @@
 TOKENIZER_FLAGS=(
   --sent_emb_model=tfidf --sent_emb_dim=128 --sent_emb_pca=64     # built-in encoder: nothing to download
   --codebook_size=64 "--hidden_sizes=[256,128,64]"                # 600 items need fewer codes than 25,000
-  --epochs=120 --steps_per_epoch=12 --save_last=41                # six of the epochs 80..120 are the tokenizers:
+  --epochs=120 --steps_per_epoch=12 --save_last=41                # six of the epochs 80..120 are the tokenizers
 )
 MODEL_FLAGS=(
   --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
 )
 PRETRAIN_FLAGS=(
   "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in half of the items
-  --epochs=10 --schedule_epochs=14 "--epoch_per_stage=[4,3,3]"    # ends with the learning rate still up, as the paper's
+  --epochs=10 --schedule_epochs=14 "--epoch_per_stage=[4,3,3]"    # ends with the learning rate still up
   --influence_sample_ratio=0.2
   --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
   --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
