@@ -146,6 +146,8 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
             raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         word, _, count = places.partition(":")
         if word == "middle":
+            if not count.isdecimal() or int(count) == 0:
+                raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")
             of_first = [group for group in groups if group.prefix == groups[0].prefix and group.epoch in present]
             vocabulary = Vocabulary(sizes_of(next(iter(models.values())), settings, config))
             epochs = middle_tokenizers(Dataset(dataset, of_first, vocabulary), int(count))

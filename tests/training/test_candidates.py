@@ -79,6 +79,13 @@ def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, ru
     ] == ["90_2"]
 
 
+@pytest.mark.parametrize("places", ["middle", "middle:x", "middle:0"])
+def test_how_many_of_the_middle_must_be_said(runs, places):
+    pretraining(runs / "pretrain_tau1")
+    with pytest.raises(InputError, match=f"{places} names no tokenizers; write how many, such as middle:3"):
+        plan([90], places, make_config(runs))
+
+
 def test_the_middle_is_found_with_the_sizes_of_the_pre_trained_model(dataset: Path, runs: Path, recommender, tmp_path):
     """The flags of fine-tuning need not repeat them."""
     for epoch in range(4, 16):
