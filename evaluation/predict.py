@@ -44,7 +44,8 @@ def predict(
     sequences = torch.zeros(len(positions), k, table.vocabulary.num_levels, dtype=torch.int64, device=device)
     scores = torch.zeros(len(positions), k, device=device)
     by_position, was_training = np.argsort(positions), recommender.training
-    recommender.eval()
+    if was_training:
+        recommender.eval()
     for part, batch in tokenization.batches(tokenization.by_length(positions)[index::count], group, batch_size):
         stop_if_requested()
         rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
@@ -52,7 +53,8 @@ def predict(
         found = recommender.generate(batch.input_ids, batch.lengths, num_beams, k, trie, not_these)
         sequences[rows], scores[rows] = found
         advance(len(part) * count)
-    recommender.train(was_training)
+    if was_training:
+        recommender.train()
     if accelerator:
         sequences, scores = accelerator.reduce(sequences, "sum"), accelerator.reduce(scores, "sum")
     items, targets = table.items_of(group, sequences), tokenization.interactions.items[positions].astype(np.int64)

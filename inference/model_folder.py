@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,9 @@ class Catalogue:
         known = [self.ids[name] for name in history if name in self.ids]
         return np.asarray(known, dtype=np.int64), [name for name in history if name not in self.ids]
 
+    @cached_property
     def most_popular(self) -> np.ndarray:
-        """Return all item ids, the most popular first, equally popular ones by id."""
+        """All item ids, the most popular first, equally popular ones by id."""
         return np.argsort(-self.popularity[1:], kind="stable") + 1
 
     def codes(self) -> np.ndarray:

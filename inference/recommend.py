@@ -78,8 +78,9 @@ class RecommendationModel(TrainedModel):
         items = np.zeros((len(histories), k), dtype=np.int64)
         scores = np.full((len(histories), k), np.nan, dtype=np.float32)
         empty = np.asarray([len(history) == 0 for history in histories], dtype=bool)
-        popular = self.catalogue.most_popular()[:k]
-        items[empty, : len(popular)] = popular
+        if empty.any():
+            popular = self.catalogue.most_popular[:k]
+            items[empty, : len(popular)] = popular
         tokenization = self._tokenization(histories, user_ids)
         targets = tokenization.interactions.offsets[1:] - 1
 

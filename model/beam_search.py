@@ -54,13 +54,15 @@ def beam_search(
     for level in range(num_levels):
         log_probs = F.log_softmax(step(sequences, ancestors).float(), dim=-1)  # [B, M, V]
         if trie is not None:
-            log_probs.masked_fill_(~trie.allowed(nodes, level), float("-inf"))
-        continued = log_probs.add_(scores.unsqueeze(2)).flatten(1)  # [B, M x V]
+            children = trie.children(nodes, level)  # [B, M, C]
+            log_probs = log_probs.gather(2, trie.tokens(children, level)).masked_fill_(children < 0, float("-inf"))
+        continued = log_probs.add_(scores.unsqueeze(2)).flatten(1)  # [B, M x (V or C)]
         scores, chosen = continued.topk(min(num_beams, continued.shape[1]), dim=1)
         beams, tokens = chosen // log_probs.shape[2], chosen % log_probs.shape[2]
-        sequences = torch.cat([take_beams(sequences, beams), tokens.unsqueeze(2)], dim=2)
         if trie is not None:
-            nodes = trie.step(nodes.gather(1, beams), tokens, level).masked_fill(scores == float("-inf"), -1)
+            nodes = children.flatten(1).gather(1, chosen)
+            tokens = trie.tokens(nodes, level)
+        sequences = torch.cat([take_beams(sequences, beams), tokens.unsqueeze(2)], dim=2)
         ancestors = [rows.gather(1, beams) for rows in ancestors] + [beams]
     lacking = max(0, num_return - scores.shape[1])
     scores = F.pad(scores[:, :num_return] / num_levels, (0, lacking), value=float("-inf"))

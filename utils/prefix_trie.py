@@ -31,7 +31,12 @@ class PrefixTrie:
         if num_parents != len(sequences):
             raise ValueError(f"{len(sequences) - num_parents} sequences occur more than once")
         self.rows = torch.argsort(node)  # of each leaf
-        self.barred: list[tuple[Tensor, Tensor]] = []  # see `without`
+        self.leaf_of_row = node
+        self.leaves = [torch.ones_like(node)]  # below each node, per level
+        for keys, offsets in zip(self.keys[:0:-1], self.child_offsets[:0:-1], strict=True):
+            below = torch.zeros(len(offsets) - 1, dtype=torch.int64, device=keys.device)
+            self.leaves.insert(0, below.scatter_add_(0, keys // vocab_size, self.leaves[0]))
+        self.closed: list[Tensor] = []  # see `without`
 
     @property
     def depth(self) -> int:
@@ -55,42 +60,40 @@ class PrefixTrie:
             nodes = self.step(nodes, sequences[..., level], level)
         return torch.where(nodes >= 0, self.rows[nodes], -1)
 
-    def allowed(self, nodes: Tensor, level: int) -> Tensor:
-        """Return which tokens may follow each node: int64 [...] at depth `level` to bool [..., vocab_size]."""
-        offsets, flat = self.child_offsets[level], nodes.reshape(-1)
-        counts = torch.where(flat >= 0, offsets[flat + 1] - offsets[flat], 0)
-        owner = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), counts)
-        before = torch.cumsum(counts, 0) - counts
-        child = offsets[flat][owner] + torch.arange(len(owner), device=flat.device) - before[owner]
-        mask = torch.zeros(len(flat), self.vocab_size, dtype=torch.bool, device=flat.device)
-        mask[owner, self.keys[level][child] % self.vocab_size] = True
-        mask = mask.reshape(*nodes.shape, self.vocab_size)
-        if self.barred:
-            search, key = self.barred[level]
-            which, beam = torch.nonzero(nodes[search] == (key // self.vocab_size).unsqueeze(1), as_tuple=True)
-            mask[search[which], beam, key[which] % self.vocab_size] = False
-        return mask
+    def children(self, nodes: Tensor, level: int) -> Tensor:
+        """Return the nodes that follow each node: int64 [...] at depth `level` to int64 [..., C], filled up with -1.
+
+        C is the most that any of them has, at least 1. Children come in the order of their tokens.
+        """
+        offsets, keys = self.child_offsets[level], self.keys[level]
+        parents = nodes.clamp(min=0)
+        counts = torch.where(nodes >= 0, offsets[parents + 1] - offsets[parents], 0).unsqueeze(-1)
+        order = torch.arange(max(1, int(counts.max())), device=keys.device)
+        children = torch.where(order < counts, offsets[parents].unsqueeze(-1) + order, -1)
+        if self.closed:
+            closed, searches = self.closed[level], torch.arange(len(nodes), device=keys.device)
+            numbers = searches.view(-1, *[1] * (children.dim() - 1)) * len(keys) + children
+            children = children.masked_fill(torch.isin(numbers, closed), -1)
+        return children
+
+    def tokens(self, nodes: Tensor, level: int) -> Tensor:
+        """Return the token that leads to each node: int64 [...] at depth level + 1; 0 for -1, no node."""
+        return torch.where(nodes >= 0, self.keys[level][nodes] % self.vocab_size, 0)
 
     def without(self, rows: Tensor) -> "PrefixTrie":
         """Return the trie as each of B searches sees it that must not end at some sequences.
 
         `rows`, int64 [B, E], are those of the trie that search b must not find, each once, filled up with -1. A node is
         closed to a search when every sequence below it is banned; what is open leads somewhere. The new trie shares
-        this one's tensors; its `allowed` takes nodes [B, M], M beams of each of the B searches.
+        this one's tensors; its `children` takes nodes [B, M], M beams of each of the B searches.
         """
         restricted = copy.copy(self)
-        restricted.barred = []
+        restricted.closed = []
         search, column = torch.nonzero(rows >= 0, as_tuple=True)
-        leaf_of_row = torch.empty_like(self.rows)
-        leaf_of_row[self.rows] = torch.arange(len(self.rows), device=rows.device)
-        node, leaves = leaf_of_row[rows[search, column]], torch.ones_like(self.rows)
+        node = self.leaf_of_row[rows[search, column]]
         for level in reversed(range(self.depth)):
-            keys = self.keys[level]
-            banned, counts = torch.unique(search * len(keys) + node, return_counts=True)
-            closed = banned[counts == leaves[banned % len(keys)]]
-            restricted.barred.insert(0, (closed // len(keys), keys[closed % len(keys)]))
-            parent = keys // self.vocab_size
-            num_parents = len(self.child_offsets[level]) - 1
-            leaves = torch.zeros(num_parents, dtype=torch.int64, device=rows.device).scatter_add_(0, parent, leaves)
-            node = parent[node]
+            num_nodes = len(self.keys[level])
+            banned, counts = torch.unique(search * num_nodes + node, return_counts=True)
+            restricted.closed.insert(0, banned[counts == self.leaves[level][banned % num_nodes]])
+            node = self.keys[level][node] // self.vocab_size
         return restricted

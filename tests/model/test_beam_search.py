@@ -185,6 +185,14 @@ def test_banned_items_are_not_found_and_leave_room_for_others(recommender: Recom
     assert_best(wide, wide_scores, catalogue, expected)
 
 
+def test_a_search_that_may_find_nothing_ends_with_padding(recommender: Recommender, batch: RaggedBatch):
+    trie = PrefixTrie(items(recommender, 4), recommender.architecture.vocab_size)
+    banned = torch.arange(4).repeat(len(batch[0]), 1)
+    found, scores = recommender.generate(batch[0], batch[2], 5, 3, trie, banned)
+    assert found.tolist() == torch.zeros(len(banned), 3, NUM_LEVELS).tolist()
+    assert (scores == float("-inf")).all()
+
+
 def test_running_the_whole_network_for_every_step_finds_the_same(recommender: Recommender, batch: RaggedBatch):
     """The search that a network has without a decoder of its own."""
     input_ids, _, lengths = batch

@@ -27,22 +27,24 @@ def test_find_against_a_dictionary(seed: int):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_step_and_allowed_against_brute_force(seed: int):
+def test_step_and_children_against_brute_force(seed: int):
     sequences = random_sequences(seed)
     trie = PrefixTrie(sequences, VOCAB_SIZE)
     rows = [tuple(sequence) for sequence in sequences.tolist()]
     nodes = {(): 0}
     for level in range(3):
-        numbers = torch.tensor(list(nodes.values()))
-        allowed = trie.allowed(numbers, level)
-        assert allowed.dtype == torch.bool
+        children = trie.children(torch.tensor(list(nodes.values())), level)
+        tokens = trie.tokens(children, level)
         following = {}
         for index, (prefix, node) in enumerate(nodes.items()):
-            expected = {row[level] for row in rows if row[:level] == prefix}
-            assert set(allowed[index].nonzero().flatten().tolist()) == expected
+            expected = sorted({row[level] for row in rows if row[:level] == prefix})
+            assert tokens[index, : len(expected)].tolist() == expected
+            assert (children[index, len(expected) :] == -1).all()
             steps = trie.step(torch.full((VOCAB_SIZE,), node), torch.arange(VOCAB_SIZE), level).tolist()
-            assert {token for token, child in enumerate(steps) if child >= 0} == expected
+            assert [token for token, child in enumerate(steps) if child >= 0] == expected
+            assert [steps[token] for token in expected] == children[index, : len(expected)].tolist()
             following |= {(*prefix, token): steps[token] for token in expected}
+        assert children.shape[1] == (children >= 0).sum(1).max()
         assert sorted(following.values()) == list(range(len(following)))  # every prefix has a node of its own
         nodes = following
     assert [trie.rows[nodes[row]].item() for row in rows] == list(range(len(rows)))
@@ -52,10 +54,10 @@ def test_no_node_leads_nowhere():
     trie = PrefixTrie(torch.tensor([[0, 0], [0, 1], [6, 6]]), VOCAB_SIZE)
     nobody = torch.tensor([-1, 0, -1])
     assert trie.step(nobody, torch.tensor([0, 6, 6]), 0).tolist() == [-1, 1, -1]
-    allowed = trie.allowed(nobody, 0)
-    assert allowed[1].tolist() == [True, False, False, False, False, False, True]
-    assert not allowed[[0, 2]].any()
-    assert trie.allowed(torch.tensor([[1], [0]]), 1).shape == (2, 1, VOCAB_SIZE)
+    assert trie.children(nobody, 0).tolist() == [[-1, -1], [0, 1], [-1, -1]]
+    assert trie.children(torch.tensor([[-1], [-1]]), 1).tolist() == [[[-1]], [[-1]]]
+    assert trie.children(torch.tensor([[1], [0]]), 1).tolist() == [[[2, -1]], [[0, 1]]]
+    assert trie.tokens(torch.tensor([[2, -1], [0, 1]]), 1).tolist() == [[6, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,16 +74,17 @@ def test_without_closes_exactly_the_prefixes_of_banned_sequences(seed: int):
         for level in range(3):
             beams = torch.full((3, len(nodes)), -1)
             beams[search] = torch.tensor(list(nodes.values()))
-            allowed = restricted.allowed(beams, level)
-            assert not allowed[[other for other in range(3) if other != search]].any()
+            children = restricted.children(beams, level)
+            assert (children[[other for other in range(3) if other != search]] == -1).all()
             following = {}
             for index, (prefix, node) in enumerate(nodes.items()):
-                expected = {row[level] for row in kept if row[:level] == prefix}
-                assert set(allowed[search, index].nonzero().flatten().tolist()) == expected
-                for token in expected:
-                    following[(*prefix, token)] = trie.step(torch.tensor(node), torch.tensor(token), level).item()
+                found = children[search, index][children[search, index] >= 0]
+                expected = sorted({row[level] for row in kept if row[:level] == prefix})
+                assert trie.tokens(found, level).tolist() == expected
+                assert trie.step(torch.tensor(node), torch.tensor(expected), level).tolist() == found.tolist()
+                following |= {(*prefix, token): node for token, node in zip(expected, found.tolist(), strict=True)}
             nodes = following
-    assert trie.barred == []
+    assert trie.closed == []
 
 
 def test_tokens_outside_the_vocabulary_are_not_found():
