@@ -125,7 +125,7 @@ class EvaluateConfig:
 
 def short_name(path: Path) -> str:
     """Return what a model's result files are called after: its folder and the one around it."""
-    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "/")][-2:])
+    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "snapshots", "/")][-2:])
 
 
 def check_names(paths: list[Path]) -> None:
