@@ -12,6 +12,7 @@ import torch
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
 from data.token_table import Group, TokenTable, Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.run import Run, resolve_winner, run_around
+from inference.model_card import CARD_FILE, model_card
 from model.recommender import Recommender, find_model_folder, load_recommender
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json, write_text
@@ -174,10 +175,13 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
 
     It holds config.json and model.safetensors (plain transformers reads them), items.jsonl (the token table: item,
     semantic ID, popularity and text in item id order), mtgrec.json (tokenizer, vocabulary layout, training settings,
-    metrics) and sha256.json (checksums).
+    metrics), sha256.json (checksums of these), and README.md, the model's card. A card may be edited, so it has no
+    checksum, and the card of a folder that has one goes along with its model.
     """
     path = resolve_winner(path)
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
+    written = weights / CARD_FILE
+    card = written.read_text(encoding="utf-8") if written.is_file() else model_card(model, run_around(path))
     layout = ("level_offsets", "base_user_token", "eos_token")
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
     with atomic_folder(output) as temporary:
@@ -194,4 +198,5 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
         }
         write_json(temporary / ABOUT_FILE, about)
         write_checksums(temporary, sorted(temporary.iterdir()))
+        write_text(temporary / CARD_FILE, card)
     return model
