@@ -1,7 +1,6 @@
 """The README.md of a model folder: what model hubs show, and read from the YAML at its top.
 
-There is no pipeline_tag: hubs have none for recommending. The licence is its owner's to name, so the YAML has a comment
-in its place, which is as good as none to whoever parses it.
+There is no pipeline_tag: hubs have none for recommending.
 """
 
 import json
@@ -9,26 +8,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader
-
 from data.token_table import QUALITY_FILE, TRAINING_FILE
 from evaluation.compare import bootstrap_over_users
 from evaluation.metrics import metric_titles
 from evaluation.run import Run
-from utils.files import read_json, write_text
+from utils.cards import CARD_FILE, render_card
+from utils.files import read_json
 from utils.hub import NAME, PREFIX
 
 if TYPE_CHECKING:
     from inference.model_folder import TrainedModel
 
-CARD_FILE = "README.md"
-TEMPLATE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-).get_template("model_card.md")
 TAGS = ("recommender-system", "sequential-recommendation", "generative-recommendation", "semantic-ids")
 # Settings that are shown, beside those of the network; mtgrec.json has all.
 SHOWN = (
@@ -51,8 +41,9 @@ def model_card(model: "TrainedModel", run: Run | None) -> str:
     titles = metric_titles(list(test))
     if test:
         metadata["model-index"] = [{"name": name, "results": [_test_result(settings["dataset"], test, titles)]}]
-    return TEMPLATE.render(
-        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
+    return render_card(
+        Path(__file__).with_suffix(".md"),
+        metadata,
         name=name,
         settings=settings,
         shown={flag: settings[flag] for flag in SHOWN if flag in settings},
@@ -73,7 +64,7 @@ def model_card(model: "TrainedModel", run: Run | None) -> str:
 def name_on_hub(folder: Path, name: str) -> None:
     """Let the card of a model folder say hf:<name> in what it shows how to load."""
     card = folder / CARD_FILE
-    write_text(card, re.sub(PREFIX + NAME, PREFIX + name, card.read_text(encoding="utf-8")))
+    card.write_bytes(re.sub((PREFIX + NAME).encode(), (PREFIX + name).encode(), card.read_bytes()))
 
 
 def _test_result(dataset: str, test: dict[str, float], titles: dict[str, str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
 from data.token_table import Group, TokenTable, Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.run import Run, resolve_winner, run_around
-from inference.model_card import CARD_FILE, model_card
+from inference.model_card import model_card
 from model.recommender import Recommender, find_model_folder, load_recommender
+from utils.cards import CARD_FILE
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json, write_text
 from utils.locks import LOCK_FILE, FileLock
@@ -180,12 +181,10 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
     """
     path = resolve_winner(path)
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
-    written = weights / CARD_FILE
-    card = written.read_text(encoding="utf-8") if written.is_file() else model_card(model, run_around(path))
     layout = ("level_offsets", "base_user_token", "eos_token")
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
     with atomic_folder(output) as temporary:
-        for name in ("config.json", "generation_config.json", "model.safetensors"):
+        for name in (CARD_FILE, "config.json", "generation_config.json", "model.safetensors"):
             if (weights / name).is_file():
                 shutil.copyfile(weights / name, temporary / name)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in model.catalogue.rows()]
@@ -197,6 +196,8 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
             "metrics": model.metrics,
         }
         write_json(temporary / ABOUT_FILE, about)
-        write_checksums(temporary, sorted(temporary.iterdir()))
-        write_text(temporary / CARD_FILE, card)
+        card = temporary / CARD_FILE
+        write_checksums(temporary, sorted({*temporary.iterdir()} - {card}))
+        if not card.is_file():
+            write_text(card, model_card(model, run_around(path)))
     return model
