@@ -1,11 +1,10 @@
 """Folders pushed to a hub and loaded from it, which is a small server here (tests/hub_server.py)."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import Hub, use_hub
 from huggingface_hub import constants
 from tiny_runs import assert_same_weights
 
@@ -17,25 +16,6 @@ from training.config import FinetuneConfig
 from training.setup import resolve_config
 from utils.errors import InputError
 from utils.hub import local_folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Run a hub, and be ann there, with a cache of her own."""
-    with running_hub() as server:
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        use(server, tmp_path / "cache", monkeypatch)
-        yield server
-
-
-def use(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_CACHE do, which are read when huggingface_hub is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.fixture
@@ -71,7 +51,7 @@ def test_a_new_repository_is_private_unless_everybody_is_to_see_it(
     export.main([f"--run={joint_run}", "--push_to_hub=ann/open", "--private=false"])
     assert hub.private == {"ann/shop"}
     monkeypatch.delenv("HF_TOKEN")
-    use(hub, tmp_path / "cache_of_bob", monkeypatch)
+    use_hub(hub, tmp_path / "cache_of_bob", monkeypatch)
     assert local_folder("hf:ann/open").is_dir()
     with pytest.raises(InputError, match=r"^hf:ann/shop: the hub has no such repository that you may read \(401\)"):
         local_folder("hf:ann/shop")
