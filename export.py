@@ -26,7 +26,8 @@ class ExportConfig:
     """Settings of the export."""
 
     run: str = ""
-    """Run folder, a checkpoint in it, or a <name>.winner.json; the tokenizer is the run's best on validation."""
+    """Run folder, a checkpoint in it, a <name>.winner.json, an exported folder, or hf:user/name; the tokenizer is the
+    run's best on validation."""
     output: str = ""
     """Folder to write; needed unless push_to_hub is given."""
     data_dir: str | None = None

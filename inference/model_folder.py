@@ -117,7 +117,7 @@ class TrainedModel:
 
 
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
-    """Read a model from a run folder, one of its checkpoints, an exported model folder, or a <name>.winner.json.
+    """Read a model from a run or one of its checkpoints, an exported folder, a <name>.winner.json, or hf:user/name.
 
     A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
     dataset; `data_dir` is the folder of dataset folders, by default where the run had it. Raises InputError where the

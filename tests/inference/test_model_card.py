@@ -64,7 +64,7 @@ def test_the_card_says_what_is_known(full_run: Path, tmp_path: Path):
     popularity = sum(json.loads(line)["popularity"] for line in (tmp_path / "out" / "items.jsonl").open())
     for line in (
         "| items | 20 |",
-        f"| interactions before everybody's last two, from which it could learn | {popularity} |",
+        f"| interactions before everybody's last two | {popularity} |",
         "| users in the test | 4 |",
         "A semantic ID has 4 levels, with 8, 8, 8, 8 codes. The last level only tells apart items",
         "- Made of the items' texts: encoder `tfidf`, tokenizer of kind `rqvae`, epoch 2 of its training.",
@@ -80,6 +80,29 @@ def test_the_card_says_what_is_known(full_run: Path, tmp_path: Path):
     ):
         assert line in text.splitlines(), line
     assert "nan" not in text
+
+
+def test_the_card_tells_one_training_from_another(full_run: Path, dataset: Path, tmp_path: Path):
+    quality = {"codebook_sizes": [8, 8, 8], "tokenizers": {"2": QUALITY | {"collision_rate": 0.0, "largest_group": 1}}}
+    (dataset / "rqvae" / "quality.json").write_text(json.dumps(quality))
+    settings = yaml.safe_load((full_run / "config.yaml").read_text())
+
+    def card(**others: object) -> list[str]:
+        (full_run / "config.yaml").write_text(yaml.safe_dump(settings | others))
+        return card_of(full_run, tmp_path / "out").splitlines()
+
+    assert "- No two items share all other codes." in card()
+    pretraining = {"epoch_per_stage": [1, 1], "tau": 3.0}
+    assert "Pre-trained with 2 tokenizers (`tau` 3.0), and not fine-tuned." in card(**pretraining)
+    alike = card(**pretraining, curriculum="uniform", train_user_ratio=0.25)
+    assert "Pre-trained with 2 tokenizers (all drawn equally often), and not fine-tuned." in alike
+    assert "| users that it learnt from | 25.0% |" in alike
+    shutil.copytree(full_run, full_run.parent / "first")
+    text = card(pretrained_model=str(full_run.parent / "first" / "model"))
+    assert "Pre-trained with 2 tokenizers (all drawn equally often), then fine-tuned." in text
+    assert "Fine-tuned from another model. How that one was trained is not recorded here." in card(
+        pretrained_model="gone"
+    )
 
 
 def test_the_card_says_what_is_not_known(full_run: Path, dataset: Path, tmp_path: Path):
