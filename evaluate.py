@@ -50,7 +50,7 @@ class EvaluateConfig:
     """Settings of an evaluation; exactly one of model, ensemble and compare says what is done."""
 
     model: str | list[str] | None = None
-    """Run folder, checkpoint in one, exported model folder, or <name>.winner.json; or a list of them."""
+    """Run folder, checkpoint in one, exported model folder, <name>.winner.json or hf:user/name; or a list of them."""
     ensemble: list[str] = field(default_factory=list)
     """Result files per user of the same users, to be joined into one ranking."""
     compare: list[str] = field(default_factory=list)
@@ -125,7 +125,7 @@ class EvaluateConfig:
 
 def short_name(path: Path) -> str:
     """Return what a model's result files are called after: its folder and the one around it."""
-    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "/")][-2:])
+    return "_".join([part for part in path.parts if part not in ("checkpoints", "model", "snapshots", "/")][-2:])
 
 
 def check_names(paths: list[Path]) -> None:

@@ -43,8 +43,8 @@ class RecommendConfig:
     """Settings of recommending; exactly one of users, history, users_file and all_users says for whom."""
 
     model: str = ""
-    """Run folder (its tokenizer that is best on validation), a checkpoint in one, a folder made by export.py, or the
-    <name>.winner.json of finetune.sh."""
+    """Run folder (its tokenizer that is best on validation), a checkpoint in one, a folder made by export.py, the
+    <name>.winner.json of finetune.sh, or hf:user/name on a model hub."""
     users: str = ""
     """Users of the dataset, separated by commas."""
     history: str = ""

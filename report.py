@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
+from evaluation.metrics import metric_titles
 from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
 from reporting.curves import curriculum_section, training_section
 from reporting.headline import headline_section, popularity_row
 from reporting.page import write_page
-from reporting.report_data import ReportData, metric_titles
+from reporting.report_data import ReportData
 from reporting.settings import settings_section
 from reporting.tokenizers import tokenizer_section
 from reporting.users import users_section

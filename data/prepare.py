@@ -8,13 +8,15 @@
 Files: .jsonl, .ndjson, .json (an object a line, or a list), .csv, .tsv (each also .gz) and .parquet; a path is a name,
 never a pattern. Amazon's editions (--source=amazon2023, the raw files and the official rating_only ones; amazon2018;
 amazon2014) know their columns. Times are seconds to nanoseconds, or dates (UTC unless they have an offset), mixed as
-they may be. Writes <data_dir>/<dataset>/: all_item_seqs.json, metadata.sentence.json, id_mapping.json, and stats.json
-with what was dropped and why. Users and items are numbered by name; a user's items stand in time order, those of the
-same time by item name: neither the order of the rows nor the number of threads matters.
+they may be. Writes <data_dir>/<dataset>/: all_item_seqs.json, metadata.sentence.json, id_mapping.json, stats.json with
+what was dropped and why, and README.md, which says so to people and to model hubs. Users and items are numbered by
+name; a user's items stand in time order, those of the same time by item name: neither the order of the rows nor the
+number of threads matters.
 """
 
 import json
 import math
+import shutil
 import sys
 import tempfile
 import time
@@ -27,19 +29,20 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from data.dataset_card import STATS_FILE, dataset_card, has_own_card
 from data.interactions import PADDING, making
 from data.raw import PAPER, SOURCES, Columns, sentence
 from data.readers import TIME_FORMS, RawFile, files_of, name_of, stripped, with_instant
+from utils.cards import CARD_FILE
 from utils.claims import claim
 from utils.config import parse_config
 from utils.errors import InputError
-from utils.files import atomic_folder, read_json, sha256_of, write_json
+from utils.files import atomic_folder, read_json, sha256_of, write_json, write_text
 from utils.runtime import run_command
 from utils.text_table import text_table
 
-STATS_FILE = "stats.json"
 NO_VALUES = ("null", "none", "nan", "<na>", "na", "n/a", "nil", "undefined")  # as programs write it in lower case
-FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE}
+FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE, CARD_FILE}
 
 
 @dataclass
@@ -348,7 +351,7 @@ def is_there(config: PrepareConfig, origin: dict) -> bool:
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --dataset")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= {CARD_FILE}:
         return False
     try:
         same = {"items_item_col": ""} | read_json(folder / STATS_FILE, "settings") == origin
@@ -403,6 +406,11 @@ def _prepare(config: PrepareConfig, origin: dict, work: Path) -> dict:
             dataset = steps.write(temporary, texts)
             stats = {"dataset": dataset, "rows": rows, "dropped": steps.dropped, "settings": origin}
             write_json(temporary / STATS_FILE, stats)
+            if has_own_card(config.folder):
+                shutil.copyfile(config.folder / CARD_FILE, temporary / CARD_FILE)
+                steps.say(f"{config.folder / CARD_FILE}: yours, so it stays as it is")
+            else:
+                write_text(temporary / CARD_FILE, dataset_card(stats))
         steps.say(f"{config.folder}: written")
     return stats
 

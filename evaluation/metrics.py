@@ -41,3 +41,9 @@ def per_user(name: str, ranks: np.ndarray) -> np.ndarray:
 def mean_metrics(ranks: np.ndarray, names: list[str]) -> dict[str, float]:
     """Return {metric name: mean over users}."""
     return {name: float(per_user(name, ranks).mean()) for name in names}
+
+
+def metric_titles(names: list[str]) -> dict[str, str]:
+    """Return {metric: title}, recall before NDCG, small cut-offs first: {"recall@5": "Recall@5", ...}."""
+    ordered = sorted(names, key=lambda name: (parse_metric(name)[0] != "recall", parse_metric(name)[1]))
+    return {name: name.replace("recall", "Recall").replace("ndcg", "NDCG") for name in ordered}

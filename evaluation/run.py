@@ -12,6 +12,7 @@ from data.token_table import group_labels
 from evaluation.results import Results, read_results
 from utils.errors import InputError
 from utils.files import read_json
+from utils.hub import local_folder
 
 RESULTS_FILE = "results.json"
 SETTINGS_FILE = "config.yaml"
@@ -138,8 +139,11 @@ class Run:
 
 
 def resolve_winner(path: Path | str) -> Path:
-    """Return the folder of a <name>.winner.json's run, which lies beside it; the path itself if it is no such file."""
-    path = Path(path)
+    """Return the folder of a <name>.winner.json's run, which lies beside it; the path itself if it is no such file.
+
+    hf:user/name, which every command takes as well, is downloaded first (`local_folder`).
+    """
+    path = local_folder(path)
     return path.parent / Path(str(read_json(path, "winner", "run"))).name if path.name.endswith(WINNER_SUFFIX) else path
 
 

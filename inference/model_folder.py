@@ -13,7 +13,9 @@ import torch
 from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
 from data.token_table import Group, TokenTable, Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.run import Run, resolve_winner, run_around
+from inference.model_card import model_card
 from model.recommender import Recommender, find_model_folder, load_recommender
+from utils.cards import CARD_FILE
 from utils.errors import InputError
 from utils.files import atomic_folder, read_json, remove_leftovers, write_checksums, write_json, write_text
 from utils.locks import LOCK_FILE, FileLock
@@ -117,7 +119,7 @@ class TrainedModel:
 
 
 def load_trained_model(path: Path | str, data_dir: str | None = None) -> TrainedModel:
-    """Read a model from a run folder, one of its checkpoints, an exported model folder, or a <name>.winner.json.
+    """Read a model from a run or one of its checkpoints, an exported folder, a <name>.winner.json, or hf:user/name.
 
     A run with several tokenizers is read with the one that is best on validation. Only an exported folder needs no
     dataset; `data_dir` is the folder of dataset folders, by default where the run had it. Raises InputError where the
@@ -176,14 +178,15 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
 
     It holds config.json and model.safetensors (plain transformers reads them), items.jsonl (the token table: item,
     semantic ID, popularity and text in item id order), mtgrec.json (tokenizer, vocabulary layout, training settings,
-    metrics) and sha256.json (checksums).
+    metrics), sha256.json (checksums of these), and README.md, the model's card. A card may be edited, so it has no
+    checksum, and the card of a folder that has one goes along with its model.
     """
     path = resolve_winner(path)
     weights, model = find_model_folder(path), load_trained_model(path, data_dir)
     layout = ("level_offsets", "base_user_token", "eos_token")
     vocabulary, group = model.catalogue.table.vocabulary, model.catalogue.table.groups[0]
     with atomic_folder(output) as temporary:
-        for name in ("config.json", "generation_config.json", "model.safetensors"):
+        for name in (CARD_FILE, "config.json", "generation_config.json", "model.safetensors"):
             if (weights / name).is_file():
                 shutil.copyfile(weights / name, temporary / name)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in model.catalogue.rows()]
@@ -195,5 +198,8 @@ def export_model(path: Path | str, output: Path, data_dir: str | None = None) ->
             "metrics": model.metrics,
         }
         write_json(temporary / ABOUT_FILE, about)
-        write_checksums(temporary, sorted(temporary.iterdir()))
+        card = temporary / CARD_FILE
+        write_checksums(temporary, sorted({*temporary.iterdir()} - {card}))
+        if not card.is_file():
+            write_text(card, model_card(model, run_around(path)))
     return model

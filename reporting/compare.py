@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from evaluation.compare import Interval, bootstrap_over_users, paired_differences
+from evaluation.metrics import metric_titles
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import PIECES, Section, section, write_page
 from reporting.pictures import COLOURS, by_epoch, draw_lines, draw_rows, picture, short, without_middle, words
-from reporting.report_data import metric_titles
 from utils.errors import InputError
 from utils.text_table import text_table
 

@@ -4,10 +4,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
+from evaluation.metrics import metric_titles
 from evaluation.run import Run
 from reporting.page import Section, section
 from reporting.pictures import COLOURS, Line, Marks, Picture, by_epoch, draw_lines, draw_marks, picture, words
-from reporting.report_data import ReportData, metric_titles
+from reporting.report_data import ReportData
 from training.curriculum import stage_ends
 
 PHASES = {"training": "epoch", "influence": "influence", "validation": "valid", "test": "test"}

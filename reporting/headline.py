@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 
 from data.interactions import Interactions
 from evaluation.compare import Interval, bootstrap_over_users
-from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
+from evaluation.metrics import mean_metrics, metric_titles, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
 from evaluation.run import WINNER_SUFFIX, Run, resolve_winner, winning_row
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
-from reporting.report_data import PAPER, ReportData, metric_titles
+from reporting.report_data import PAPER, ReportData
 from utils.files import read_json
 
 BASELINE = "One tokenizer, no pre-training"

@@ -9,16 +9,9 @@ import yaml
 
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
 from data.token_table import Group, Vocabulary, level_sizes, load_token_table
-from evaluation.metrics import parse_metric
 from evaluation.run import Run
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
-
-
-def metric_titles(names: list[str]) -> dict[str, str]:
-    """Return {metric: title}, recall before NDCG, small cut-offs first: {"recall@5": "Recall@5", ...}."""
-    ordered = sorted(names, key=lambda name: (parse_metric(name)[0] != "recall", parse_metric(name)[1]))
-    return {name: name.replace("recall", "Recall").replace("ndcg", "NDCG") for name in ordered}
 
 
 @dataclass(frozen=True)

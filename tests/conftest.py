@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from hub_server import TOKEN, Hub, running_hub, use_hub
 from safetensors.torch import load_file
 from tiny_dataset import make_dataset
 from tiny_runs import make_untrained_run
@@ -93,3 +95,12 @@ def recommender() -> Recommender:
 @pytest.fixture
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run a model hub, and be ann there, with a cache of her own."""
+    with running_hub() as server:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        use_hub(server, tmp_path / "cache", monkeypatch)
+        yield server

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
-from tiny_runs import ROOT, read_lines, read_results
+from tiny_runs import ROOT, project_beside, read_lines, read_results
 
 import recommend
 from data.interactions import load_interactions
@@ -32,14 +32,6 @@ PRETRAINING, FINETUNING = "bash pretrain.sh", "bash finetune.sh $BATCHES"
 def blocks() -> list[str]:
     """Return the tutorial's commands, block by block."""
     return re.findall(r"```bash\n(.*?)```", TUTORIAL, re.DOTALL)
-
-
-def project_beside(folder: Path) -> Path:
-    """Return a folder with the project's files as links, so that what the commands write does not land in it."""
-    for path in ROOT.iterdir():
-        if path.name not in ("datasets", "ckpt") and not path.name.startswith("."):
-            (folder / path.name).symlink_to(path)
-    return folder
 
 
 def run(block: str, folder: Path, **environment: str) -> CompletedProcess:

@@ -90,6 +90,14 @@ def make_untrained_run(dataset: Path, folder: Path) -> Path:
     return folder
 
 
+def project_beside(folder: Path) -> Path:
+    """Return a folder with the project's files as links, so that what the commands write does not land in it."""
+    for path in ROOT.iterdir():
+        if path.name not in ("datasets", "ckpt") and not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
 def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run a shell script of the project from `folder`, with the settings in `environment` only."""
     ours = (

@@ -25,6 +25,7 @@ from training.data import Dataset
 from utils.config import expand_epochs, parse_config
 from utils.errors import InputError
 from utils.files import write_json
+from utils.hub import local_folder
 from utils.runtime import run_command
 from utils.text_table import text_table
 
@@ -163,7 +164,7 @@ def starting_points(checkpoints: list[int], config: PlanConfig) -> tuple[dict[st
     if pretrained == "none":
         note("no pre-trained model: training from scratch")
         return {"scratch": ""}, {}
-    path = Path(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
+    path = local_folder(pretrained) if pretrained else newest_pretraining(Path(config.ckpt_dir) / config.dataset)
     if not path.exists():
         raise InputError(f"the pre-trained model {path} does not exist; PRETRAINED=none trains from scratch")
     run = run_around(path)

@@ -65,7 +65,7 @@ class TrainingConfig:
     checkpoint_minutes: float = 10.0
     """Minutes between two saved states for --resume; 0 saves after every step."""
     pretrained_model: str = ""
-    """Model to start from: a run folder, a model folder, or a reference-code .pth file. Empty: from scratch."""
+    """Run folder, model folder, hf:user/name or reference-code .pth file to start from. Empty: from scratch."""
     allow_other_identifiers: bool = False
     """Start from pretrained_model although it was trained with other semantic IDs: its tokens then mean other items."""
     rand_seed: int = 2024

@@ -21,6 +21,7 @@ from training.trainer import Trainer
 from utils.config import expand_epochs
 from utils.errors import InputError
 from utils.files import write_json
+from utils.hub import local_folder
 from utils.runtime import describe_environment, join_processes, seed_everything
 from utils.snapshots import newest_snapshot, read_snapshot, read_values
 
@@ -44,6 +45,7 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
     prefix = prefixes[0] if len(prefixes) == 1 else prefixes
     config = replace(config, token_prefix=prefix, sem_id_epochs=numbered or None, num_tokenizers=None)
     if config.pretrained_model:
+        config = replace(config, pretrained_model=str(local_folder(config.pretrained_model)))
         config = _take_architecture(config, given)
     return config, Dataset(folder, groups, vocabulary_of(config))
 
