@@ -20,19 +20,16 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
 
-CONNECTIONS = 512  # open at a time; more get 503
-END_SECONDS = 8  # that requests have to finish when the server ends
-
 
 def bound(host: str, port: int) -> socket.socket:
     """Return a socket that holds the address; raise InputError where it cannot be had."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        bound.bind((host, port))
+        listener.bind((host, port))
     except OSError as error:
         raise InputError(f"cannot listen at {host} port {port}: {error}; choose another --port or --host") from None
-    return bound
+    return listener
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,28 +37,20 @@ def main(argv: list[str] | None = None) -> None:
     config, _ = parse_config(ServeConfig, argv, "serve.py", __doc__)
     if missing := [name for name in ("fastapi", "uvicorn") if not find_spec(name)]:
         raise InputError(f"serving needs {' and '.join(missing)}; bash serve.sh installs requirements-serve.txt")
-    import uvicorn
 
-    from serving.app import make_app
+    from serving.app import CONNECTIONS, make_server
     from serving.served import load_served
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     listener = bound(config.host, config.port)
     served = load_served(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(config, served),
-            **{"loop": "asyncio", "http": "h11", "ws": "none", "log_level": "warning", "access_log": False},
-            **{"proxy_headers": False, "server_header": False},  # who asks is who connects
-            limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=END_SECONDS,
-        )
-    )
+    server = make_server(config, served)
     for number in (signal.SIGTERM, signal.SIGINT):  # before uvicorn listens for them, and when it sends them on
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     host, port = listener.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    listener.listen(CONNECTIONS)  # what is printed is true from here on
     print(f"{served.about['name']}, {served.about['items']:,} items: the page is at {where}", flush=True)
     server.run(sockets=[listener])
 

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -32,8 +33,10 @@ PAGE_POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 FROM_ELSEWHERE = {"forwarded", "x-forwarded-for", "x-real-ip", "via", "origin"}  # headers of proxies and web pages
+CONNECTIONS = 512  # open at a time; more get 503
+END_SECONDS = 8  # that requests have to finish when the server ends
 
-Name = Annotated[str, BeforeValidator(name_of, json_schema_input_type=str | float), Field(min_length=1, max_length=500)]
+Name = Annotated[str, Field(min_length=1, max_length=500), BeforeValidator(name_of, json_schema_input_type=str | float)]
 Limit = Annotated[int, Query(ge=1, le=100, description="How many are listed.")]
 Words = Annotated[str, Query(max_length=200)]
 
@@ -156,6 +159,19 @@ def make_app(config: ServeConfig, served: Served) -> FastAPI:
     return app
 
 
+def make_server(config: ServeConfig, served: Served) -> uvicorn.Server:
+    """Make the server of the application; `run` takes the sockets to listen at."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(config, served),
+            **{"loop": "asyncio", "http": "h11", "ws": "none", "log_level": "error", "access_log": False},
+            **{"proxy_headers": False, "server_header": False},  # who asks is who connects
+            **{"limit_concurrency": CONNECTIONS, "backlog": CONNECTIONS},
+            timeout_graceful_shutdown=END_SECONDS,
+        )
+    )
+
+
 def add_errors(app: FastAPI) -> None:
     """Answer every refusal with one sentence in `detail`."""
 
@@ -249,7 +265,7 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
         try:
             app.state.served = load_served(config)
         except Exception as error:  # a broken folder may raise anything
-            logging.getLogger("uvicorn.error").warning("reload failed", exc_info=not isinstance(error, InputError))
+            logging.getLogger("uvicorn.error").error("reload failed", exc_info=not isinstance(error, InputError))
             raise HTTPException(409, whole_characters(f"the old model stays in place: {error}")) from None
         finally:
             reloading.release()
@@ -259,7 +275,7 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
 def may_reload(request: Request, token: str) -> bool:
     """Return whether a request has the token, or, where there is none, comes straight from this machine."""
     if token:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return hmac.compare_digest(given.encode(), token.encode())
+        given = request.headers.get("authorization", "")
+        return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
     local = request.client is not None and ip_address(request.client.host).is_loopback
     return local and not FROM_ELSEWHERE & set(request.headers)

@@ -62,6 +62,8 @@ class ServeConfig:
                 found.append(f"{name}={value} must be at least {lowest}")
         if self.port > 65535:
             found.append(f"port={self.port} must be at most 65535")
+        if not (self.token.isascii() and self.token.isprintable()):
+            found.append("token must be of ASCII characters, which a header can carry")
         if self.max_histories > self.max_queue:
             found.append(f"max_queue={self.max_queue} has no room for a request of max_histories={self.max_histories}")
         return found
