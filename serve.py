@@ -8,6 +8,7 @@ Histories that come together are computed together. It listens at 127.0.0.1 unle
 finishes what was accepted. docs/serving.md has all of it.
 """
 
+import os
 import signal
 import socket
 from importlib.util import find_spec
@@ -57,3 +58,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     run_command(main)
+    os._exit(0)  # all is answered, and Python takes seconds to take torch apart

@@ -1,6 +1,8 @@
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import pytest
 
@@ -35,6 +37,19 @@ def compute() -> Recorder:
     return Recorder()
 
 
+@pytest.fixture
+def batcher_of(compute: Recorder) -> Iterator[Callable[..., Batcher]]:
+    """Return what makes a batcher of max_wait, max_batch and max_queue; all are closed in the end."""
+    with ExitStack() as stack:
+
+        def make(*limits: float, function: Callable = compute) -> Batcher:
+            batcher = Batcher(function, *limits)
+            stack.callback(batcher.close, SECONDS)
+            return batcher
+
+        yield make
+
+
 def hold(compute: Recorder, batcher: Batcher) -> list[Future]:
     """Have the thread busy with one job until compute.go_on is set."""
     compute.go_on.clear()
@@ -43,8 +58,8 @@ def hold(compute: Recorder, batcher: Batcher) -> list[Future]:
     return futures
 
 
-def test_what_waits_is_computed_together_oldest_first_by_key(compute: Recorder):
-    batcher = Batcher(compute, 0, 3, 100)
+def test_what_waits_is_computed_together_oldest_first_by_key(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(0, 3, 100)
     first = hold(compute, batcher)
     futures = [
         batcher.submit(key, payloads) for key, payloads in (("a", [1, 2]), ("b", [3]), ("a", [4, 5]), ("b", [6]))
@@ -56,8 +71,8 @@ def test_what_waits_is_computed_together_oldest_first_by_key(compute: Recorder):
     assert compute.batches == [("first", [0]), ("a", [1, 2, 4]), ("b", [3, 6]), ("a", [5])]
 
 
-def test_a_job_waits_for_others_but_not_longer_than_said(compute: Recorder):
-    batcher = Batcher(compute, 0.2, 2, 100)
+def test_a_job_waits_for_others_but_not_longer_than_said(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(0.2, 2, 100)
     started = time.monotonic()
     assert results(batcher.submit("a", [1])) == ["a1"]
     assert 0.2 <= time.monotonic() - started < SECONDS
@@ -68,8 +83,8 @@ def test_a_job_waits_for_others_but_not_longer_than_said(compute: Recorder):
     assert compute.batches == [("a", [1]), ("a", [1, 2])]
 
 
-def test_a_full_queue_takes_all_or_nothing(compute: Recorder):
-    batcher = Batcher(compute, 0, 8, 3)
+def test_a_full_queue_takes_all_or_nothing(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(0, 8, 3)
     hold(compute, batcher)
     two = batcher.submit("a", [1, 2])
     with pytest.raises(QueueFull):
@@ -79,8 +94,8 @@ def test_a_full_queue_takes_all_or_nothing(compute: Recorder):
     assert results(two + three) == ["a1", "a2", "a5"]
 
 
-def test_an_error_goes_to_its_batch_alone(compute: Recorder):
-    batcher = Batcher(compute, 0, 8, 100)
+def test_an_error_goes_to_its_batch_alone(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(0, 8, 100)
     hold(compute, batcher)
     wrong, right = batcher.submit("a", ["wrong", 1]), batcher.submit("b", [2])
     compute.go_on.set()
@@ -90,13 +105,13 @@ def test_an_error_goes_to_its_batch_alone(compute: Recorder):
     assert results(right) == ["b2"]
 
 
-def test_a_wrong_number_of_results_is_an_error():
+def test_a_wrong_number_of_results_is_an_error(batcher_of: Callable[..., Batcher]):
     with pytest.raises(ValueError, match="zip"):
-        Batcher(lambda key, payloads: [], 0, 8, 8).submit("a", [1])[0].result(SECONDS)
+        batcher_of(0, 8, 8, function=lambda key, payloads: []).submit("a", [1])[0].result(SECONDS)
 
 
-def test_what_nobody_waits_for_is_not_computed(compute: Recorder):
-    batcher = Batcher(compute, 0, 8, 100)
+def test_what_nobody_waits_for_is_not_computed(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(0, 8, 100)
     hold(compute, batcher)
     gone, alone, there = batcher.submit("a", [1, 2]), batcher.submit("b", [3]), batcher.submit("a", [4])
     assert all(future.cancel() for future in (gone[0], *alone))
@@ -106,8 +121,8 @@ def test_what_nobody_waits_for_is_not_computed(compute: Recorder):
     assert compute.batches[1:] == [("a", [2, 4])]
 
 
-def test_a_closed_queue_computes_what_waits_and_takes_no_more(compute: Recorder):
-    batcher = Batcher(compute, 30, 8, 100)
+def test_a_closed_queue_computes_what_waits_and_takes_no_more(compute: Recorder, batcher_of: Callable[..., Batcher]):
+    batcher = batcher_of(30, 8, 100)
     futures = batcher.submit("a", [1, 2])
     batcher.close(SECONDS)
     assert [future.result(0) for future in futures] == ["a1", "a2"]
