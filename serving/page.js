@@ -107,10 +107,10 @@ function row(item, number, shared, button) {
 }
 
 function render() {
-  const shared = sharedPrefixes();
+  const shared = sharedPrefixes(), focused = focusedRow();
   byId("history").replaceChildren(...history.map((item, index) => {
     const remove = make("button", { type: "button", ariaLabel: `Remove ${item.text}` }, "✕");
-    remove.onclick = () => { history.splice(index, 1); changed(); focusRow("history", index, "query"); };
+    remove.onclick = () => { history.splice(index, 1); changed(); };
     return row(item, index + 1, shared, remove);
   }));
   byId("recommended").replaceChildren(...shown.map((item, index) => {
@@ -121,13 +121,20 @@ function render() {
   byId("count").textContent = history.length ? `${history.length}, newest last` : "";
   byId("empty").hidden = history.length > 0;
   byId("clear").hidden = history.length === 0;
+  if (focused) focusRow(...focused);
   drawTree(shared);
 }
 
-// Keep the keyboard where it was when the focused row went: the row that took its place, the last one, or elsewhere.
-function focusRow(list, index, otherwise) {
+// The list and the place of the row whose button has the keyboard, if one has.
+function focusedRow() {
+  const rows = ["history", "recommended"].map((list) => [list, [...byId(list).querySelectorAll("button")].indexOf(document.activeElement)]);
+  return rows.find(([, index]) => index >= 0);
+}
+
+// Give the keyboard to that row; where it went to the one that took its place, the last one, or the search.
+function focusRow(list, index) {
   const buttons = byId(list).querySelectorAll("button");
-  (buttons[Math.min(index, buttons.length - 1)] || byId(otherwise)).focus();
+  (buttons[Math.min(index, buttons.length - 1)] || byId("query")).focus();
 }
 
 async function changed() {
@@ -136,14 +143,12 @@ async function changed() {
   const { signal } = asked = new AbortController();
   await attempt(async () => {
     const wanted = { items: history.map((item) => item.item), k: Number(byId("k").value), exclude_seen: !byId("seen").checked };
-    const focused = [...byId("recommended").querySelectorAll("button")].indexOf(document.activeElement);
     const { results: [answer], model } = await ask("recommend", wanted, signal);
     if (weights && model !== weights) return say("The model was replaced. Load the page again.", true);
     shown = answer.items;
     render();
-    if (focused >= 0) focusRow("recommended", focused, "query");
     const what = answer.source === "model" ? `for ${history.length} item${history.length > 1 ? "s" : ""}` : "by popularity";
-    say([`${shown.length} recommendations ${what}.`, ...answer.notes.map((note) => `${note}.`)].join(" "));
+    say([`${shown.length} recommendations ${what}.`, ...answer.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`)].join(" "));
   });
 }
 

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample.main([f"--data_dir={folder / 'datasets'}", "--num_users=100", "--num_items=80"])
     dataset, items = folder / "datasets" / "Sample", np.arange(80)
     codes = np.column_stack([items // 16, items % 8, np.zeros(80, dtype=int), items % 16 // 8 + 1])
-    names = load_interactions(dataset).item_names[1:]
+    names = sorted(load_interactions(dataset).item_names[1:])
     for epoch in (1, 2):
         write_sem_ids(dataset / "rqvae" / f"toy_8,8,8,8_{epoch}.sem_ids", names, codes)
     return make_untrained_run(dataset, folder / "runs" / "Sample" / "random")

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.serving_load import ask
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+POPULAR = "10 recommendations by popularity. The history is empty, so the most popular items are recommended."
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 
@@ -34,11 +35,12 @@ def page(browser: "playwright.Browser", port: int, request: pytest.FixtureReques
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda asked: wrong.append(asked.url) if f"127.0.0.1:{port}" not in asked.url else None)
     page.goto(f"http://127.0.0.1:{port}/")
-    said(page, "10 recommendations by popularity. the history is empty, so the most popular items are recommended.")
+    said(page, POPULAR)
     yield page
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     context.close()
-    assert wrong == []
+    refused = "Failed to load resource: the server responded with a status of 422"  # which the page says as well
+    assert [text for text in wrong if not text.startswith(refused)] == []
 
 
 def said(page: "playwright.Page", text: str) -> None:
@@ -97,6 +99,7 @@ def test_the_keyboard_does_all_of_it(page: "playwright.Page", port: int):
     said(page, "10 recommendations for 1 item.")
     playwright.expect(remove.nth(0)).to_be_focused()
     keys.press("Enter")
+    said(page, POPULAR)
     playwright.expect(query).to_be_focused()
     first = listed(page, "Recommended, best first")[0]
     page.get_by_role("list", name="Recommended, best first").get_by_role("button").first.focus()
@@ -140,5 +143,5 @@ def test_shared_prefixes_show_in_the_lists_and_in_the_tree(page: "playwright.Pag
     first = sum(int(name[1:]) <= 16 for name in shown)  # of sixteen items, I0001..I0016, the first code is 0
     assert f"0: {first} of 16" in boxes
     assert "0 0 0: 2 of 2" in boxes
-    assert sum(box.count(" ") == 5 for box in boxes) == len(shown)  # a box of four codes for each item
+    assert sum(box.count(" ") == 6 for box in boxes) == len(shown)  # a box of four codes for each item
     assert "recommended items begin with" in page.locator("#summary").inner_text()
