@@ -35,7 +35,7 @@ def model_card(model: "TrainedModel", run: Run | None) -> str:
     catalogue, settings = model.catalogue, model.settings
     name = run.folder.name if run else settings.get("run_name") or settings["dataset"]
     finished = run if run and run.is_finished and model.metrics else None  # and so its results are these weights'
-    popular = catalogue.most_popular()[:2]
+    popular = catalogue.most_popular[:2]
     metadata = {"library_name": "mtgrec", "tags": [*TAGS, model.recommender.architecture.network]}
     test = model.metrics.get("test", {})
     titles = metric_titles(list(test))

@@ -58,7 +58,8 @@ def find_requests(
             rows = [(user, None) for user in (everybody if all_users else names_in(users, set(everybody)))]
             if not rows:
                 raise InputError(f"--users={users} names no user")
-        of_dataset = iter(requests_of_users([user for user, items in rows if items is None], interactions, catalogue))
+        of_dataset_users = [user for user, items in rows if items is None]
+        of_dataset = iter(DatasetUsers(interactions, catalogue).requests(of_dataset_users))
     found = [next(of_dataset) if items is None else Request(user, 0, *catalogue.known(items)) for user, items in rows]
     lost = [request for request in found if request.unknown and not len(request.history)]
     if lost and not all_users:
@@ -110,22 +111,29 @@ def unknown_items_notes(requests: list[Request], catalogue: Catalogue) -> list[s
     return notes
 
 
-def requests_of_users(users: Sequence[str], interactions: Interactions, catalogue: Catalogue) -> list[Request]:
-    """Return the users' whole item sequences as histories; raise InputError where a user does not exist."""
-    row_of = {user: row for row, user in enumerate(interactions.user_names)}
-    strangers = [user for user in users if user not in row_of]
-    if strangers:
-        named = [f"{user!r}{near_matches(user, row_of)}" for user in strangers[:NAMED]]
-        raise InputError(f"{len(strangers)} users are not in the dataset: {', '.join(named)}")
-    to_catalogue = np.asarray([0, *(catalogue.ids.get(name, 0) for name in interactions.item_names[1:])])
-    requests = []
-    for user in users:
-        start, end = interactions.offsets[row_of[user] :][:2]
-        items = interactions.items[start:end]
-        history = to_catalogue[items]
-        unknown = [interactions.item_names[item] for item in items[history == 0]]
-        requests.append(Request(user, int(interactions.user_ids[row_of[user]]), history[history > 0], unknown))
-    return requests
+class DatasetUsers:
+    """The users of a dataset, whose whole item sequences are histories."""
+
+    def __init__(self, interactions: Interactions, catalogue: Catalogue):
+        self.interactions = interactions
+        self.row_of = {user: row for row, user in enumerate(interactions.user_names)}
+        known = (catalogue.ids.get(name, 0) for name in interactions.item_names[1:])
+        self.to_catalogue = np.asarray([0, *known])  # int64 [N + 1], 0 where the catalogue lacks the dataset's item
+
+    def requests(self, users: Sequence[str]) -> list[Request]:
+        """Return the users' histories; raise InputError where a user does not exist."""
+        strangers = [user for user in users if user not in self.row_of]
+        if strangers:
+            named = [f"{user!r}{near_matches(user, self.row_of)}" for user in strangers[:NAMED]]
+            raise InputError(f"{len(strangers)} users are not in the dataset: {', '.join(named)}")
+        requests, interactions = [], self.interactions
+        for user in users:
+            row = self.row_of[user]
+            items = interactions.items[slice(*interactions.offsets[row : row + 2])]
+            history = self.to_catalogue[items]
+            unknown = [interactions.item_names[item] for item in items[history == 0]]
+            requests.append(Request(user, int(interactions.user_ids[row]), history[history > 0], unknown))
+        return requests
 
 
 def read_users_file(file: Path) -> list[tuple[str, list[str] | None]]:

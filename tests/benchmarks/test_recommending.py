@@ -11,7 +11,10 @@ def test_every_cell_is_measured(tmp_path: Path, capsys):
     flags = ["--items=[50]", "--layers=[1]", "--beams=[2,12]", "--threads=[1]", "--histories=3", "--calls=2"]
     recommending.main([*flags, f"--output={tmp_path}/out.json"])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [(row["items"], row["layers"], row["beams"], row["threads"]) for row in rows] == [(50, 1, 2, 1), (50, 1, 12, 1)]
+    assert [(row["items"], row["layers"], row["beams"], row["threads"]) for row in rows] == [
+        (50, 1, 2, 1),
+        (50, 1, 12, 1),
+    ]
     assert all(0 < row["one_ms"] <= row["one_p95_ms"] and row["together_users_per_s"] > 0 for row in rows)
     assert [line.split()[:4] for line in capsys.readouterr().out.splitlines()[1:]] == [
         ["50", "1", "+", "1"],
