@@ -3,8 +3,8 @@
 Every room imports this before anything else, since two things are set for the whole process (benchmarks/README.md has
 the figures; both leave every number as it is):
 
-OpenMP reads how long its threads spin while they wait when torch is loaded. By itself libgomp takes 300,000 turns, 7 ms:
-on a machine that is not idle each wait then keeps a core from what is waited for, and steps become several times
+OpenMP reads how long its threads spin while they wait when torch is loaded. By itself libgomp takes 300,000 turns,
+7 ms: on a machine that is not idle each wait then keeps a core from what is waited for, and steps become several times
 slower. 10,000 turns are 0.2 ms. What is set already stays.
 
 glibc gives the memory of large tensors back to the system as soon as they are freed, and the next one of the same size
