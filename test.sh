@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests: bash test.sh [arguments of pytest], for example bash test.sh -k beam
+# Run the tests, one process per core: bash test.sh
 #
+#   bash test.sh -k beam      with arguments, which are pytest's, in one process
 #   bash test.sh --faults     kill and resume runs at many more moments than the ordinary tests do (docs/reliability.md)
 #
 # Uses the active virtual environment, or makes .venv, and installs requirements-dev.txt into it if need be.
@@ -13,4 +14,5 @@ if [ "${1:-}" = --faults ]; then
   export FAULTS=long
   set -- tests/faults tests/test_fuzz.py "$@"
 fi
+if [ $# = 0 ]; then set -- --numprocesses=logical --dist=loadfile; fi
 exec "$VIRTUAL_ENV/bin/python" -m pytest "$@"

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "training": {"training", "evaluation", "model", "data", "utils"},
     "inference": {"inference", "evaluation", "model", "data", "utils"},
     "reporting": {"reporting", "evaluation", "training", "tokenizer", "data", "utils"},
-    "benchmarks": {"benchmarks", "tokenizer", "training", "evaluation", "model", "data", "utils"},
+    "benchmarks": {"benchmarks", "tokenizer", "training", "inference", "evaluation", "model", "data", "utils"},
     "experiments": {"experiments", "evaluation", "tokenizer", "data", "utils"},
 }
 
