@@ -45,7 +45,7 @@ def push(folder: Path, name: str, private: bool) -> str:
 @contextmanager
 def _in_one_sentence(name: str, right: str) -> Iterator[None]:
     """Raise InputError for whatever keeps the hub from letting this user read or write `name`."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 
     try:
         yield
@@ -53,7 +53,7 @@ def _in_one_sentence(name: str, right: str) -> Iterator[None]:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, RevisionNotFoundError):
             problem = "the hub has it, but not this revision; name a branch, a tag or a commit behind the @"
-        elif status in (401, 403, 404) or isinstance(error, LocalTokenNotFoundError):
+        elif status in (401, 403, 404):
             problem = f"the hub has no such repository that you may {right} ({status}); {LOG_IN.format(right)}"
         elif status:
             problem = f"the hub answers {status}; try again later"
