@@ -40,7 +40,7 @@ class ServeConfig:
     max_items: int = 1000
     """Items in a history that a request brings."""
     max_k: int = 100
-    """Items that may be asked for, and that a search lists."""
+    """Items that may be asked for."""
     max_beams: int = 100
     """Beams of a search."""
     max_body_bytes: int = 1_000_000

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
+from benchmarks.serving_fuzz import FuzzConfig
+from benchmarks.serving_load import LoadConfig
 from data.prepare import PrepareConfig
 from data.recbole import RecBoleConfig
 from data.sample import SampleConfig
@@ -20,6 +22,7 @@ from experiments.study import load_study
 from export import ExportConfig
 from recommend import RecommendConfig
 from report import ReportConfig, with_lists
+from serving.config import ServeConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import ExportConfig as IdentifiersConfig
 from training.config import FinetuneConfig, PretrainConfig
@@ -36,6 +39,10 @@ COMMANDS = SCRIPTS | {
     "recommend.py": RecommendConfig,
     "evaluate.py": EvaluateConfig,
     "export.py": ExportConfig,
+    "serve.py": ServeConfig,
+    "serve.sh": ServeConfig,
+    "-m benchmarks.serving_load": LoadConfig,
+    "-m benchmarks.serving_fuzz": FuzzConfig,
     "-m data.prepare": PrepareConfig,
     "-m data.sample": SampleConfig,
     "-m data.recbole": RecBoleConfig,

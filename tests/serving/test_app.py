@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,10 +183,9 @@ def held(served: Served, monkeypatch: pytest.MonkeyPatch) -> Held:
 
 def wait_for(client: TestClient, waiting: int) -> None:
     """Wait until so many histories are in the queue."""
-    for _ in range(1000):
-        if client.get("/health").json() == {"status": "ok", "waiting": waiting}:
-            return
-    raise AssertionError(client.get("/health").json())
+    deadline = time.monotonic() + SECONDS
+    while client.get("/health").json() != {"status": "ok", "waiting": waiting}:
+        assert time.monotonic() < deadline
 
 
 def test_requests_that_come_together_are_computed_together(client: TestClient, held: Held, served: Served):
