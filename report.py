@@ -29,6 +29,8 @@ from utils.text_table import text_table
 
 SECTIONS = (headline_section, training_section, curriculum_section, tokenizer_section, users_section, settings_section)
 
+BASELINE_SECTIONS = (headline_section, training_section, users_section, settings_section)
+
 
 @dataclass
 class ReportConfig:
@@ -107,16 +109,11 @@ def recommendations(data: ReportData, count: int) -> str:
 def write_report(data: ReportData, file: Path) -> None:
     """Write the HTML report on a run, and its pictures beside it."""
     run = data.run
-    sections, epochs = SECTIONS, run.events.get("epoch")
-    if run.method:
-        what = f"a baseline: {run.method}"
-        sections = (headline_section, *([training_section] if epochs else []), users_section, settings_section)
-    else:
-        kind = (
-            "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
-        )
-        what = f"{kind} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
-    write_page(file, run.folder.name, f"{run.settings['dataset']}, {what}", [section(data) for section in sections])
+    begun_with = run.settings.get("pretrained_model")
+    kind = "pre-training" if run.is_pretraining else "fine-tuning" if begun_with else "training"
+    what = run.method or f"{kind} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
+    sections = [section(data) for section in (BASELINE_SECTIONS if run.method else SECTIONS)]
+    write_page(file, run.folder.name, f"{run.settings['dataset']}, {what}", sections)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -86,7 +86,7 @@ def _concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def training_part(interactions: Interactions, users: np.ndarray | None = None) -> Interactions:
-    """Return every user's x_1..x_{m-2}: what training may look at. Where given, `users`, bool [U], have the only ones."""
+    """Return x_1..x_{m-2} of every user, or of `users`, bool [U], alone: what training may look at."""
     lengths = np.maximum(np.diff(interactions.offsets) - 2, 0)
     lengths = lengths if users is None else lengths * users
     items = interactions.items[_concatenated_ranges(interactions.offsets[:-1], lengths)]

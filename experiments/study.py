@@ -14,8 +14,8 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
     ensemble            combine the candidates' recommendations instead of picking one
-    baseline            flags of baseline.py, its method among them, instead of all this; it takes over which users the
-                        recommender is trained and validated on
+    method              a method of baseline.py instead of all this, on the users that the recommender is trained on
+    flags               further flags of baseline.py
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from utils.errors import InputError
 
 SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
-    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "baseline"),
+    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "method", "flags"),
 )
 
 USERS = ("train_user_ratio", "val_users")  # flags that say which users are trained and validated on
@@ -118,7 +118,7 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     settings = study.get("settings") or {"": {}}
     for (variant, changes), (setting, further) in product(study["variants"].items(), settings.items()):
         options = override(override(base, changes or {}, file), further or {}, file)
-        if options.get("baseline") and setting:
+        if options.get("method") and setting:
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
     edges = tuple(study.get("popularity_edges", ()))
@@ -140,11 +140,11 @@ def override(options: dict, changes: dict, file: Path) -> dict:
 def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     """Return the jobs of a cell; the first is the one fixed beforehand."""
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
-    if baseline := options.get("baseline"):
-        if baseline["method"] == "popular":  # the same for all seeds and shares of users
-            return (Job.of("baseline", **data, **baseline),)
+    if method := options.get("method"):
         users = {name: value for name, value in options["recommender"].items() if name in USERS}
-        return (Job.of("baseline", **{**data, **users, **baseline, "rand_seed": seed}),)
+        # the most popular items are the same for all seeds, and those of all users
+        drawn = {} if method == "popular" else {"rand_seed": seed, **users}
+        return (Job.of("baseline", **data, method=method, **drawn, **options.get("flags", {})),)
 
     of_tokenizer = options["tokenizer"].items()
     encoder = {name: value for name, value in of_tokenizer if name.startswith("sent_emb_") and name != "sent_emb_pca"}

@@ -47,9 +47,8 @@ def training_section(data: ReportData) -> Section:
         rates = {"learning rate": step_curve(run, "learning_rate")}
         found.append(picture(*words("learning_rate"), draw_lines, rates, marks=marks, ylim=(0, None), legend=0))
         found.append(picture(*words("gradient_norm"), draw_gradient_norm, run, marks))
-    return section(
-        "Training", [[*found, picture(*words("time"), draw_times, phase_seconds(run), height=2.2, legend=2)]]
-    )
+    found.append(picture(*words("time"), draw_times, phase_seconds(run), height=2.2, legend=2))
+    return section("Training", [found])
 
 
 def draw_loss(axes: Axes, run: Run, marks: Marks) -> None:
