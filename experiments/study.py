@@ -92,6 +92,7 @@ class Study:
     baseline: str  # variant that gains are relative to, at the same setting or, if it has none, at its only one
     cells: tuple[Cell, ...]  # every row and seed
     popularity_edges: tuple[int, ...] = ()  # by their target's training interactions, test users are also cut at these
+    identifiers: bool = False  # whether the semantic IDs' collisions and codes in use are shown
 
     def jobs(self) -> list[Job]:
         """Return every job once, each after those that it needs."""
@@ -110,7 +111,7 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
     if budget not in budgets:
         raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
-    keys = ("title", "baseline", "variants", "settings", "popularity_edges")
+    keys = ("title", "baseline", "variants", "settings", "popularity_edges", "identifiers")
     if set(study) - {*keys, *budgets} or "variants" not in study:
         raise InputError(f"{file}: expected {', '.join(keys)} or budgets, got {sorted(study)}")
     base = override(budgets[budget], study.get(budget) or {}, file)
@@ -122,7 +123,14 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
     edges = tuple(study.get("popularity_edges", ()))
-    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), edges)
+    return Study(
+        file.stem,
+        study.get("title", ""),
+        study.get("baseline", ""),
+        tuple(cells),
+        edges,
+        study.get("identifiers", False),
+    )
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:
