@@ -48,7 +48,7 @@ class Job:
     needs: tuple["Job", ...] = ()  # the jobs whose files it reads
 
     @classmethod
-    def of(cls, kind: str, needs: tuple["Job", ...] = (), **settings: Any) -> "Job":
+    def of(cls, kind: str, needs: tuple["Job", ...] = (), /, **settings: Any) -> "Job":
         return cls(kind, json.dumps(settings, sort_keys=True), needs)
 
     @cached_property
@@ -122,15 +122,8 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
         if options.get("method") and setting:
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
-    edges = tuple(study.get("popularity_edges", ()))
-    return Study(
-        file.stem,
-        study.get("title", ""),
-        study.get("baseline", ""),
-        tuple(cells),
-        edges,
-        study.get("identifiers", False),
-    )
+    shown = tuple(study.get("popularity_edges", ())), study.get("identifiers", False)
+    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), *shown)
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:

@@ -150,9 +150,9 @@ def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
 
 
 def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[Line]:
-    """Return the collisions and the codes in use of each row's semantic IDs, and its recall@10 with and without them.
+    """Return the collisions and codes in use of each row's semantic IDs, and recall@10 of all and of targets without any.
 
-    Without: among the test users whose target shares its codes with no other item. Rows without a tokenizer are left out.
+    A target without collisions shares its codes with no other item. Rows without a tokenizer are left out.
     """
     interactions, lines = _interactions(study), []
     targets = interactions.items[split_positions(interactions.offsets, "test")]
