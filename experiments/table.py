@@ -150,7 +150,7 @@ def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
 
 
 def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[Line]:
-    """Return the collisions and codes in use of each row's semantic IDs, and recall@10 of all and of targets without any.
+    """Return each row's collisions and codes in use, and recall@10 for all targets and for those without collisions.
 
     A target without collisions shares its codes with no other item. Rows without a tokenizer are left out.
     """
