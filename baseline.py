@@ -16,15 +16,12 @@ import numpy as np
 from baselines.config import BaselineConfig
 from baselines.data import Baseline, Data, load_data
 from baselines.methods import METHODS
-from baselines.sasrec import SASRec
 from evaluation.results import Results
 from evaluation.run import ENVIRONMENT_FILE, RESULTS_FILE, results_folder_of
 from training.run_folder import RunFolder
 from utils.config import parse_config
-from utils.files import atomic_path, write_json
+from utils.files import write_json
 from utils.runtime import choose_device, describe_environment, peak_memory_mb, run_command, seed_everything
-
-EMBEDDINGS_FILE = "item_embeddings.npy"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,9 +43,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{data.interactions.num_items:,} items, {len(data.training.items):,} training interactions, on {device}"
         )
         method = METHODS[config.method].learn(config, data, run)
-        if isinstance(method, SASRec):
-            with atomic_path(path / EMBEDDINGS_FILE) as temporary, open(temporary, "wb") as file:
-                np.save(file, method.item_embeddings())
+        method.save(path)
         write_results(config, data, method, run)
     finally:
         run.unlock()

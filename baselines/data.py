@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +47,9 @@ class Baseline(ABC):
         """Return {metric name: mean over users}."""
         items, _ = self.recommend(positions, max(parse_metric(name)[1] for name in names))
         return mean_metrics(target_ranks(items, interactions.items[positions]), names)
+
+    def save(self, folder: Path) -> None:  # noqa: B027  (most have nothing)
+        """Write into the run's folder what others may use of the method."""
 
 
 class Scorer(Baseline):

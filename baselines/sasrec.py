@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from baselines.data import Data, Scorer, sequences
 from data.batching import Stream, random_stream
 from data.interactions import Interactions
 from training.run_folder import RunFolder
+from utils.files import atomic_path
 from utils.runtime import choose_device
 
+EMBEDDINGS_FILE = "item_embeddings.npy"
 SORTED_BATCHES = 16  # users of so many batches are sorted by length, so that batches hold little padding
 
 
@@ -132,6 +135,7 @@ class SASRec(Scorer):
         hidden = self.network(sequences(self.interactions.items, positions, lengths, self.device))
         return self.network.logits(hidden[torch.arange(len(hidden)), lengths - 1])
 
-    def item_embeddings(self) -> np.ndarray:
-        """Return float32 [N, D], row i = item id i + 1."""
-        return self.network.items.weight[1:].detach().cpu().numpy()
+    def save(self, folder: Path) -> None:
+        """Write the item embeddings, item_embeddings.npy, float32 [N, D], row i = item id i + 1."""
+        with atomic_path(folder / EMBEDDINGS_FILE) as temporary, open(temporary, "wb") as file:
+            np.save(file, self.network.items.weight[1:].detach().cpu().numpy())

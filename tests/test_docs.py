@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
+from baselines.config import BaselineConfig
 from data.prepare import PrepareConfig
 from data.recbole import RecBoleConfig
 from data.sample import SampleConfig
@@ -35,6 +36,7 @@ COMMANDS = SCRIPTS | {
     "report.py": ReportConfig,
     "recommend.py": RecommendConfig,
     "evaluate.py": EvaluateConfig,
+    "baseline.py": BaselineConfig,
     "export.py": ExportConfig,
     "-m data.prepare": PrepareConfig,
     "-m data.sample": SampleConfig,

@@ -50,8 +50,14 @@ def test_scores_are_those_after_the_last_items(config, data: Data):
     for row, history in enumerate(([1, 1, 2, 3], [1, 2, 4, 9], [2, 5, 7, 8, 2], [3])):
         hidden = method.network(torch.tensor([history]))[0, -1]
         assert torch.allclose(scores[row], method.network.logits(hidden), atol=1e-6)
-    assert method.item_embeddings().shape == (20, 8)
-    assert np.array_equal(method.item_embeddings()[6], method.network.items.weight[7].detach().numpy())
+
+
+def test_item_embeddings_stand_by_item_id(config, data: Data, tmp_path):
+    method = SASRec(small(config), data.interactions, CPU)
+    method.save(tmp_path)
+    saved = np.load(tmp_path / "item_embeddings.npy")
+    assert (saved.shape, saved.dtype) == ((20, 8), np.float32)
+    assert np.array_equal(saved[6], method.network.items.weight[7].detach().numpy())
 
 
 def test_every_user_is_trained_on_once_an_epoch_in_an_order_that_the_seed_decides(config, data: Data):
