@@ -30,7 +30,7 @@ from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differenc
 from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict
 from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins, write_results
-from evaluation.run import resolve_winner
+from evaluation.run import Run, resolve_winner, run_around
 from inference.model_folder import read_settings
 from model.recommender import Recommender, load_recommender
 from utils.config import Epochs, expand_epochs, parse_config
@@ -50,7 +50,8 @@ class EvaluateConfig:
     """Settings of an evaluation; exactly one of model, ensemble and compare says what is done."""
 
     model: str | list[str] | None = None
-    """Run folder, checkpoint in one, exported model folder, <name>.winner.json or hf:user/name; or a list of them."""
+    """Run folder, checkpoint in one, exported model folder, <name>.winner.json or hf:user/name; or a list of them. Of a
+    baseline's run the recommendations of its test are judged."""
     ensemble: list[str] = field(default_factory=list)
     """Result files per user of the same users, to be joined into one ranking."""
     compare: list[str] = field(default_factory=list)
@@ -187,6 +188,21 @@ def evaluate_model(
             }
 
 
+def evaluate_baseline(run: Run, config: EvaluateConfig) -> dict[str, Any]:
+    """Return what came out of the recommendations that a baseline's run has left of its test."""
+    if config.split != "test":
+        raise InputError(f"{run.folder} is a baseline, whose recommendations are those of the test: --split=test")
+    interactions = load_interactions(
+        dataset_folder(config.data_dir or run.settings["data_dir"], run.settings["dataset"])
+    )
+    positions = split_positions(interactions.offsets, config.split)
+    (results,) = read_comparable([run.user_results_file], config.cutoff)
+    return {
+        **{"model": str(run.folder), "method": run.method, "split": config.split, "file": str(run.user_results_file)},
+        **{"users": len(positions), **summary(results, interactions, positions, config)},
+    }
+
+
 def summary(
     results: Results, interactions: Interactions, positions: np.ndarray, config: EvaluateConfig
 ) -> dict[str, Any]:
@@ -226,10 +242,14 @@ def metrics_table(title: str, rows: dict[str, dict], names: list[str]) -> str:
 def as_text(row: dict, config: EvaluateConfig) -> str:
     """Return one evaluation for the terminal."""
     k, names, everybody = config.cutoff, config.metrics, {"users": row["users"], **row["metrics"]}
+    how, speed = row.get("method"), ""
+    if not how:
+        how = f"tokenizer {row['epoch'] or 'best'} of {row['prefix']}  {row['num_beams']} beams"
+        how += ", real items only" if row["constrained"] else ""
+        speed = f"{row['users_per_second']:,.0f} users/s, "
     return "\n".join([
-        f"{row['model']}  tokenizer {row['epoch'] or 'best'} of {row['prefix']}  {row['num_beams']} beams"
-        f"{', real items only' if row['constrained'] else ''}",
-        f"{row['split']}: {row['users']:,} users, {row['users_per_second']:,.0f} users/s, "
+        f"{row['model']}  {how}",
+        f"{row['split']}: {row['users']:,} users, {speed}"
         f"coverage@{k} {row[f'coverage@{k}']:.1%}, invalid@{k} {row[f'invalid@{k}']:.2%}",
         metrics_table("target's training interactions", row["by_popularity"], names),
         metrics_table("items of history", row["by_history_length"], names),
@@ -284,7 +304,12 @@ def main(argv: list[str] | None = None) -> None:
         paths = [resolve_winner(path) for path in as_list(config.model)]
         check_names(paths)
         for path in paths:
-            for row in evaluate_model(path, config, processes, device):
+            run = run_around(path)
+            if run and run.method:
+                rows = [evaluate_baseline(run, config)] if processes.is_main_process else []
+            else:
+                rows = evaluate_model(path, config, processes, device)
+            for row in rows:
                 print(as_text(row, config))
                 outcome.append(row)
     elif processes.is_main_process:

@@ -14,7 +14,7 @@ from glob import glob
 from pathlib import Path
 
 from evaluation.metrics import metric_titles
-from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
+from evaluation.run import RESULTS_FILE, baseline_runs, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
 from reporting.curves import curriculum_section, training_section
 from reporting.headline import headline_section, popularity_row
@@ -29,6 +29,8 @@ from utils.runtime import run_command
 from utils.text_table import text_table
 
 SECTIONS = (headline_section, training_section, curriculum_section, tokenizer_section, users_section, settings_section)
+
+BASELINE_SECTIONS = (headline_section, training_section, users_section, settings_section)
 
 
 @dataclass
@@ -108,9 +110,11 @@ def recommendations(data: ReportData, count: int) -> str:
 def write_report(data: ReportData, file: Path) -> None:
     """Write the HTML report on a run, and its pictures beside it."""
     run = data.run
-    kind = "pre-training" if run.is_pretraining else "fine-tuning" if run.settings["pretrained_model"] else "training"
-    subtitle = f"{run.settings['dataset']}, {kind} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
-    write_page(file, run.folder.name, subtitle, [section(data) for section in SECTIONS])
+    begun_with = run.settings.get("pretrained_model")
+    kind = "pre-training" if run.is_pretraining else "fine-tuning" if begun_with else "training"
+    what = run.method or f"{kind} with {len(run.labels)} tokenizer{'s' * (len(run.labels) > 1)}"
+    sections = [section(data) for section in (BASELINE_SECTIONS if run.method else SECTIONS)]
+    write_page(file, run.folder.name, f"{run.settings['dataset']}, {what}", sections)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -125,9 +129,11 @@ def main(argv: list[str] | None = None) -> None:
     data = ReportData(run, baseline)
     popular = popularity_row(data.interactions, list(run.tokenizer["test"]))
     rows = [(popular.name, popular.metrics)]
+    rows += [(other.method, other.tokenizer["test"]) for other in baseline_runs(run)]
     if baseline:
         rows.append(("One tokenizer, no pre-training", baseline.tokenizer["test"]))
-    rows.append((f"MTGRec ({run.folder.name})" if baseline else run.folder.name, run.tokenizer["test"]))
+    name = f"MTGRec ({run.folder.name})" if baseline and not run.method else run.folder.name
+    rows.append((name, run.tokenizer["test"]))
     print(f"{run.settings['dataset']}: {len(popular.values):,} test users\n")
     print(metrics_table(rows))
     has_users = run.user_results_file.is_file()

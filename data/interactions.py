@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -85,10 +85,17 @@ def _concatenated_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def training_interactions(interactions: Interactions) -> np.ndarray:
-    """Return the item ids of every user's x_1..x_{m-2}, int32: what training may look at."""
+def training_part(interactions: Interactions, users: np.ndarray | None = None) -> Interactions:
+    """Return x_1..x_{m-2} of every user, or of `users`, bool [U], alone: what training may look at."""
     lengths = np.maximum(np.diff(interactions.offsets) - 2, 0)
-    return interactions.items[_concatenated_ranges(interactions.offsets[:-1], lengths)]
+    lengths = lengths if users is None else lengths * users
+    items = interactions.items[_concatenated_ranges(interactions.offsets[:-1], lengths)]
+    return replace(interactions, items=items, offsets=np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def training_interactions(interactions: Interactions) -> np.ndarray:
+    """Return the item ids of every user's x_1..x_{m-2}, int32."""
+    return training_part(interactions).items
 
 
 def training_items(interactions: Interactions) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is recommended to each user: result files, ensembles of them, bins of users, the most-popular baseline."""
+"""What is recommended to each user: result files, ensembles of them, bins of users, the most popular items."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.batching import Tokenization
-from data.interactions import Interactions, split_positions, training_interactions
+from data.interactions import Interactions
 from evaluation.metrics import mean_metrics, per_user, target_ranks
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -162,14 +162,14 @@ def ensemble(results: list[Results]) -> Results:
     return joined
 
 
-def most_popular(interactions: Interactions, split: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a baseline's items [users of the split, k], the same for everyone, and the targets [users].
+def most_popular(training: Interactions, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of the k items that occur most often in a training part, int64 [k], and how often, int64 [k].
 
-    They occur most often in x_1..x_{m-2}; equally popular ones stand by item id, seen ones are not excluded.
+    Equally popular ones stand by item id.
     """
-    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)[1:]
-    targets = interactions.items[split_positions(interactions.offsets, split)]
-    return np.tile(np.argsort(-counts, kind="stable")[:k] + 1, (len(targets), 1)), targets
+    counts = np.bincount(training.items, minlength=training.num_items + 1)[1:]
+    best = np.argsort(-counts, kind="stable")[:k]
+    return best + 1, counts[best]
 
 
 def user_bins(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Reading runs: a run's folder, what it holds, and where it came from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ SETTINGS_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ENVIRONMENT_FILE = "environment.json"
 WINNER_SUFFIX = ".winner.json"
+# What baselines are called where people read them, by their setting `method`.
+BASELINES = {"popular": "Most popular items", "itemknn": "Item neighbours", "sasrec": "SASRec"}
 
 
 def results_folder_of(run: Path, results_dir: str | None) -> Path:
@@ -70,6 +73,11 @@ class Run:
     @property
     def is_pretraining(self) -> bool:
         return "epoch_per_stage" in self.settings
+
+    @property
+    def method(self) -> str | None:
+        """What a baseline is called, which has no semantic IDs; None of all other runs."""
+        return BASELINES.get(self.settings.get("method"))
 
     @property
     def dataset_folder(self) -> Path:
@@ -182,11 +190,21 @@ def single_tokenizer_run(run: Run) -> Run | None:
 
     def is_single(other: Run) -> bool:
         from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
-        return from_scratch and len(other.results["per_tokenizer"]) == 1
+        return from_scratch and not other.method and len(other.results["per_tokenizer"]) == 1
 
-    if is_single(run):
-        return None
+    return None if is_single(run) else _best_beside(run, is_single)
+
+
+def baseline_runs(run: Run) -> list[Run]:
+    """Return of each baseline but the most popular items the best run on validation beside `run`, not itself."""
+    methods = [name for name in BASELINES.values() if name not in (BASELINES["popular"], run.method)]
+    found = [_best_beside(run, lambda other, method=method: other.method == method) for method in methods]
+    return [other for other in found if other]
+
+
+def _best_beside(run: Run, fits: Callable[[Run], bool]) -> Run | None:
+    """Return the best on validation of the finished runs beside `run` that fit, if there is one."""
     metric = run.settings["val_metric"]
-    beside = finished_runs(run.folder.parent)
-    singles = [other for other in beside if is_single(other) and metric in other.tokenizer["valid"]]
-    return max(singles, key=lambda other: other.tokenizer["valid"][metric], default=None)
+    beside = [other for other in finished_runs(run.folder.parent) if fits(other)]
+    known = [other for other in beside if metric in other.tokenizer["valid"]]
+    return max(known, key=lambda other: other.tokenizer["valid"][metric], default=None)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.interactions import dataset_folder, load_interactions
 from data.token_table import QUALITY_FILE, TRAINING_FILE
-from evaluation.metrics import mean_metrics, target_ranks
-from evaluation.results import ensemble, most_popular, read_results
+from evaluation.metrics import mean_metrics
+from evaluation.results import ensemble, read_results
 from evaluation.run import RESULTS_FILE, Run
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
@@ -141,7 +140,7 @@ def _of_tokenizer(job: Job, ckpt_dir: Path) -> dict:
 
 
 def _of_training(job: Job, ckpt_dir: Path) -> dict:
-    """Metrics, the course of training, hashes of the semantic IDs and, after fine-tuning, every test user's rank.
+    """Metrics, the course of training, hashes of the semantic IDs and, but of pre-training, every test user's rank.
 
     The hashes tell which ones it trained with: a tokenizer trained again elsewhere has the same name and other ones.
     """
@@ -149,7 +148,7 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
     results = read_json(run / RESULTS_FILE)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     valid = [event for event in events if event["event"] == "valid"]
-    outcome = {name: results[name] for name in ("valid", "test", "best_epoch")} | {
+    outcome = {name: results[name] for name in ("valid", "test", "best_epoch") if name in results} | {
         "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
         "validation": {each["epoch"]: {k: round(v, 5) for k, v in each["mean"].items()} for each in valid},
         "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
@@ -163,7 +162,7 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
 
 
 def test_results(job: Job, ckpt_dir: Path) -> Path:
-    """Return the result file per user of a fine-tuning with one tokenizer; InputError if it is gone."""
+    """Return the result file per user of a fine-tuning with one tokenizer or a baseline; InputError if it is gone."""
     run = _run(job, ckpt_dir)
     for file in run.glob("test_results_*.json"):
         return file
@@ -174,13 +173,6 @@ def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
     """Join the candidates' recommendations; validation metrics are None, since nothing is chosen by them."""
     ranks = ensemble([read_results(test_results(need, ckpt_dir)) for need in job.needs]).ranks()
     return {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 0.0}
-
-
-def _of_most_popular(job: Job, ckpt_dir: Path) -> dict:
-    interactions = load_interactions(dataset_folder(job.flags["data_dir"], job.flags["dataset"]))
-    ranks = {split: target_ranks(*most_popular(interactions, split, TOP)) for split in ("valid", "test")}
-    metrics = {split: mean_metrics(ranks[split], METRICS) for split in ranks}
-    return metrics | {"ranks": pack_ranks(ranks["test"]), "seconds": 0.0}
 
 
 def hardware() -> str:
@@ -206,5 +198,5 @@ _OUTCOMES = {
     "pretrain": _of_training,
     "finetune": _of_training,
     "ensemble": _of_ensemble,
-    "most_popular": _of_most_popular,
+    "baseline": _of_training,
 }

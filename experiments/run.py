@@ -68,6 +68,9 @@ def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     flags = dict(job.flags)
     if job.kind == "tokenizer":
         flags |= {"ckpt_name": job.id}
+    elif job.kind == "baseline":
+        modules[job.kind] = [job.kind]
+        flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}
     elif job.kind in ("pretrain", "finetune"):
         modules[job.kind] = [job.kind]
         tokenizers = [need for need in job.needs if need.kind == "tokenizer"]

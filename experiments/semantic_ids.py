@@ -78,6 +78,11 @@ def _used(jobs: Iterable[Job]) -> dict[Job, set[int]]:
     return used
 
 
+def kept_codes(tokenizer: Job, results_dir: str | Path) -> dict[int, np.ndarray]:
+    """Return the semantic IDs of a tokenizer that results rest on: {epoch: uint [N, L]}, disambiguation last."""
+    return _kept(kept_file(tokenizer, results_dir))
+
+
 def _kept(file: Path) -> dict[int, np.ndarray]:
     if not file.exists():
         return {}

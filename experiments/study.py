@@ -14,7 +14,8 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
     ensemble            combine the candidates' recommendations instead of picking one
-    most_popular        no recommender at all: the most popular items
+    method              a method of baseline.py instead of all this, on the users that the recommender is trained on
+    flags               further flags of baseline.py
 """
 
 import hashlib
@@ -32,20 +33,22 @@ from utils.errors import InputError
 
 SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
-    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "most_popular"),
+    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "method", "flags"),
 )
+
+USERS = ("train_user_ratio", "val_users")  # flags that say which users are trained and validated on
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of the commands, named by everything that decides its outcome, so that studies share it."""
 
-    kind: str  # embed, tokenizer, pretrain, finetune, ensemble or most_popular
+    kind: str  # embed, tokenizer, pretrain, finetune, ensemble or baseline
     settings: str  # JSON of the flags, sorted by name, and of what else decides the outcome
     needs: tuple["Job", ...] = ()  # the jobs whose files it reads
 
     @classmethod
-    def of(cls, kind: str, needs: tuple["Job", ...] = (), **settings: Any) -> "Job":
+    def of(cls, kind: str, needs: tuple["Job", ...] = (), /, **settings: Any) -> "Job":
         return cls(kind, json.dumps(settings, sort_keys=True), needs)
 
     @cached_property
@@ -89,6 +92,7 @@ class Study:
     baseline: str  # variant that gains are relative to, at the same setting or, if it has none, at its only one
     cells: tuple[Cell, ...]  # every row and seed
     popularity_edges: tuple[int, ...] = ()  # by their target's training interactions, test users are also cut at these
+    identifiers: bool = False  # whether the semantic IDs' collisions and codes in use are shown
 
     def jobs(self) -> list[Job]:
         """Return every job once, each after those that it needs."""
@@ -107,7 +111,7 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
     if budget not in budgets:
         raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
-    keys = ("title", "baseline", "variants", "settings", "popularity_edges")
+    keys = ("title", "baseline", "variants", "settings", "popularity_edges", "identifiers")
     if set(study) - {*keys, *budgets} or "variants" not in study:
         raise InputError(f"{file}: expected {', '.join(keys)} or budgets, got {sorted(study)}")
     base = override(budgets[budget], study.get(budget) or {}, file)
@@ -115,11 +119,11 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     settings = study.get("settings") or {"": {}}
     for (variant, changes), (setting, further) in product(study["variants"].items(), settings.items()):
         options = override(override(base, changes or {}, file), further or {}, file)
-        if options.get("most_popular") and setting:
+        if options.get("method") and setting:
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
-    edges = tuple(study.get("popularity_edges", ()))
-    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), edges)
+    shown = tuple(study.get("popularity_edges", ())), study.get("identifiers", False)
+    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), *shown)
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:
@@ -137,8 +141,11 @@ def override(options: dict, changes: dict, file: Path) -> dict:
 def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     """Return the jobs of a cell; the first is the one fixed beforehand."""
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
-    if options.get("most_popular"):
-        return (Job.of("most_popular", **data),)
+    if method := options.get("method"):
+        users = {name: value for name, value in options["recommender"].items() if name in USERS}
+        # the most popular items are the same for all seeds, and those of all users
+        drawn = {} if method == "popular" else {"rand_seed": seed, **users}
+        return (Job.of("baseline", **data, method=method, **drawn, **options.get("flags", {})),)
 
     of_tokenizer = options["tokenizer"].items()
     encoder = {name: value for name, value in of_tokenizer if name.startswith("sent_emb_") and name != "sent_emb_pca"}

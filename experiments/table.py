@@ -13,7 +13,9 @@ from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_s
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import user_bins
 from experiments.results import METRICS, read_outcomes, unpack_ranks
+from experiments.semantic_ids import kept_codes
 from experiments.study import Cell, Study
+from tokenizer.quality import collision_groups
 from utils.files import atomic_path, write_text
 
 VALID_METRIC = "ndcg@10"
@@ -147,6 +149,32 @@ def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
     return lines
 
 
+def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[Line]:
+    """Return each row's collisions and codes in use, and recall@10 for all targets and for those without collisions.
+
+    A target without collisions shares its codes with no other item. Rows without a tokenizer are left out.
+    """
+    interactions, lines = _interactions(study), []
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    for row in rows:
+        members, collisions, used = [], [], []
+        for cell, outcome in zip(row.cells, row.outcomes, strict=True):
+            job = next(job for job in cell.candidates if job.id == outcome["id"])
+            for tokenizer in [need for need in job.needs if need.kind == "tokenizer"]:
+                codes = kept_codes(tokenizer, results_dir)[job.flags["sem_id_epochs"][0]][:, :-1]
+                group, sizes = collision_groups(codes)
+                members.append(sizes[group][targets - 1] == 1)
+                collisions.append((sizes[group] > 1).mean())
+                used.append([len(np.unique(level)) for level in codes.T])
+        if members:
+            alone = row.among(members).test("recall@10").mean()
+            lines.append({"variant": row.name, "items that collide": f"{np.mean(collisions):.1%}"})
+            lines[-1]["codes in use"] = " ".join(f"{count:.0f}" for count in np.mean(used, axis=0))
+            lines[-1]["recall@10"] = f"{row.test('recall@10').mean():.4f}"
+            lines[-1]["recall@10, targets that do not collide"] = f"{alone:.4f}"
+    return lines
+
+
 def trained_users_table(study: Study, rows: list[Row]) -> list[Line]:
     """Return the rows' metrics among the test users that training saw, and among the others, with each seed's gain.
 
@@ -186,6 +214,8 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
         parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]
     if study.popularity_edges and rows:
         parts += ["Recall@10 by the target's training interactions:", markdown(popularity_table(study, rows))]
+    if study.identifiers and rows:
+        parts += ["The semantic IDs:", markdown(identifiers_table(study, rows, results_dir))]
     text = "\n\n".join(parts) + "\n"
     file = Path(results_dir) / "tables" / f"{study.name}-{label}"
     write_text(file.with_suffix(".md"), text)

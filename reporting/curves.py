@@ -43,18 +43,18 @@ def training_section(data: ReportData) -> Section:
     if not run.events.get("epoch"):
         return section("Training", ["This run's folder has no metrics.jsonl with epochs in it."])
     marks = marks_of(run)
-    rates = {"learning rate": step_curve(run, "learning_rate")}
-    return section("Training", [[
-        picture(*words("loss"), draw_loss, run, marks),
-        *validation_pictures(run, marks),
-        picture(*words("learning_rate"), draw_lines, rates, marks=marks, ylim=(0, None), legend=0),
-        picture(*words("gradient_norm"), draw_gradient_norm, run, marks),
-        picture(*words("time"), draw_times, phase_seconds(run), height=2.2, legend=2),
-    ]])  # fmt: skip
+    found = [picture(*words("loss"), draw_loss, run, marks), *validation_pictures(run, marks)]
+    if run.events.get("train"):
+        rates = {"learning rate": step_curve(run, "learning_rate")}
+        found.append(picture(*words("learning_rate"), draw_lines, rates, marks=marks, ylim=(0, None), legend=0))
+        found.append(picture(*words("gradient_norm"), draw_gradient_norm, run, marks))
+    found.append(picture(*words("time"), draw_times, phase_seconds(run), height=2.2, legend=2))
+    return section("Training", [found])
 
 
 def draw_loss(axes: Axes, run: Run, marks: Marks) -> None:
-    axes.plot(*step_curve(run, "loss"), color=COLOURS[5], linewidth=0.7, alpha=0.7, label="every 50 steps")
+    if run.events.get("train"):
+        axes.plot(*step_curve(run, "loss"), color=COLOURS[5], linewidth=0.7, alpha=0.7, label="every 50 steps")
     epochs, losses = by_epoch(run.events["epoch"], "loss")
     axes.plot(epochs, losses, color=COLOURS[0], label="epoch", marker=".")
     axes.set_ylim(min(losses) - 0.05 * (max(losses) - min(losses) + 0.1), max(losses) * 1.05)

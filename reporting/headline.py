@@ -8,11 +8,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from data.interactions import Interactions
+from data.interactions import Interactions, split_positions, training_part
 from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, metric_titles, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
-from evaluation.run import WINNER_SUFFIX, Run, resolve_winner, winning_row
+from evaluation.run import BASELINES, WINNER_SUFFIX, Run, baseline_runs, resolve_winner, winning_row
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
 from reporting.report_data import PAPER, ReportData
@@ -39,10 +39,11 @@ class Row:
 
 def popularity_row(interactions: Interactions, names: list[str]) -> Row:
     """Return the most-popular baseline."""
-    items, targets = most_popular(interactions, "test", max(parse_metric(name)[1] for name in names))
-    ranks = target_ranks(items, targets)
+    items, _ = most_popular(training_part(interactions), max(parse_metric(name)[1] for name in names))
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    ranks = target_ranks(np.broadcast_to(items, (len(targets), len(items))), targets)
     values = np.stack([per_user(name, ranks) for name in names], axis=1)
-    return Row("Most popular items", mean_metrics(ranks, names), values)
+    return Row(BASELINES["popular"], mean_metrics(ranks, names), values)
 
 
 def run_row(name: str, run: Run) -> Row:
@@ -65,12 +66,13 @@ def headline_section(data: ReportData) -> Section:
     run, baseline = data.run, data.baseline
     titles = metric_titles(list(run.tokenizer["test"]))
     rows = [popularity_row(data.interactions, list(titles))]
+    rows += [run_row(f"{other.method}: {other.folder.name}", other) for other in baseline_runs(run)]
     if baseline:
         rows.append(run_row(f"{BASELINE}: {baseline.folder.name}", baseline))
     rows.append(run_row(run.folder.name, run))
     marked = len(rows) - 1
     rows += paper_rows(run.settings["dataset"], list(titles))
-    best = f"tokenizer {run.labels[run.chosen]}"
+    best = run.method or f"tokenizer {run.labels[run.chosen]}"
     best += f", of {len(run.labels)} the best on validation" if len(run.labels) > 1 else ""
     body = PIECES.table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
     cutoff = parse_metric(run.settings["val_metric"])[1]
@@ -96,7 +98,7 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
         other = max((row for row in others if name in row.metrics), key=lambda other: other.metrics[name])
         before = other.metrics[name]
         gain = f"{(row.metrics[name] - before) / before:+.1%}" if before else "above 0"
-        label = "most popular" if other is others[0] else "one tokenizer, no pre-training"
+        label = "most popular" if other is others[0] else other.name.split(":")[0].replace("One", "one")
         tiles.append((title, f"{row.metrics[name]:.4f}", f"{gain} against {label}"))
     return PIECES.tiles(tiles)
 
@@ -108,7 +110,9 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
     shown = [(row, style) for row, style in zip(rows, styles, strict=True) if name in row.metrics]
 
     def draw(axes: Axes) -> None:
-        names = [short(BASELINE if row.name.startswith(f"{BASELINE}:") else row.name, 32) for row, _ in shown]
+        kinds = (BASELINE, *BASELINES.values())
+        names = [next((kind for kind in kinds if row.name.startswith(f"{kind}:")), row.name) for row, _ in shown]
+        names = [short(name, 32) for name in names]
         draw_rows(axes, names, [row.intervals[name] for row, _ in shown], [style for _, style in shown])
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)

@@ -33,7 +33,9 @@ class ReportData:
 
     @cached_property
     def codes(self) -> np.ndarray | None:
-        """The chosen tokenizer's semantic IDs, int64 [N, L]; None where those of the training are no longer there."""
+        """The chosen tokenizer's semantic IDs, int64 [N, L]; None of a baseline, and where they are gone or others."""
+        if self.run.method:
+            return None
         prefix, epoch = self.run.tokenizer["prefix"], self.run.tokenizer["epoch"]
         name = f"{prefix}{'' if epoch is None else f'_{epoch}'}.{self.run.settings['token_suffix']}"
         file = self.run.dataset_folder / name

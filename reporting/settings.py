@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from baselines.config import BaselineConfig
 from data.interactions import Interactions
 from evaluation.run import Run
 from reporting.curves import phase_seconds
@@ -30,6 +31,8 @@ def settings_section(data: ReportData) -> Section:
 
 def default_settings(run: Run) -> dict[str, Any]:
     """Return the defaults of a run's stage."""
+    if run.method:
+        return vars(BaselineConfig())
     return vars(PretrainConfig() if run.is_pretraining else FinetuneConfig())
 
 

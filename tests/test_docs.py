@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
+from baselines.config import BaselineConfig
 from benchmarks.serving_fuzz import FuzzConfig
 from benchmarks.serving_load import LoadConfig
 from data.prepare import PrepareConfig
@@ -38,6 +39,7 @@ COMMANDS = SCRIPTS | {
     "report.py": ReportConfig,
     "recommend.py": RecommendConfig,
     "evaluate.py": EvaluateConfig,
+    "baseline.py": BaselineConfig,
     "export.py": ExportConfig,
     "serve.py": ServeConfig,
     "serve.sh": ServeConfig,

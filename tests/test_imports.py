@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import ROOT
 
 PACKAGES = (
+    "baselines",
     "benchmarks",
     "data",
     "docs",
@@ -34,7 +35,8 @@ MAY_IMPORT = {
     "training": {"training", "evaluation", "model", "data", "utils"},
     "inference": {"inference", "evaluation", "model", "data", "utils"},
     "serving": {"serving", "inference", "evaluation", "model", "data", "utils"},
-    "reporting": {"reporting", "evaluation", "training", "tokenizer", "data", "utils"},
+    "baselines": {"baselines", "evaluation", "training", "data", "utils"},
+    "reporting": {"reporting", "evaluation", "training", "tokenizer", "baselines", "data", "utils"},
     "benchmarks": {"benchmarks", "tokenizer", "training", "inference", "evaluation", "model", "data", "utils"},
     "experiments": {"experiments", "evaluation", "tokenizer", "data", "utils"},
 }

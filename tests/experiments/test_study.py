@@ -4,8 +4,10 @@ import pytest
 import yaml
 from tiny_runs import ROOT
 
+from baselines.config import BaselineConfig
 from experiments.run import commands
 from experiments.study import Job, Study, load_study
+from utils.config import parse_config
 from utils.errors import InputError
 
 BUDGET = {
@@ -94,7 +96,7 @@ def test_a_job_is_the_same_wherever_the_data_lies():
 def test_settings_cross_with_variants(tmp_path):
     study = make_study(
         tmp_path,
-        variants={"MTGRec": {}, "popular": {"most_popular": True}},
+        variants={"MTGRec": {}, "popular": {"method": "popular"}},
         settings={"narrow": {}, "wide": {"recommender": {"d_model": 32}}},
         cpu={"seeds": [1]},
     )
@@ -125,7 +127,22 @@ def test_commands_name_runs_and_files_by_job(tmp_path):
     (command,) = commands(Job.of("pretrain", (tokenizer, other), dataset="Tiny", patience=None), "ckpt")
     prefixes = f'["{tokenizer.id}/tfidf_256,256,256,256","{other.id}/tfidf_256,256,256,256"]'
     assert {f"--token_prefix={prefixes}", "--patience=null"} <= set(command)
-    assert commands(Job.of("most_popular", dataset="Tiny"), "ckpt") == []
+    assert commands(Job.of("ensemble", (finetuning,)), "ckpt") == []
+
+
+def test_baselines_learn_from_the_users_that_the_recommender_is_trained_on(tmp_path):
+    recommender = {"train_user_ratio": 0.25, "val_users": "new", "val_ratio": 0.5}
+    variants = {"popular": {"method": "popular"}, "SASRec": {"method": "sasrec", "flags": {"lr": 0.1}}}
+    study = make_study(tmp_path, variants=variants, cpu={"recommender": recommender})
+    *sasrec, popular = study.jobs()
+    data = {"dataset": "Tiny", "data_dir": "datasets"}
+    assert popular.flags == {**data, "method": "popular"}  # one for all seeds
+    shared = {**data, "train_user_ratio": 0.25, "val_users": "new", "method": "sasrec", "lr": 0.1}
+    assert [job.flags for job in sasrec] == [{**shared, "rand_seed": seed} for seed in (1, 2)]
+    (command,) = commands(sasrec[0], "ckpt")
+    assert command[2] == "baseline"
+    assert {f"--run_name={sasrec[0].id}", "--ckpt_dir=ckpt", "--method=sasrec", "--resume"} <= set(command)
+    parse_config(BaselineConfig, command[3:], "", "")
 
 
 @pytest.mark.parametrize("budget", ["cpu", "all_users", "gpu"])

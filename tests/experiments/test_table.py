@@ -7,11 +7,13 @@ from data.batching import training_users
 from data.interactions import load_interactions, split_positions, training_interactions
 from evaluation.metrics import mean_metrics
 from experiments.results import METRICS, pack_ranks, read_outcomes, write_outcome
+from experiments.semantic_ids import kept_file
 from experiments.study import Cell, Job, Study
 from experiments.table import (
     Row,
     finished_rows,
     gains_by_seed,
+    identifiers_table,
     popularity_table,
     trained_users_table,
     with_baseline,
@@ -73,6 +75,31 @@ def test_interval_over_seeds_is_the_paired_t_tests():
 def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
     fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
     assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
+
+
+def test_identifiers_are_shown_with_what_their_collisions_cost(dataset, tmp_path):
+    """Items 1 and 2 collide; their targets are missed, all others are first, so that the others alone have recall 1."""
+    interactions = load_interactions(dataset)
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    codes = np.column_stack([np.arange(20) // 2, np.arange(20) % 2, np.ones(20)]).astype(np.uint8)
+    codes[1] = [0, 0, 2]
+    data = {"dataset": dataset.name, "data_dir": str(dataset.parent)}
+    tokenizer = Job.of("tokenizer", **data, kind="rqvae")
+    job = Job.of("finetune", (tokenizer,), **data, sem_id_epochs=[3])
+    popular = Job.of("baseline", **data, method="popular")
+    ranks = np.where(targets <= 2, 10, 0)
+    for done in (job, popular):
+        outcome = {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
+        write_outcome(done, tmp_path, outcome)
+    with open(kept_file(tokenizer, tmp_path), "wb") as file:
+        np.savez(file, **{"3": codes})
+    cells = tuple(Cell(name, "", 1, (done,)) for name, done in (("Most popular", popular), ("rqvae", job)))
+    study = Study("kinds", "Which?", "", cells, identifiers=True)
+    (line,) = identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path))
+    recall = (targets > 2).mean()
+    assert 0 < recall < 1
+    assert list(line.values()) == ["rqvae", "10.0%", "10 2", f"{recall:.4f}", "1.0000"]
+    assert "| rqvae | 10.0% | 10 2 |" in write_table(study, "cpu", str(tmp_path))
 
 
 def test_popularity_groups_cut_the_users(dataset, tmp_path):
