@@ -454,13 +454,13 @@ ROW = '{"user": "é", "item": "A", "ts": 1}'
     ("name", "content"),
     [
         ("ORDERS.CSV", HEADER + "é,A,1\n"),
-        ("o.CSV.GZ", gzip.compress((HEADER + "é,A,1\n").encode())),
-        ("o.csv", gzip.compress((HEADER + "é,A,1\n").encode())),
+        ("o.CSV.GZ", gzip.compress((HEADER + "é,A,1\n").encode(), mtime=0)),
+        ("o.csv", gzip.compress((HEADER + "é,A,1\n").encode(), mtime=0)),
         ("o.csv.gz", HEADER + "é,A,1\n"),
         ("o.ndjson", ROW),
         ("o.json", f"[{ROW}]"),
         ("o.json", f"\n[\n {ROW.replace(',', ',' + chr(10))}\n]\n"),
-        ("o.json.gz", gzip.compress(f"[{ROW}]".encode())),
+        ("o.json.gz", gzip.compress(f"[{ROW}]".encode(), mtime=0)),
         ("o.jsonl", b"\xef\xbb\xbf" + ROW.encode()),
         ("o.json", b"\xef\xbb\xbf" + f"[{ROW}]".encode()),
         *(
