@@ -70,7 +70,7 @@ class TokenizerConfig:
     """codebooks that follow a moving average (ema) or a gradient (vq, as TIGER)"""
 
     revive_codes: int = 0
-    """for rqvae: a code that no item has used for so many steps takes the place of an item of the batch;
+    """for rqvae and letter: a code that no item has used for so many steps takes the place of an item of the batch;
     0 leaves codes alone"""
     balance: Literal["none", "sinkhorn"] = "none"
     """sinkhorn: items share out the codes of the last level, in training those of a batch, at the export those that
@@ -79,6 +79,13 @@ class TokenizerConfig:
     """weight of the entropy, for distances in [-1, 1]; the lower, the fewer codes an item is spread over"""
     sinkhorn_iterations: int = 50
     """iterations of Sinkhorn's algorithm"""
+    cf_emb: str = "svd"
+    """for letter: the items' collaborative embeddings: svd (made of the training part of the interactions), or a file,
+    .npy or raw float32, row i = item id i + 1, of as many dimensions as the codebooks"""
+    cf_weight: float = 0.02
+    """for letter: weight of the alignment with the collaborative embeddings"""
+    diversity_weight: float = 0.0001
+    """for letter: weight of the codebooks' diversity loss"""
 
     lr: float = 0.001
     """learning rate"""
@@ -169,7 +176,7 @@ class TokenizerConfig:
 
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
         at_least_1 += ("sinkhorn_iterations",)
-        not_negative = ("beta", "weight_decay", "checkpoint_minutes", "revive_codes")
+        not_negative = ("beta", "weight_decay", "checkpoint_minutes", "revive_codes", "cf_weight", "diversity_weight")
         folders = ("dataset", "ckpt_name")
         pca, dim, length, levels = self.sent_emb_pca, self.sent_emb_dim, self.sent_emb_max_length, self.n_codebooks
         listed, kind = isinstance(self.codebook_size, list), KINDS.get(self.kind)

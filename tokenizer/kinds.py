@@ -2,10 +2,12 @@
 
 from tokenizer.fixed_codebooks import Neighbours, RQKMeans
 from tokenizer.kind import Tokenizer
+from tokenizer.letter import Letter
 from tokenizer.rqvae_training import RQVAETokenizer
 
 KINDS: dict[str, type[Tokenizer]] = {
     "rqvae": RQVAETokenizer,
     "rqkmeans": RQKMeans,
     "neighbours": Neighbours,
+    "letter": Letter,
 }

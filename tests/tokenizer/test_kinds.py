@@ -20,7 +20,7 @@ from tokenizer.kinds import KINDS
 from tokenizer.train import train
 from utils.interrupts import Stopped
 
-OWN = {"rqvae": {"revive_codes": 5}}
+OWN = {"letter": {"vq_type": "vq", "balance": "sinkhorn"}, "rqvae": {"revive_codes": 5}}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_every_kind_has_semantic_ids_a_report_and_new_items(make, tmp_path, kind
     train(config)
     report = export(config)
     groups = resolve_groups(config.folder, f"{kind}/tfidf_8,8,8,8")
-    assert [group.epoch for group in groups] == ([4, 5, 6] if kind == "rqvae" else [None])
+    assert [group.epoch for group in groups] == ([4, 5, 6] if kind in ("rqvae", "letter") else [None])
     names = load_interactions(config.folder).item_names[1:]
     ids = read_sem_ids(groups[-1].file, names, (8,) * 4)
     quality = report["tokenizers"][str(groups[-1].epoch or "best")]
@@ -69,7 +69,7 @@ def test_every_kind_has_related_tokenizers(make, kind: str):
     assert report["drift"][2]["any"] > report["drift"][1]["any"] > 0
 
 
-@pytest.mark.parametrize("kind", ["rqvae"])
+@pytest.mark.parametrize("kind", ["rqvae", "letter"])
 def test_a_stopped_training_resumes_bit_for_bit(make, monkeypatch: pytest.MonkeyPatch, kind: str):
     whole, stopped = make(kind, ckpt_name="whole"), make(kind, ckpt_name="stopped", checkpoint_minutes=0)
     train(whole)
@@ -95,26 +95,26 @@ def test_a_stopped_training_resumes_bit_for_bit(make, monkeypatch: pytest.Monkey
 
 
 def test_kinds_mix_as_groups_of_one_pre_training(make):
-    """Epochs of an RQ-VAE and neighbours of k-means, side by side, in one token table."""
-    for kind, changes in (("rqvae", {}), ("rqkmeans", {"drift": 0.2, "num_tokenizers": 3})):
+    """Epochs of an RQ-VAE, epochs of LETTER and neighbours of k-means, side by side, in one token table."""
+    for kind, changes in (("rqvae", {}), ("letter", {}), ("rqkmeans", {"drift": 0.2, "num_tokenizers": 3})):
         config = make(kind, **changes)
         train(config)
         export(config)
-    prefixes = [f"{kind}/tfidf_8,8,8,8" for kind in ("rqvae", "rqkmeans")]
+    prefixes = [f"{kind}/tfidf_8,8,8,8" for kind in ("rqvae", "letter", "rqkmeans")]
     groups = resolve_groups(config.folder, prefixes)
-    assert [group.epoch for group in groups] == [4, 5, 6, 1, 2, 3]
+    assert [group.epoch for group in groups] == [4, 5, 6, 4, 5, 6, 1, 2, 3]
     names = load_interactions(config.folder).item_names[1:]
     table = load_token_table(groups, names, Vocabulary((8,) * 4))
-    assert table.labels == ["0_4", "0_5", "0_6", "1_1", "1_2", "1_3"]
-    assert len(set(table.sha256)) == 6
-    assert table.items_of(4, table.tokens[4, 1:]).tolist() == list(range(1, 61))
+    assert table.labels == ["0_4", "0_5", "0_6", "1_4", "1_5", "1_6", "2_1", "2_2", "2_3"]
+    assert len(set(table.sha256)) == 9
+    assert table.items_of(7, table.tokens[7, 1:]).tolist() == list(range(1, 61))
 
 
 def test_a_kind_is_one_file_and_one_line(make, monkeypatch: pytest.MonkeyPatch):
     """Nobody asks for a kind by name, and one that only has what the base class demands goes all the way."""
     for file in (path for folder in ("tokenizer", "data", "training") for path in (ROOT / folder).glob("*.py")):
-        named = [kind for kind in ("rqkmeans",) if f'"{kind}"' in file.read_text()]
-        assert named == (["rqkmeans"] if file.name == "kinds.py" else []), file
+        named = [kind for kind in ("rqkmeans", "letter") if f'"{kind}"' in file.read_text()]
+        assert named == (["rqkmeans", "letter"] if file.name == "kinds.py" else []), file
 
     class Hashed(Tokenizer):
         title = "hash"
