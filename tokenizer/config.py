@@ -198,7 +198,7 @@ class TokenizerConfig:
             ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
             ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
             ("balance", self.balance == "none" or kind is None or kind.balances, f"is nothing for --kind={self.kind}"),
-            ("sinkhorn_epsilon", 0 < self.sinkhorn_epsilon < inf, "must be above 0"),
+            ("sinkhorn_epsilon", 0.003 <= self.sinkhorn_epsilon < inf, "must be at least 0.003"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
         ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
 import numpy as np
 import torch
@@ -14,25 +13,28 @@ ROUNDS = 20
 
 
 def sinkhorn_plan(distances: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Return the logarithm of the assignment of B items to K codes, each code getting the same share of them.
+    """Return the shares in which B items take K codes, each code getting the same share of the items.
 
-    Source: LC-Rec (arXiv 2311.09049); distances are scaled to [-1, 1] as in its code, there without logarithms.
+    Source: LC-Rec (arXiv 2311.09049); distances are scaled to [-1, 1] as in its code.
 
     Args:
         distances: float64 [..., B, K].
-        epsilon: Weight of the entropy; the lower, the fewer codes an item is spread over.
+        epsilon: Weight of the entropy; the lower, the fewer codes an item is spread over. From 0.003 on all is finite.
         iterations: How often rows, and then columns, are scaled to their sums.
 
     Returns:
-        float64 [..., B, K]; the columns' masses are 1/K, the rows' go to 1/B.
+        float64 [..., B, K]; the columns' sums are 1/K, the rows' go to 1/B.
     """
     lowest, highest = distances.amin((-2, -1), keepdim=True), distances.amax((-2, -1), keepdim=True)
     half = ((highest - lowest) / 2).clamp(min=torch.finfo(distances.dtype).tiny)
-    plan = -((distances - lowest) / half - 1) / epsilon
+    scores = (lowest - distances) / half / epsilon
+    scores = scores - scores.amax(-1, keepdim=True)
+    kernel = (scores - scores.amax(-2, keepdim=True)).exp()  # every row and every column has a 1, and nothing above
+    (items, codes), columns = distances.shape[-2:], torch.ones_like(distances[..., :1, :].mT)
     for _ in range(iterations):
-        for summed, kept in ((-1, -2), (-2, -1)):
-            plan = plan - plan.logsumexp(summed, keepdim=True) - log(plan.shape[kept])
-    return plan
+        rows = 1 / items / (kernel @ columns)  # [..., B, 1]
+        columns = 1 / codes / (kernel.mT @ rows)  # [..., K, 1]
+    return rows * kernel * columns.mT
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Sinkhorn:
         exact = "donot_use_mm_for_euclid_dist"  # equal residuals have equal distances
         distances = torch.cdist(residual.double(), codebook.double(), compute_mode=exact).square()
         plan = sinkhorn_plan(distances, self.epsilon, self.iterations)
-        return (plan if taken is None else plan.masked_fill(taken.unsqueeze(-2), -torch.inf)).argmax(-1)
+        return (plan if taken is None else plan.masked_fill(taken.unsqueeze(-2), -1)).argmax(-1)
 
 
 def separate(latents: Tensor, codebooks: Sequence[Tensor], codes: np.ndarray, sinkhorn: Sinkhorn) -> np.ndarray:
