@@ -33,7 +33,7 @@ class FixedCodebooks(Tokenizer):
     """
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
-        self.config, self.whiten = config, whiten
+        super().__init__(config, whiten)
         self.epochs = [None] if config.drift is None else list(range(1, config.num_tokenizers + 1))
 
     @classmethod

@@ -25,8 +25,8 @@ class Tokenizer(ABC):
     balances = False  # whether it takes --balance
     epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
 
-    @abstractmethod
-    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]): ...
+    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
+        self.config, self.whiten, self.epochs = config, whiten, [*config.kept_epochs]
 
     @classmethod
     def problems(cls, config: TokenizerConfig) -> list[str]:
@@ -56,9 +56,9 @@ class Tokenizer(ABC):
             writer: To be called after every epoch; its `snapshot` is what a resumed training goes on from.
         """
 
-    @abstractmethod
     def prepare(self, embeddings: np.ndarray) -> Any:
         """Return what `codes` takes, made once for all epochs: from float32 [N, sent_emb_dim]."""
+        return self.whiten(embeddings)
 
     @abstractmethod
     def codes(self, inputs: Any, epoch: int | None) -> np.ndarray:

@@ -181,8 +181,8 @@ class RQVAETokenizer(Tokenizer):
     title, balances = "RQ-VAE", True
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
-        self.config, self.whiten = config, whiten
-        self.epochs: list[int | None] = [*config.kept_epochs, None]
+        super().__init__(config, whiten)
+        self.epochs.append(None)
         self.device = choose_device(config.device)
         self.model = build_model(config).to(self.device).eval()
 

@@ -119,15 +119,9 @@ def test_a_kind_is_one_file_and_one_line(make, monkeypatch: pytest.MonkeyPatch):
     class Hashed(Tokenizer):
         title = "hash"
 
-        def __init__(self, config, whiten):
-            self.epochs, self.whiten = [1, 2], whiten
-
         @classmethod
         def train(cls, config, inputs, items, writer):
             return {}
-
-        def prepare(self, embeddings):
-            return self.whiten(embeddings)
 
         def codes(self, inputs, epoch):
             return inputs[:, :3].argsort(axis=0).argsort(axis=0) // epoch % 8
@@ -135,6 +129,6 @@ def test_a_kind_is_one_file_and_one_line(make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(KINDS, "hashed", Hashed)
     config = make("hashed")
     train(config)
-    assert export(config)["epochs"] == [1, 2]
+    assert export(config)["epochs"] == [4, 5, 6]
     config.balance = "sinkhorn"
     assert config.problems() == ["--balance=sinkhorn is nothing for --kind=hashed"]
