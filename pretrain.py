@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run pre-training; `argv` are the flags, by default the command line's."""
     config, dataset = resolve_config(*parse_config(PretrainConfig, argv, "pretrain.py", __doc__))
     if config.run_name is None:
-        config.run_name = default_run_name(config)
+        config.run_name = default_run_name(config, len(dataset.groups))
     trainer = start_run(config, dataset)
     if trainer is None:
         return
@@ -96,9 +96,8 @@ def current_probabilities(state: TrainingState, num_groups: int, tau: float) -> 
     return curriculum.sampling_probabilities(scores, tau)
 
 
-def default_run_name(config: PretrainConfig) -> str:
+def default_run_name(config: PretrainConfig, num_tokenizers: int) -> str:
     """Return a readable name: how many tokenizers and layers, and how the tokenizers are sampled."""
-    num_tokenizers = len(config.sem_id_epochs or [None])
     how = f"tau{config.tau:g}" if config.curriculum == "influence" else config.curriculum
     return f"pretrain_{num_tokenizers}tokenizers_{config.num_layers}layers_{how}_seed{config.rand_seed}"
 

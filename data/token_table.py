@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.config import expand_epochs
 from utils.errors import InputError
 from utils.files import read_json, write_json
 from utils.prefix_trie import PrefixTrie
@@ -229,7 +230,7 @@ def resolve_groups(
     Args:
         folder: The dataset's folder.
         token_prefix: One or several prefixes, relative to the dataset's folder or to its rqvae/ folder;
-            None takes the only one there is.
+            None takes the only one there is. One that ends with @18:20 or @best takes these epochs instead of `epochs`.
         epochs: 1-based RQ-VAE epochs; None takes every epoch present, or the best checkpoint where none has a number.
         suffix: File name suffix.
         last: With `epochs` None, take only that many of the last epochs present.
@@ -249,6 +250,8 @@ def resolve_groups(
 
 def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str, last: int | None) -> list[Group]:
     """Choose the groups of one prefix, as `resolve_groups` does."""
+    if own := re.fullmatch(r"(.+)@(best|[\d:,]+)", prefix):
+        prefix, epochs = own[1], [None] if own[2] == "best" else expand_epochs(own[2])
     full = prefix if "/" in prefix else f"{TOKENIZER_FOLDER}/{prefix}"
     tokenizer_folder = (folder / full).parent
     if (tokenizer_folder / TRAINING_FILE).exists() and not (tokenizer_folder / QUALITY_FILE).exists():

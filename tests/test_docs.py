@@ -87,6 +87,8 @@ def parsed(words: list[str]) -> tuple[type, list[str]] | None:
             flags = [flag for flag in words[number + 1 :] if flag != "..." and not flag.startswith("--config_file=")]
             if name == "-m experiments.run":
                 flags = with_studies(flags)
+            if "--kind=letter" in flags:
+                flags.append("--vq_type=vq")
             flags = GIVEN.get(name, []) + (with_lists(flags) if name == "report.py" else flags)
             return COMMANDS[name], flags
     return None
@@ -163,6 +165,7 @@ def test_variables_of_every_command_are_read_by_a_script():
         "MODEL",
         "BATCHES",
         "SIZE",
+        "LETTER",
         "MASTER",
         "PYTHONPATH",
         "WINNER",

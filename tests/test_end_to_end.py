@@ -15,12 +15,14 @@ from types import SimpleNamespace
 import pytest
 from tiny_runs import ROOT, project_beside, read_lines, read_results
 
+import finetune
+import pretrain
 import recommend
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, resolve_groups
 from evaluation.run import load_run
 from model.recommender import NETWORKS
-from tokenizer import export
+from tokenizer import export, train
 from tokenizer.kinds import KINDS
 
 pytestmark = pytest.mark.slow
@@ -195,6 +197,55 @@ def in_the_shop(chain, tmp_path, monkeypatch) -> Path:
     """Work in the folder that the tutorial was run in; return one for files."""
     monkeypatch.chdir(chain.folder.parent)
     return tmp_path
+
+
+SIZES = "--codebook_size=16 --num_layers=1 --num_decoder_layers=1 --d_model=16 --d_ff=32 --num_heads=2 --d_kv=8"
+SHORT = f"--dataset=Shop --data_dir=shop/datasets --ckpt_dir=shop/runs {SIZES} --epochs=1 --warmup_steps=0".split()
+SHORT += ["--num_beams=10", "--constrained=true", "--log_with=none"]
+
+
+OF_KIND = {
+    "rqkmeans": "--drift=0.3 --num_tokenizers=3",
+    "neighbours": "--drift=0.3 --num_tokenizers=3 --sem_ids=shop/datasets/Shop/rqvae/tfidf_16,16,16,16_19.sem_ids",
+    "letter": "--vq_type=vq --balance=sinkhorn --hidden_sizes=[32,8] --epochs=20 --save_last=3 --batch_size=64",
+}
+
+
+def make_tokenizers(kind: str) -> None:
+    """Make semantic IDs of another kind beside the tutorial's, of the same embeddings; reuse what is there."""
+    flags = f"--dataset=Shop --data_dir=shop/datasets --kind={kind} --ckpt_name={kind} --sent_emb_model=tfidf"
+    flags += f" --sent_emb_dim=32 --sent_emb_pca=16 --codebook_size=16 {OF_KIND[kind]}"
+    for command in (train, export):
+        command.main(flags.split())
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_every_kind_goes_from_texts_to_recommendations(in_the_shop, chain, kind):
+    make_tokenizers(kind)
+    prefix = f"{kind}/tfidf_16,16,16,16"
+    epochs = [group.epoch for group in resolve_groups(chain.folder / "datasets" / "Shop", prefix)]
+    assert epochs == ([18, 19, 20] if kind == "letter" else [1, 2, 3])
+    run = [f"--token_prefix={prefix}", f"--sem_id_epochs={epochs[1]}", f"--run_name=with_{kind}"]
+    finetune.main([*SHORT, *run, "--test_num_beams=10"])
+    output = in_the_shop / "recommended.jsonl"
+    recommend.main([f"--model=shop/runs/Shop/with_{kind}", "--users=U00001,U00002", "--k=5", f"--output={output}"])
+    for row in map(json.loads, output.read_text().splitlines()):
+        assert len(set(row["items"])) == 5
+        assert set(row["items"]) <= set(chain.texts)
+
+
+def test_kinds_mix_in_one_pre_training(in_the_shop, chain):
+    """Epochs of the RQ-VAE, epochs of LETTER and neighbours of k-means, each drawn and scored for itself."""
+    make_tokenizers("letter")
+    make_tokenizers("rqkmeans")
+    prefixes = [f"{kind}/tfidf_16,16,16,16" for kind in ("rqvae", "letter", "rqkmeans")]
+    stages = ["--epochs=2", "--epoch_per_stage=[1]", "--val_delay=1", "--eval_interval=1"]
+    pretrain.main([*SHORT, *stages, f"--token_prefix={json.dumps(prefixes)}", "--run_name=mixed"])
+    run = chain.folder / "runs" / "Shop" / "mixed"
+    labels = [f"{number}_{epoch}" for number in (0, 1) for epoch in (18, 19, 20)] + ["2_1", "2_2", "2_3"]
+    (influence,) = read_lines(run, "influence")
+    assert list(influence["influence"]) == labels
+    assert load_run(run).labels == labels
 
 
 def test_example_of_another_tokenizer(chain, in_the_shop, monkeypatch, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.token_table import level_sizes
+from tokenizer.sinkhorn import Sinkhorn
 from tokenizer.window import evenly_spaced, strides
 
 
@@ -67,6 +68,24 @@ class TokenizerConfig:
     """weight of the commitment term"""
     vq_type: Literal["ema", "vq"] = "ema"
     """codebooks that follow a moving average (ema) or a gradient (vq, as TIGER)"""
+
+    revive_codes: int = 0
+    """for rqvae and letter: a code that no item has used for so many steps takes the place of an item of the batch;
+    0 leaves codes alone"""
+    balance: Literal["none", "sinkhorn"] = "none"
+    """sinkhorn: items share out the codes of the last level, in training those of a batch, at the export those that
+    collide; new items get the nearest code"""
+    sinkhorn_epsilon: float = 0.003
+    """weight of the entropy, for distances in [-1, 1]; the lower, the fewer codes an item is spread over"""
+    sinkhorn_iterations: int = 50
+    """iterations of Sinkhorn's algorithm"""
+    cf_emb: str = "svd"
+    """for letter: the items' collaborative embeddings: svd (made of the training part of the interactions), or a file,
+    .npy or raw float32, row i = item id i + 1, of as many dimensions as the codebooks"""
+    cf_weight: float = 0.02
+    """for letter: weight of the alignment with the collaborative embeddings"""
+    diversity_weight: float = 0.0001
+    """for letter: weight of the codebooks' diversity loss"""
 
     lr: float = 0.001
     """learning rate"""
@@ -139,6 +158,11 @@ class TokenizerConfig:
         return self.level_sizes[:-1]
 
     @property
+    def sinkhorn(self) -> Sinkhorn | None:
+        """The assignment at the last level, if balance asks for it."""
+        return Sinkhorn(self.sinkhorn_epsilon, self.sinkhorn_iterations) if self.balance == "sinkhorn" else None
+
+    @property
     def kept_epochs(self) -> list[int]:
         """The epochs whose weights training keeps, 1-based, in rising order; with drift some are chosen at its end."""
         if self.drift is None:
@@ -151,9 +175,11 @@ class TokenizerConfig:
         from tokenizer.kinds import KINDS  # the kinds need the settings
 
         at_least_1 = ("sent_emb_batch_size", "sent_emb_dim", "n_codebooks", "batch_size", "epochs", "save_last")
-        not_negative, folders = ("beta", "weight_decay", "checkpoint_minutes"), ("dataset", "ckpt_name")
+        at_least_1 += ("sinkhorn_iterations",)
+        not_negative = ("beta", "weight_decay", "checkpoint_minutes", "revive_codes", "cf_weight", "diversity_weight")
+        folders = ("dataset", "ckpt_name")
         pca, dim, length, levels = self.sent_emb_pca, self.sent_emb_dim, self.sent_emb_max_length, self.n_codebooks
-        listed, fixed = isinstance(self.codebook_size, list), self.kind in ("rqkmeans", "neighbours")
+        listed, kind = isinstance(self.codebook_size, list), KINDS.get(self.kind)
         sizes = self.codebook_size if listed else [self.codebook_size]
         count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
         rules = [  # (flag, whether its value is right, else what to say of it)
@@ -171,18 +197,17 @@ class TokenizerConfig:
             ("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1, "must be at least 1"),
             ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
             ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
-            ("kept_levels", not fixed or 0 <= self.kept_levels < levels, f"must be in 0..{levels - 1}"),
+            ("balance", self.balance == "none" or kind is None or kind.balances, f"is nothing for --kind={self.kind}"),
+            ("sinkhorn_epsilon", 0.003 <= self.sinkhorn_epsilon < inf, "must be at least 0.003"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),
         ]
         found = [f"--{name}={getattr(self, name)} {complaint}" for name, right, complaint in rules if not right]
         if self.overwrite and self.resume:
             found.append("--overwrite starts anew and --resume goes on; give one of them")
-        if self.kind == "neighbours" and not self.sem_ids:
-            found.append("--sem_ids is needed")
         if not self.encoder_name:
             found.append("--sent_emb_model is empty")
-        return found
+        return found + (kind.problems(self) if kind else [])
 
 
 def _is_name(value: str) -> bool:

@@ -69,7 +69,8 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         tokenizer = load_tokenizer(config, embeddings)
         inputs = tokenizer.prepare(embeddings)
         remove_leftovers(config.tokenizer_folder)
-        return write_tokenizers(config, names, ((epoch, tokenizer.codes(inputs, epoch)) for epoch in tokenizer.epochs))
+        codes = ((epoch, tokenizer.dataset_codes(inputs, epoch)) for epoch in tokenizer.epochs)
+        return write_tokenizers(config, names, codes)
 
 
 def write_tokenizers(

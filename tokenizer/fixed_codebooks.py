@@ -1,6 +1,7 @@
 """Kinds of tokenizers that are one set of codebooks, fitted or given, and with --drift related ones around it."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,29 +14,39 @@ from data.interactions import load_interactions
 from data.token_table import read_sem_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
+from tokenizer.kind import Tokenizer
 from tokenizer.kmeans import fit_kmeans
 from tokenizer.neighbours import estimated_codebooks, neighbour_codes
 from tokenizer.quantizer import nearest_codes
 from tokenizer.rqvae import save_weights
+from tokenizer.sinkhorn import separate
 from utils.errors import InputError
+from utils.files import sha256_of
 
 _FILE = "codebooks.safetensors"
 
 
-class FixedCodebooks:
-    """One tokenizer, or with --drift num_tokenizers around it, numbered from 1; see `tokenizer.kinds.Tokenizer`.
+class FixedCodebooks(Tokenizer):
+    """One tokenizer, or with --drift num_tokenizers around it, numbered from 1.
 
     The dataset's items have the codes that were drawn for them. New items have the nearest codes, by all tokenizers.
     """
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
-        self.config, self.whiten = config, whiten
+        super().__init__(config, whiten)
         self.epochs = [None] if config.drift is None else list(range(1, config.num_tokenizers + 1))
 
     @classmethod
+    def problems(cls, config: TokenizerConfig) -> list[str]:
+        """Name levels to keep that are too many."""
+        highest = config.n_codebooks - 1
+        wrong = not 0 <= config.kept_levels <= highest
+        return [f"--kept_levels={config.kept_levels} must be in 0..{highest}"] if wrong else []
+
+    @classmethod
+    @abstractmethod
     def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
         """Return the codebooks, H of float32 [K, D], and all items' codes, int64 [N, H]; arguments as `train` has."""
-        raise NotImplementedError
 
     @classmethod
     def train(
@@ -77,23 +88,37 @@ class FixedCodebooks:
 class RQKMeans(FixedCodebooks):
     """Residual k-means: level by level, k-means on what the levels before leave of the training items' embeddings."""
 
-    title = "k-means"
+    title, balances = "k-means", True
 
     @classmethod
     def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
-        """Fit the codebooks to the training items."""
+        """Fit the codebooks to the training items, then let --balance separate items that collide."""
         residual, codebooks = inputs[items - 1], []
         for size in config.codebook_sizes:
             centers, labels = fit_kmeans(residual, size, config.rand_seed)
             codebooks.append(torch.from_numpy(centers))
             residual = residual - centers[labels]
-        return codebooks, nearest_residual_codes(torch.from_numpy(inputs), codebooks)
+        latents = torch.from_numpy(inputs)
+        codes = nearest_residual_codes(latents, codebooks)
+        return codebooks, separate(latents, codebooks, codes, config.sinkhorn) if config.sinkhorn else codes
 
 
 class Neighbours(FixedCodebooks):
     """Semantic IDs from a file, of any origin; a codeword is the mean of what its items leave."""
 
     title = "neighbours"
+
+    @classmethod
+    def problems(cls, config: TokenizerConfig) -> list[str]:
+        """Name what is wrong with the levels to keep, and a file that was not given."""
+        return super().problems(config) + ([] if config.sem_ids else ["--sem_ids is needed"])
+
+    @classmethod
+    def sources(cls, config: TokenizerConfig) -> dict[str, str]:
+        """Return the file's hash."""
+        if not Path(config.sem_ids).is_file():
+            raise InputError(f"--sem_ids={config.sem_ids}: there is no such file")
+        return {"sem_ids_sha256": sha256_of(Path(config.sem_ids))}
 
     @classmethod
     def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:

@@ -26,7 +26,7 @@ PCA_FILE = "pca.safetensors"
 # Settings that do not change what is trained; all others must be the same for a training to be reused.
 _FREE_SETTINGS = (
     *("data_dir", "dataset", "ckpt_name", "device", "reproducibility", "sent_emb_batch_size", "assign"),
-    *("overwrite", "resume", "checkpoint_minutes", "sem_ids"),
+    *("overwrite", "resume", "checkpoint_minutes", "sem_ids", "cf_emb"),
     # the embeddings' hash stands for these
     *("sent_emb_dtype", "sent_emb_prompt", "sent_emb_max_length", "sent_emb_trust_remote_code"),
 )

@@ -1,54 +1,13 @@
-"""The kinds of tokenizers: what each can do, and the table in which `--kind` looks them up."""
+"""The kinds of tokenizers: the table in which `--kind` looks them up."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
-import numpy as np
-
-from tokenizer.config import TokenizerConfig
-from tokenizer.epoch_writer import EpochWriter
 from tokenizer.fixed_codebooks import Neighbours, RQKMeans
+from tokenizer.kind import Tokenizer
+from tokenizer.letter import Letter
 from tokenizer.rqvae_training import RQVAETokenizer
 
-
-class Tokenizer(Protocol):
-    """A finished training at work: it turns embeddings into codes, as each of its epochs learnt to.
-
-    A kind keeps what it learns in the tokenizer's folder, in *.safetensors files and in epochs/<1-based epoch>.*, which
-    are removed before a training begins anew; with --drift, those of the epochs that are not chosen are removed when it
-    has finished. All else there, the PCA too, is the commands'.
-
-    Args:
-        whiten: The training's PCA, float32 [N, sent_emb_dim] to [N, input_size]; without PCA it changes nothing.
-    """
-
-    title: str  # on the progress line
-    epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
-
-    def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]): ...
-
-    @classmethod
-    def train(
-        cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
-    ) -> dict[str, object]:
-        """Write what a tokenizer needs into its folder, and return what training.json says of the result.
-
-        Where it returns "epochs", these are the tokenizers, not those that an instance has from the settings.
-
-        Args:
-            inputs: float32 [N, input_size], all items after PCA, row i = item id i + 1.
-            items: int [training items], ids of the items to train on.
-            writer: To be called after every epoch; its `snapshot` is what a resumed training goes on from.
-        """
-        ...
-
-    def prepare(self, embeddings: np.ndarray) -> Any:
-        """Return what `codes` takes, made once for all epochs: from float32 [N, sent_emb_dim]."""
-        ...
-
-    def codes(self, inputs: Any, epoch: int | None) -> np.ndarray:
-        """Return the codes of the tokenizer `epoch`: int64 [N, H], 0-based, without disambiguation."""
-        ...
-
-
-KINDS: dict[str, type[Tokenizer]] = {"rqvae": RQVAETokenizer, "rqkmeans": RQKMeans, "neighbours": Neighbours}
+KINDS: dict[str, type[Tokenizer]] = {
+    "rqvae": RQVAETokenizer,
+    "rqkmeans": RQKMeans,
+    "neighbours": Neighbours,
+    "letter": Letter,
+}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.sinkhorn import Sinkhorn
+
 
 def nearest_codes(residual: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest code by squared L2 distance, the lowest index on a tie.
@@ -41,6 +43,13 @@ class EMACodebook(nn.Module):
         self.cluster_size.fill_(1)
 
     @torch.no_grad()
+    def replace_(self, which: Tensor, vectors: Tensor) -> None:
+        """Set the codes `which`, bool [K], as `initialize_` does, to their rows of vectors, [K, D]."""
+        self.embed.copy_(torch.where(which.unsqueeze(1), vectors, self.embed))
+        self.embed_avg.copy_(torch.where(which.unsqueeze(1), vectors, self.embed_avg))
+        self.cluster_size.masked_fill_(which, 1)
+
+    @torch.no_grad()
     def update_(self, residual: Tensor, codes: Tensor) -> None:
         """Move the averages towards a batch: residual float [B, D], codes int64 [B]. Unused codes just decay."""
         assigned = F.one_hot(codes, len(self.embed)).to(residual.dtype)  # [B, K]; a matmul beats index_add
@@ -70,6 +79,11 @@ class GradientCodebook(nn.Module):
     def initialize_(self, centers: Tensor) -> None:
         self.embed.weight.copy_(centers)
 
+    @torch.no_grad()
+    def replace_(self, which: Tensor, vectors: Tensor) -> None:
+        """Set the codes `which`, bool [K], to their rows of vectors, [K, D]."""
+        self.embed.weight.copy_(torch.where(which.unsqueeze(1), vectors, self.embed.weight))
+
     def update_(self, residual: Tensor, codes: Tensor) -> None:
         """Do nothing: the optimizer moves this codebook."""
 
@@ -81,14 +95,26 @@ class GradientCodebook(nn.Module):
 class ResidualQuantizer(nn.Module):
     """H codebooks of D = dim, each quantising what the levels before it left over.
 
-    Source: arXiv 2504.04400, section 2.2.1.
+    Source: arXiv 2504.04400, section 2.2.1. With `sinkhorn` a batch's items share out the last
+    level's codes in training.
     """
 
-    def __init__(self, codebook_sizes: Sequence[int], dim: int, beta: float = 0.25, vq_type: str = "ema"):
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int,
+        beta: float = 0.25,
+        vq_type: str = "ema",
+        sinkhorn: Sinkhorn | None = None,
+    ):
         super().__init__()
-        self.beta = beta
+        self.beta, self.sinkhorn = beta, sinkhorn
         kind = {"ema": EMACodebook, "vq": GradientCodebook}[vq_type]
         self.quantization_layers = nn.ModuleList(kind(size, dim) for size in codebook_sizes)
+
+    @property
+    def codebooks(self) -> list[Tensor]:  # H of [K, D]
+        return [layer.codebook for layer in self.quantization_layers]
 
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
@@ -104,7 +130,9 @@ class ResidualQuantizer(nn.Module):
         latent = latent.float()
         residual, total, codes, losses = latent, torch.zeros_like(latent), [], []
         for layer in self.quantization_layers:
-            chosen = nearest_codes(residual.detach(), layer.codebook.detach())
+            shared_out = self.sinkhorn and self.training and layer is self.quantization_layers[-1]
+            assign = self.sinkhorn.codes if shared_out else nearest_codes
+            chosen = assign(residual.detach(), layer.codebook.detach())
             codewords = F.embedding(chosen, layer.codebook)
             losses.append(layer.level_loss(residual, codewords, self.beta))
             if self.training:
@@ -122,3 +150,21 @@ class ResidualQuantizer(nn.Module):
             codes.append(nearest_codes(latent, layer.codebook))
             latent = latent - layer.codebook[codes[-1]]
         return torch.stack(codes, 1)
+
+    @torch.no_grad()
+    def revive_(self, latent: Tensor, codes: Tensor, unused: Sequence[Tensor], steps: int) -> None:
+        """Put random residuals of a batch in the place of codes that no item has used for `steps` steps.
+
+        Args:
+            latent: float [B, D]; which residual comes where is drawn from torch's generator.
+            codes: int64 [B, H], what the step has just used.
+            unused: H of int64 [K], for how many steps each code has not been used; changed in place.
+        """
+        residual = latent.float()
+        for layer, chosen, count in zip(self.quantization_layers, codes.T, unused, strict=True):
+            count.add_(1)[chosen] = 0
+            dead = count >= steps
+            rows = torch.randperm(len(residual), device=latent.device)
+            layer.replace_(dead, residual[rows[torch.arange(len(count), device=latent.device) % len(rows)]])
+            count.masked_fill_(dead, 0)
+            residual = residual - layer.codebook[chosen]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tokenizer.quantizer import ResidualQuantizer
+from tokenizer.sinkhorn import Sinkhorn
 from utils.errors import InputError
 from utils.files import atomic_path
 
@@ -27,13 +28,18 @@ def mlp(sizes: Sequence[int], dropout: float = 0.0) -> nn.Module:
 
 @dataclass
 class RQVAEOutput:
-    """One batch's losses (scalars), reconstruction float [B, input size] and codes int64 [B, H]."""
+    """One batch's losses (scalars), reconstruction float [B, input size], codes int64 [B, H], and latents float [B, D].
+
+    The quantised latent's gradient goes to the encoder.
+    """
 
     loss: Tensor
     reconstruction_loss: Tensor
     quantization_loss: Tensor
     reconstruction: Tensor
     codes: Tensor
+    latent: Tensor
+    quantized: Tensor
 
 
 class RQVAE(nn.Module):
@@ -50,20 +56,22 @@ class RQVAE(nn.Module):
         dropout: float = 0.0,
         beta: float = 0.25,
         vq_type: str = "ema",
+        sinkhorn: Sinkhorn | None = None,
     ):
         super().__init__()
         sizes = [input_size, *hidden_sizes]
         self.encoder = mlp(sizes, dropout)
-        self.quantization_layer = ResidualQuantizer(codebook_sizes, sizes[-1], beta, vq_type)
+        self.quantization_layer = ResidualQuantizer(codebook_sizes, sizes[-1], beta, vq_type, sinkhorn)
         self.decoder = mlp(sizes[::-1], dropout)
 
     def forward(self, embeddings: Tensor) -> RQVAEOutput:
         """Encode, quantise and decode float [B, input size]; the loss is reconstruction MSE + quantisation loss."""
-        quantized, codes, quantization_loss = self.quantization_layer(self.encoder(embeddings))
+        latent = self.encoder(embeddings)
+        quantized, codes, quantization_loss = self.quantization_layer(latent)
         reconstruction = self.decoder(quantized).float()
         reconstruction_loss = F.mse_loss(reconstruction, embeddings)
         loss = reconstruction_loss + quantization_loss
-        return RQVAEOutput(loss, reconstruction_loss, quantization_loss, reconstruction, codes)
+        return RQVAEOutput(loss, reconstruction_loss, quantization_loss, reconstruction, codes, latent, quantized)
 
     @torch.no_grad()
     def latents(self, embeddings: Tensor, chunk_size: int = 2048) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,21 @@ from torch import Tensor
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
+from tokenizer.kind import Tokenizer
 from tokenizer.kmeans import fit_kmeans
 from tokenizer.quality import tokenizer_quality
-from tokenizer.rqvae import RQVAE, encoding_state, load_weights, save_weights
+from tokenizer.rqvae import RQVAE, RQVAEOutput, encoding_state, load_weights, save_weights
+from tokenizer.sinkhorn import separate
 from tokenizer.window import choose_epochs
 from utils.runtime import choose_device
 from utils.snapshots import Snapshot, load_optimizer_, optimizer_tensors, under_prefix, with_prefix
 
 _CODE_CHECKS = 100  # how often in a training codes and collisions are counted
+
+# Further terms of the loss: what gives those of a batch (its output, its rows of the inputs), weighted, by name, and
+# what makes that at an epoch's start.
+BatchTerms = Callable[[RQVAEOutput, Tensor], dict[str, Tensor]]
+ExtraLoss = Callable[[RQVAE], BatchTerms]
 
 
 @dataclass
@@ -32,17 +39,21 @@ class TrainingState:
     best_loss: float = math.inf  # lowest mean of an epoch
     best_epoch: int = 0  # 1-based
     best_weights: dict[str, Tensor] | None = None  # whole state dict after best_epoch
+    unused: list[Tensor] = field(default_factory=list)  # with revive_codes: `ResidualQuantizer.revive_` counts there
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Return the tensors and values that `load_` takes over."""
         tensors = with_prefix("model", self.model.state_dict()) | with_prefix("best", self.best_weights or {})
         tensors |= with_prefix("optimizer", optimizer_tensors(self.optimizer))
+        tensors |= with_prefix("unused", {str(level): counts for level, counts in enumerate(self.unused)})
         return tensors, {name: getattr(self, name) for name in ("epoch", "best_loss", "best_epoch")}
 
     def load_(self, snapshot: Snapshot) -> None:
         """Take over what `snapshot` returned."""
         self.model.load_state_dict(under_prefix("model", snapshot.tensors))
         load_optimizer_(self.optimizer, under_prefix("optimizer", snapshot.tensors))
+        for level, counts in under_prefix("unused", snapshot.tensors).items():
+            self.unused[int(level)].copy_(counts)
         self.best_weights = under_prefix("best", snapshot.tensors)
         for name in ("epoch", "best_loss", "best_epoch"):
             setattr(self, name, snapshot.values[name])
@@ -51,7 +62,8 @@ class TrainingState:
 def build_model(config: TokenizerConfig) -> RQVAE:
     """Return an untrained RQ-VAE of the configured sizes."""
     sizes = config.codebook_sizes
-    return RQVAE(config.input_size, config.hidden_sizes, sizes, config.dropout, config.beta, config.vq_type)
+    layers = (config.hidden_sizes, sizes, config.dropout, config.beta, config.vq_type)
+    return RQVAE(config.input_size, *layers, sinkhorn=config.sinkhorn)
 
 
 def build_optimizer(model: RQVAE, config: TokenizerConfig) -> torch.optim.Optimizer:
@@ -88,15 +100,17 @@ def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
         residual = residual - centers[torch.from_numpy(labels).to(residual.device)]
 
 
-def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -> dict[str, float]:
+def train_epoch(
+    state: TrainingState, inputs: Tensor, config: TokenizerConfig, extra_loss: ExtraLoss | None = None
+) -> dict[str, float]:
     """Train one epoch on reshuffled batches of float [N, input size]; the host waits for the device only at its end.
 
     Returns:
-        loss, reconstruction and quantization: means over the items.
+        loss, reconstruction, quantization and what extra_loss names: means over the items.
     """
     torch.manual_seed((config.rand_seed * 1_000_003 + state.epoch) % 2**63)
-    steps = steps_per_epoch(len(inputs), config)
-    totals = torch.zeros(3, device=inputs.device)
+    steps, totals = steps_per_epoch(len(inputs), config), 0.0
+    extra_terms = extra_loss(state.model) if extra_loss else lambda output, rows: {}
     order = torch.randperm(len(inputs), device=inputs.device)
     batches = order.split(config.batch_size) if config.steps_per_epoch is None else order.tensor_split(steps)
     for step, rows in enumerate(batches, start=state.epoch * steps):
@@ -104,13 +118,17 @@ def train_epoch(state: TrainingState, inputs: Tensor, config: TokenizerConfig) -
             group["lr"] = learning_rate(step, steps, config)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             output = state.model(inputs[rows])
+        extra = extra_terms(output, rows)
+        loss = sum(extra.values(), start=output.loss)
         state.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
+        loss.backward()
         state.optimizer.step()
-        losses = torch.stack([output.loss, output.reconstruction_loss, output.quantization_loss])
-        totals += losses.detach() * len(rows)
+        if config.revive_codes:
+            state.model.quantization_layer.revive_(output.latent, output.codes, state.unused, config.revive_codes)
+        terms = {"loss": loss, "reconstruction": output.reconstruction_loss, "quantization": output.quantization_loss}
+        totals = totals + torch.stack([*(terms | extra).values()]).detach() * len(rows)
     state.epoch += 1
-    return dict(zip(("loss", "reconstruction", "quantization"), (totals / len(inputs)).tolist(), strict=True))
+    return dict(zip([*terms, *extra], (totals / len(inputs)).tolist(), strict=True))
 
 
 def train_rqvae(
@@ -118,6 +136,7 @@ def train_rqvae(
     inputs: Tensor,
     on_epoch: Callable[[TrainingState, dict[str, object]], None] = lambda state, metrics: None,
     snapshot: Snapshot | None = None,
+    extra_loss: ExtraLoss | None = None,
 ) -> TrainingState:
     """Train from k-means, or from a snapshot of the same training, to the last epoch.
 
@@ -127,13 +146,15 @@ def train_rqvae(
     torch.manual_seed(config.rand_seed)
     model = build_model(config).to(inputs.device)
     state = TrainingState(model.train(), build_optimizer(model, config))
+    if config.revive_codes:
+        state.unused = [torch.zeros(size, dtype=torch.int64, device=inputs.device) for size in config.codebook_sizes]
     if snapshot is not None:
         state.load_(snapshot)
     else:
         initialize_codebooks_(model, inputs, config.rand_seed)
     check_every = max(1, config.epochs // _CODE_CHECKS)
     while state.epoch < config.epochs:
-        metrics = train_epoch(state, inputs, config)
+        metrics = train_epoch(state, inputs, config, extra_loss)
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
                 f"the loss became {metrics['loss']} in epoch {state.epoch} at learning rate "
@@ -154,16 +175,21 @@ def epoch_file(config: TokenizerConfig, epoch: int | None) -> Path:
     return config.tokenizer_folder / ("best.safetensors" if epoch is None else f"epochs/{epoch}.safetensors")
 
 
-class RQVAETokenizer:
-    """One RQ-VAE, into which any kept epoch is loaded; see `tokenizer.kinds.Tokenizer`."""
+class RQVAETokenizer(Tokenizer):
+    """One RQ-VAE, into which any kept epoch is loaded."""
 
-    title = "RQ-VAE"
+    title, balances = "RQ-VAE", True
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
-        self.config, self.whiten = config, whiten
-        self.epochs: list[int | None] = [*config.kept_epochs, None]
+        super().__init__(config, whiten)
+        self.epochs.append(None)
         self.device = choose_device(config.device)
         self.model = build_model(config).to(self.device).eval()
+
+    @classmethod
+    def extra_loss(cls, config: TokenizerConfig, items: np.ndarray) -> ExtraLoss | None:
+        """Return the terms of the loss beside the RQ-VAE's own, for int [training items], on the device to train on."""
+        return None
 
     @classmethod
     def train(
@@ -178,7 +204,7 @@ class RQVAETokenizer:
             writer(metrics, state.snapshot)
 
         rows = torch.from_numpy(inputs[items - 1]).to(choose_device(config.device))
-        state = train_rqvae(config, rows, on_epoch, writer.snapshot)
+        state = train_rqvae(config, rows, on_epoch, writer.snapshot, cls.extra_loss(config, items))
         save_weights(epoch_file(config, None), state.best_weights, epoch=state.best_epoch)
         save_weights(config.tokenizer_folder / "last.safetensors", state.model.state_dict(), epoch=state.epoch)
         result: dict[str, object] = {"best_epoch": state.best_epoch, "best_loss": state.best_loss}
@@ -188,7 +214,7 @@ class RQVAETokenizer:
         )
         if config.drift is not None:
             tokenizer, all_items = cls(config, lambda embeddings: embeddings), torch.from_numpy(inputs).to(rows.device)
-            codes = partial(tokenizer.codes, all_items)
+            codes = partial(tokenizer.dataset_codes, all_items)
             chosen = choose_epochs(codes, config.epochs, config.num_tokenizers, config.drift)
             print(f"{config.tokenizer_folder}: {len(chosen)} epochs {chosen[0]}..{chosen[-1]} chosen by their drift")
             result["epochs"] = [*chosen, None]
@@ -202,3 +228,11 @@ class RQVAETokenizer:
         """Load the tokenizer `epoch` and return its codes."""
         load_weights(self.model, epoch_file(self.config, epoch))
         return self.model.encode(inputs).cpu().numpy()
+
+    def dataset_codes(self, inputs: Tensor, epoch: int | None) -> np.ndarray:
+        """Return them separated where --balance asks for it."""
+        codes = self.codes(inputs, epoch)
+        if self.config.sinkhorn is None:
+            return codes
+        codebooks = self.model.quantization_layer.codebooks
+        return separate(self.model.latents(inputs), codebooks, codes, self.config.sinkhorn)

@@ -5,6 +5,7 @@
 #   DATASET=Video_Games bash tokenizer/run.sh                   another dataset folder of datasets/
 #   bash tokenizer/run.sh --epochs=600 --save_last=31           any flag of `python -m tokenizer.train --help`
 #   bash tokenizer/run.sh --ckpt_name=rqvae_tiger --vq_type=vq  a second tokenizer beside the first
+#   bash tokenizer/run.sh --ckpt_name=letter --kind=letter      another kind: rqkmeans, letter, neighbours (--sem_ids=FILE)
 #   DATA_DIR=/data/amazon bash tokenizer/run.sh                 another folder of dataset folders
 #   RESUME=1 bash tokenizer/run.sh                              go on with a training that was interrupted
 #   DRY_RUN=1 bash tokenizer/run.sh                             only print the commands
@@ -31,18 +32,25 @@ FLAGS=(
   --learner=adagrad --lr=0.001 --weight_decay=0.0 --scheduler_type=constant --warmup_steps=0 --batch_size=2048
   --rand_seed=2024
 )
+
+# What a kind sets instead. LETTER: the published sizes; its training of 20,000 epochs is --epochs=20000.
+# kind     flags
+KINDS="
+  letter   --n_codebooks=4 --hidden_sizes=[2048,1024,512,256,128,64,32] --sent_emb_pca=-1 --vq_type=vq --learner=adamw --weight_decay=0.0001 --batch_size=1024 --balance=sinkhorn --sinkhorn_epsilon=0.003 --sinkhorn_iterations=50 --cf_emb=svd --cf_weight=0.02 --diversity_weight=0.0001
+"
 # -------------------------------------------------------------------------------------------------
 
 source "$(dirname "${BASH_SOURCE[0]}")/../utils/launch.sh"
 
-row() { awk -v name="$1" '$1 == name' <<<"$SETTINGS"; }
-SELECTED="$(row "$DATASET")"
-read -r _ SENT_EMB_MODEL SENT_EMB_DIM SENT_EMB_PCA HIDDEN_SIZES EPOCHS TOKENIZERS <<<"${SELECTED:-$(row default)}"
+row() { awk -v name="$2" '$1 == name' <<<"$1"; }
+SELECTED="$(row "$SETTINGS" "$DATASET")"
+read -r _ SENT_EMB_MODEL SENT_EMB_DIM SENT_EMB_PCA HIDDEN_SIZES EPOCHS TOKENIZERS <<<"${SELECTED:-$(row "$SETTINGS" default)}"
+read -r _ OF_KIND <<<"$(row "$KINDS" "$(value_of kind "$@")")"
 [ -z "$(value_of save_last "$@")" ] || TOKENIZERS="${TOKENIZERS/--drift=*/}"  # consecutive epochs are wanted
 FLAGS=(
   --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_name="$CKPT_NAME"
   --sent_emb_model="$SENT_EMB_MODEL" --sent_emb_dim="$SENT_EMB_DIM" --sent_emb_pca="$SENT_EMB_PCA"
-  --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" $TOKENIZERS ${RESUME_FLAG:+"$RESUME_FLAG"} "${FLAGS[@]}"
+  --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" $TOKENIZERS ${RESUME_FLAG:+"$RESUME_FLAG"} "${FLAGS[@]}" $OF_KIND
 )
 
 for step in embed train export; do

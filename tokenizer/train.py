@@ -10,7 +10,6 @@ best.safetensors, last.safetensors, pca.safetensors, metrics.jsonl, config.yaml 
 
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from tokenizer.whitening import fit_whitening
 from utils.claims import claim
 from utils.config import HANDLING_FLAGS, dump_config, parse_config
 from utils.errors import InputError
-from utils.files import remove_leftovers, sha256_of, write_json, write_text
+from utils.files import remove_leftovers, write_json, write_text
 from utils.interrupts import listening
 from utils.locks import LOCK_FILE, FileLock
 from utils.runtime import choose_device, run_command, seed_everything
@@ -43,10 +42,7 @@ def train(config: TokenizerConfig) -> None:
     embeddings, items = load_embeddings(config, interactions.num_items), training_items(interactions)
     _check_sizes(config, embeddings, items)
     settings = training_settings(config, embeddings=embeddings, training_items=items)
-    if config.sem_ids:
-        if not Path(config.sem_ids).is_file():
-            raise InputError(f"--sem_ids={config.sem_ids}: there is no such file")
-        settings["sem_ids_sha256"] = sha256_of(Path(config.sem_ids))
+    settings |= KINDS[config.kind].sources(config)
     with FileLock(config.tokenizer_folder / LOCK_FILE):
         if not _reusable(config, settings):
             _train(config, settings, embeddings, items)

@@ -155,7 +155,8 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
         else:
             epochs = tokenizers_back(present, expand_epochs(places))
     prefixes = dict.fromkeys(group.prefix for group in groups)
-    return combine(models, [(prefix, epoch) for prefix in prefixes for epoch in epochs], config.joint)
+    wanted, there = [(prefix, epoch) for prefix in prefixes for epoch in epochs], {(g.prefix, g.epoch) for g in groups}
+    return combine(models, [pair for pair in wanted if pair in there] or wanted, config.joint)
 
 
 def starting_points(checkpoints: list[int], config: PlanConfig) -> tuple[dict[str, str], dict]:

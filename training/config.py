@@ -84,7 +84,8 @@ class TrainingConfig:
     """Folder of result files per user, <results_dir>/<dataset>/<run_name>; by default they lie in the run's folder."""
 
     token_prefix: str | list[str] | None = None
-    """Prefix, or list of prefixes, of the .sem_ids files; by default the only one in the dataset's rqvae/ folder."""
+    """Prefix, or list of prefixes, of the .sem_ids files; by default the only one in the dataset's rqvae/ folder. A
+    prefix may name its own epochs, as in letter/sentence-t5-base_256,256,256,256@18:20."""
     token_suffix: str = "sem_ids"
     """Suffix of the files with semantic IDs."""
     sem_id_epochs: Epochs | None = None

@@ -38,12 +38,16 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
     folder = dataset_folder(config.data_dir, config.dataset)
     epochs = expand_epochs(config.sem_id_epochs)
     groups = resolve_groups(folder, config.token_prefix, epochs, config.token_suffix, config.num_tokenizers)
-    prefixes = list(dict.fromkeys(group.prefix for group in groups))
-    if len({tuple(group.epoch for group in groups if group.prefix == prefix) for prefix in prefixes}) > 1:
-        raise InputError(f"the tokenizers {' '.join(prefixes)} have different epochs; choose some with --sem_id_epochs")
-    numbered = [group.epoch for group in groups if group.prefix == prefixes[0] and group.epoch is not None]
+    chosen: dict[str, list[int | None]] = {}
+    for group in groups:
+        chosen.setdefault(group.prefix, []).append(group.epoch)
+    prefixes, (first, *others) = [*chosen], chosen.values()
+    numbered = None if first == [None] else first
+    if any(of_other != first for of_other in others):  # kinds of tokenizers whose epochs are not the same
+        numbered, labels = None, {prefix: ",".join(map(str, of_one)) for prefix, of_one in chosen.items()}
+        prefixes = [f"{prefix}@{label.replace('None', 'best')}" for prefix, label in labels.items()]
     prefix = prefixes[0] if len(prefixes) == 1 else prefixes
-    config = replace(config, token_prefix=prefix, sem_id_epochs=numbered or None, num_tokenizers=None)
+    config = replace(config, token_prefix=prefix, sem_id_epochs=numbered, num_tokenizers=None)
     if config.pretrained_model:
         config = replace(config, pretrained_model=str(local_folder(config.pretrained_model)))
         config = _take_architecture(config, given)

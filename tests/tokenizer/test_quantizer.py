@@ -83,3 +83,34 @@ def test_gradients(latent: Tensor, vq_type: str):
             term = 2 * (books[level][chosen] - residual) / latent.numel() / levels
             assert_close(layer.codebook.grad, torch.zeros(8, 4).index_add(0, chosen, term))
             residual = residual - books[level][chosen]
+
+
+@pytest.mark.parametrize("vq_type", ["ema", "vq"])
+def test_codes_without_items_take_the_place_of_residuals(latent: Tensor, vq_type: str):
+    """Level 0 has two codes far from all, which one step more lets die; codes used now and codes not yet due stay."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer([8, 6], 4, vq_type=vq_type)
+    first, last = quantizer.quantization_layers
+    first.initialize_(torch.cat([torch.full((2, 4), 99.0), torch.randn(6, 4)]))
+    before = [book.detach().clone() for book in quantizer.codebooks]
+    codes = quantizer.encode(latent)
+    unused = [torch.tensor([4, 3, 9, 9, 9, 9, 9, 9]), torch.zeros(6, dtype=torch.int64)]
+    torch.manual_seed(1)
+    quantizer.revive_(latent, codes, unused, steps=5)
+    torch.manual_seed(1)
+    row = torch.randperm(50)[0]
+    assert_close(first.codebook[0], latent[row], rtol=0, atol=0)
+    assert_close(first.codebook[1:], before[0][1:], rtol=0, atol=0)
+    assert_close(last.codebook, before[1], rtol=0, atol=0)
+    assert unused[0].tolist() == [0, 4, *(0 if k in codes[:, 0] else 10 for k in range(2, 8))]
+    assert unused[1].tolist() == [int(k not in codes[:, 1]) for k in range(6)]
+    if vq_type == "ema":
+        assert torch.equal(first.embed_avg[0], first.embed[0])
+        assert first.cluster_size[0] == 1
+    quantizer.revive_(latent, codes, unused, steps=5)  # the second level's residuals are what the first leaves
+    residual = latent - first.codebook[codes[:, 0]]
+    unused[1].fill_(4)
+    quantizer.revive_(latent, codes, unused, steps=5)
+    for k in range(6):
+        if k not in codes[:, 1]:
+            assert (residual == last.codebook[k]).all(dim=1).any()

@@ -1,5 +1,9 @@
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
@@ -15,6 +19,7 @@ from tokenizer.rqvae_training import (
     train_epoch,
     train_rqvae,
 )
+from utils.snapshots import Snapshot
 
 MakeConfig = Callable[..., TokenizerConfig]
 
@@ -121,3 +126,42 @@ def test_bf16_trains_like_float32(make_config: MakeConfig):
         assert {value.dtype for value in state.model.state_dict().values()} == {torch.float32}
     assert losses["bf16"] != losses["no"]
     assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
+
+
+def test_revived_codes_are_used_and_training_resumes_in_their_midst(make_config: MakeConfig):
+    """Ten codes for three kinds of items leave some without any; a snapshot after each epoch leads to the same end."""
+    config = make_config(codebook_size=10, n_codebooks=2, epochs=4, revive_codes=5, lr=0.01)
+    kinds = torch.eye(config.input_size)[:3].repeat(20, 1)
+    inputs = kinds + 0.01 * torch.randn(kinds.shape, generator=torch.Generator().manual_seed(0))
+    snapshots = []
+    whole = train_rqvae(config, inputs, lambda state, metrics: snapshots.append(deepcopy(state.snapshot())))
+    assert max(int(counts.max()) for counts in whole.unused) < 5
+    assert any(counts.any() for counts in whole.unused)
+    for tensors, values in snapshots[:-1]:
+        state = train_rqvae(config, inputs, snapshot=Snapshot(Path(), tensors, values))
+        assert_close(state.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+        assert_close(state.unused, whole.unused, rtol=0, atol=0)
+    plain = train_rqvae(replace(config, revive_codes=0), inputs)
+    assert plain.unused == []
+    assert not [name for name in plain.snapshot()[0] if name.startswith("unused")]
+    used = [len(np.unique(state.model.encode(inputs)[:, 0])) for state in (plain, whole)]
+    assert used[1] > used[0]
+
+
+def test_extra_terms_are_added_and_reported(make_config: MakeConfig):
+    """A constant term changes the loss alone; one of the latents pulls them to zero."""
+    config = make_config(epochs=3)
+    inputs, seen = inputs_of(config), []
+
+    def begin_epoch(model):
+        seen.append(len(seen))
+        return lambda output, rows: {"constant": torch.tensor(2.0), "size": output.quantized.square().mean()}
+
+    extra = {}
+    pulled = train_rqvae(config, inputs, lambda state, metrics: extra.update(metrics), extra_loss=begin_epoch)
+    assert seen == [0, 1, 2]
+    assert extra["constant"] == pytest.approx(2)
+    total = extra["reconstruction"] + extra["quantization"] + extra["constant"] + extra["size"]
+    assert extra["loss"] == pytest.approx(total, rel=1e-5)
+    free = train_rqvae(config, inputs)
+    assert pulled.model.latents(inputs).square().mean() < free.model.latents(inputs).square().mean()

@@ -60,6 +60,29 @@ def test_other_data_get_the_papers_steps_and_tokenizers_by_drift(tmp_path: Path)
         assert [getattr(config, name) for name in ("save_last", "steps_per_epoch", "drift")] == [31, 12, None]
 
 
+def test_letter_gets_its_published_sizes(tmp_path: Path):
+    """And what is given still wins."""
+    environment = {"DATASET": "Video_Games", "DATA_DIR": str(tmp_path)}
+    expected = PAPER | {
+        "ckpt_name": "letter",
+        "n_codebooks": 4,
+        "hidden_sizes": [2048, 1024, 512, 256, 128, 64, 32],
+        "sent_emb_pca": -1,
+        "vq_type": "vq",
+        "learner": "adamw",
+        "weight_decay": 0.0001,
+        "batch_size": 1024,
+        "balance": "sinkhorn",
+        "cf_emb": "svd",
+        "epochs": 20000,
+    }
+    flags = ("--kind=letter", "--ckpt_name=letter", "--epochs=20000")
+    for config in dry_run(*flags, folder=tmp_path, **environment).values():
+        assert {key: getattr(config, key) for key in expected} == expected
+    for config in dry_run(*flags, "--n_codebooks=3", folder=tmp_path, **environment).values():
+        assert config.n_codebooks == 3
+
+
 def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
     folder = ROOT / "tokenizer"
     environment = {name: "" for name in ("DATASET", "DATA_DIR")}

@@ -55,6 +55,17 @@ def test_a_row_gives_checkpoints_and_tokenizers_counted_back_from_the_last(runs)
     ]
 
 
+def test_of_kinds_with_different_epochs_only_tokenizers_that_exist_are_planned(runs):
+    """Pre-training mixed the tokenizers 1 to 3 of one kind with 14 and 15 of another."""
+    other = runs.parent.parent / "datasets" / "Tiny" / "other"
+    other.mkdir()
+    for epoch in (14, 15):
+        (other / f"twin_8,8,8,8_{epoch}.sem_ids").write_text("{}")
+    pretraining(runs / "pretrain_tau1", token_prefix=[f"{TOY}@1,2,3", "other/twin_8,8,8,8@14,15"], sem_id_epochs=None)
+    found = plan([90], "0,2", make_config(runs))
+    assert [(one.prefixes, one.epochs) for one in found] == [((TOY,), (3,)), (("other/twin_8,8,8,8",), (15,))]
+
+
 def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):
     pretraining(runs / "pretrain_tau1", sem_id_epochs=[3, 5, 7])
     found = plan([90], "0,2", make_config(runs))

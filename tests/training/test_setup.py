@@ -87,13 +87,27 @@ def test_several_prefixes(inputs, resolve, dataset):
     assert torch.equal(table.tokens[:2], table.tokens[2:])
 
 
-def test_prefixes_with_different_epochs_are_refused(resolve, dataset):
-    (dataset / "rqvae" / "twin_8,8,8,8_3.sem_ids").write_text("{}")
-    prefixes = '["toy_8,8,8,8","twin_8,8,8,8"]'
-    message = "the tokenizers rqvae/toy_8,8,8,8 rqvae/twin_8,8,8,8 have different epochs; choose some with --sem_id_"
-    with pytest.raises(InputError, match=message):
-        resolve(token_prefix=prefixes)
-    assert resolve(token_prefix=prefixes, num_tokenizers=1).sem_id_epochs == [3]
+def test_prefixes_with_different_epochs_keep_their_own(inputs, resolve, dataset):
+    """Which these are is written into the settings, from which the same tokenizers are found again."""
+    (dataset / "other").mkdir()
+    for name, copy in (("3", "twin_8,8,8,8_3"), ("1", "lone_8,8,8,8")):
+        file = dataset / "rqvae" / f"toy_8,8,8,8_{name}.sem_ids"
+        (dataset / "other" / f"{copy}.sem_ids").write_bytes(file.read_bytes())
+    prefixes = ["toy_8,8,8,8", "other/twin_8,8,8,8", "other/lone_8,8,8,8"]
+    config, found = inputs(token_prefix=json.dumps(prefixes))
+    chosen = [("rqvae/toy_8,8,8,8", 1), ("rqvae/toy_8,8,8,8", 2), ("rqvae/toy_8,8,8,8", 3)]
+    chosen += [("other/twin_8,8,8,8", 3), ("other/lone_8,8,8,8", None)]
+    assert [(group.prefix, group.epoch) for group in found.groups] == chosen
+    pinned = ["rqvae/toy_8,8,8,8@1,2,3", "other/twin_8,8,8,8@3", "other/lone_8,8,8,8@best"]
+    assert (config.token_prefix, config.sem_id_epochs) == (pinned, None)
+    again, groups = inputs(token_prefix=json.dumps(pinned))
+    assert (again.token_prefix, groups.groups) == (pinned, found.groups)
+    config = resolve(token_prefix='["toy_8,8,8,8@2:3","other/twin_8,8,8,8"]', sem_id_epochs=[3])
+    assert config.token_prefix == ["rqvae/toy_8,8,8,8@2,3", "other/twin_8,8,8,8@3"]
+    config = resolve(token_prefix='["toy_8,8,8,8","other/twin_8,8,8,8"]', num_tokenizers=1)
+    assert (config.token_prefix, config.sem_id_epochs) == (["rqvae/toy_8,8,8,8", "other/twin_8,8,8,8"], [3])
+    with pytest.raises(InputError, match=r"no file for epoch 4; present: 1\.\.3"):
+        resolve(token_prefix="toy_8,8,8,8@4")
 
 
 def test_best_checkpoint_where_no_file_has_a_number(inputs, dataset):
