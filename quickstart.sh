@@ -8,28 +8,29 @@
 #   SKIP_INSTALL=1       take the installed packages as they are                DRY_RUN=1  print the commands only
 
 # ---- Sample size: what makes this fast. The paper's settings are the scripts' defaults. ------------------------------
+SAMPLE_FLAGS=(--num_users=1200 --num_items=400)
 TOKENIZER_FLAGS=(
   --sent_emb_model=tfidf --sent_emb_dim=128 --sent_emb_pca=64     # built-in encoder: nothing to download
-  --codebook_size=64 "--hidden_sizes=[256,128,64]"                # 600 items need fewer codes than 25,000
+  --codebook_size=64 "--hidden_sizes=[256,128,64]"                # 400 items need fewer codes than 25,000
   --epochs=120 --steps_per_epoch=12 --save_last=41                # six of the epochs 80..120 are the tokenizers
 )
 MODEL_FLAGS=(
   --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
 )
+BATCHES=(--train_batch_size=64 --gradient_accumulation_steps=1)   # about 110 steps an epoch
 PRETRAIN_FLAGS=(
   "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in half of the items
   --epochs=10 --schedule_epochs=14 "--epoch_per_stage=[4,3,3]"    # ends with the learning rate still up
-  --influence_sample_ratio=0.2
-  --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100   # about 70 steps an epoch
+  --influence_sample_ratio=0.2 "${BATCHES[@]}" --lr=0.005 --warmup_steps=100
   --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
 )
 FINETUNE_FLAGS=(
-  --sem_id_epochs=104 --epochs=4 --gradient_accumulation_steps=1 --lr=0.002 --num_beams=10 --test_num_beams=20
+  --sem_id_epochs=104 --epochs=4 "${BATCHES[@]}" --lr=0.002 --num_beams=10 --test_num_beams=20
 )
 # The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (10 + 4).
 SINGLE_FLAGS=(
   --sem_id_epochs=104 --epochs=14 --val_delay=7
-  --gradient_accumulation_steps=1 --lr=0.005 --warmup_steps=100 --num_beams=10 --test_num_beams=20
+  "${BATCHES[@]}" --lr=0.005 --warmup_steps=100 --num_beams=10 --test_num_beams=20
 )
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ reused() {
 
 # Refuse to mix results of different settings.
 check_settings() {
-  local settings="${TOKENIZER_FLAGS[*]} | ${MODEL_FLAGS[*]} | ${PRETRAIN_FLAGS[*]} | ${FINETUNE_FLAGS[*]} | ${SINGLE_FLAGS[*]}"
+  local settings="${SAMPLE_FLAGS[*]} | ${TOKENIZER_FLAGS[*]} | ${MODEL_FLAGS[*]} | ${PRETRAIN_FLAGS[*]} | ${FINETUNE_FLAGS[*]} | ${SINGLE_FLAGS[*]}"
   local file="$RUNS/quickstart.settings"
   [ "$DRY_RUN" = 1 ] && return
   if [ -e "$file" ] && [ "$(cat "$file")" != "$settings" ]; then
@@ -91,7 +92,7 @@ fi
 check_settings
 
 step "1/6 Sample dataset"
-run "$PYTHON" -m data.sample --data_dir="$DATA_DIR" --dataset="$DATASET"
+run "$PYTHON" -m data.sample --data_dir="$DATA_DIR" --dataset="$DATASET" "${SAMPLE_FLAGS[@]}"
 
 step "2/6 Tokenizers: tokenizer/run.sh"
 bash "$ROOT/tokenizer/run.sh" "${TOKENIZER_FLAGS[@]}"
