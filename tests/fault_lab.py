@@ -105,6 +105,8 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
         elif name == "training.json":
             found[name] = without_times(json.loads(file.read_text()))
+        elif file.name == "README.md":
+            found[name] = file.read_text().replace(folder.name, "RUN")
         elif file.name == "mtgrec.json":
             found[name] = {key: value for key, value in json.loads(file.read_text()).items() if key != "settings"}
         elif file.name == "sha256.json":

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import sys
 import traceback
 from collections import Counter
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 import evaluation.predict
 import tokenizer.rqvae_training
@@ -73,9 +75,40 @@ def run_forked(main: Callable[[list[str]], None], argv: list[str], log: Path, co
     Returns:
         The exit code; -9 if it was killed.
     """
+    return ended(start_forked(main, argv, log, counted))
+
+
+def run_processes(main: Callable[[list[str]], None], argv: list[str], log: Path) -> int:
+    """Run a command in two forked processes of one group on the CPU, with what torchrun and accelerate would tell them.
+
+    Returns:
+        0 if both ended well, else the exit code of one that did not.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    shared |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    places = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    codes = [ended(pid) for pid in [start_forked(main, argv, log, environment=place) for place in places]]
+    return next((code for code in codes if code), 0)
+
+
+def ended(pid: int) -> int:
+    """Wait for a process and return its exit code; -9 if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def start_forked(
+    main: Callable[[list[str]], None],
+    argv: list[str],
+    log: Path,
+    counted: Counted | None = None,
+    environment: dict[str, str] | None = None,
+) -> int:
+    """Fork a process that runs a command, with more variables in its environment; return its id."""
     pid = os.fork()
     if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return pid
     code = 70  # a traceback
     try:
         with open(log, "a", encoding="utf-8") as output:
@@ -83,6 +116,10 @@ def run_forked(main: Callable[[list[str]], None], argv: list[str], log: Path, co
             os.dup2(output.fileno(), 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             torch.set_num_threads(1)
+            if environment:
+                os.environ.update(environment)
+                AcceleratorState._reset_state(reset_partial_state=True)
+                GradientState._reset_state()
             os.fsync = lambda _: None  # the kernel survives what happens here, and flushing takes most of the time
             if counted:
                 counted.install()

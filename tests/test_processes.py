@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forked import run_processes
 from tiny_dataset import make_dataset
 from tiny_runs import ROOT, flags, read_lines, read_results, read_weights
 
@@ -24,13 +25,6 @@ SAME = {"dropout_rate": 0, "lr": 0.001, "warmup_steps": 8}
 PRETRAIN = SAME | {"train_batch_size": 16, "epochs": 3, "epoch_per_stage": [1, 1], "val_delay": 1, "tau": 0.5}
 # Two processes x 2 batches against one x 4, batches of 29: the last global batch holds 3 examples, one batch none.
 FINETUNE = SAME | {"train_batch_size": 29, "epochs": 2, "sem_id_epochs": "1:2"}
-
-
-def launch(module: str, argv: list[str]) -> subprocess.CompletedProcess:
-    """Run a module in two processes on the CPU."""
-    process = start(module, argv, 2)
-    _, said = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(argv, process.returncode, stderr=said)
 
 
 def start(module: str, argv: list[str], num_processes: int) -> subprocess.Popen:
@@ -59,12 +53,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
     pretrain.main(argv(PRETRAIN, "pretrain1", 2))
     finetune.main(argv(FINETUNE, "finetune1", 4))
-    for module, arguments in (
-        ("pretrain", argv(PRETRAIN, "pretrain2", 1)),
-        ("finetune", argv(FINETUNE, "finetune2", 2)),
+    for main, arguments in (
+        (pretrain.main, argv(PRETRAIN, "pretrain2", 1)),
+        (finetune.main, argv(FINETUNE, "finetune2", 2)),
     ):
-        result = launch(module, arguments)
-        assert result.returncode == 0, result.stderr
+        assert run_processes(main, arguments, folder / "log") == 0, (folder / "log").read_text()
     return SimpleNamespace(dataset=dataset, folder=ckpt_dir / "Tiny", again=arguments)
 
 
@@ -140,10 +133,9 @@ def test_same_weights(pair):
         np.testing.assert_allclose(two[name], weight, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_refused_folder_stops_both_processes_with_one_message(runs):
-    result = launch("finetune", runs.again)
-    assert result.returncode != 0
-    assert result.stderr.count(f"error: {runs.folder / 'finetune2'} holds a finished run") == 1
+def test_a_refused_folder_stops_both_processes_with_one_message(runs, tmp_path):
+    assert run_processes(finetune.main, runs.again, tmp_path / "log") == 2
+    assert (tmp_path / "log").read_text().count(f"error: {runs.folder / 'finetune2'} holds a finished run") == 1
 
 
 def workers(launcher: subprocess.Popen) -> dict[int, int]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import yaml
-from tiny_runs import launch_two
+from forked import run_processes
 
 import recommend
 from inference import recommend as inference
@@ -174,16 +174,14 @@ def test_mistakes_are_named(joint_run: Path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_file(joint_run: Path, tmp_path: Path):
+def test_two_processes_write_the_same_file(joint_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/one.jsonl", "--k=3"])
-    code = "import recommend; recommend.USERS_PER_SHARD = 7; recommend.main()"
-    (tmp_path / "two.py").write_text(code)
+    monkeypatch.setattr(recommend, "USERS_PER_SHARD", 7)
     flags = [f"--model={joint_run}", "--all_users", f"--output={tmp_path}/two.jsonl", "--k=3"]
-    done = launch_two(tmp_path / "two.py", flags)
-    assert done.returncode == 0, done.stderr
+    assert run_processes(recommend.main, flags, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     one, two = rows(tmp_path / "one.jsonl"), rows(tmp_path / "two.jsonl")
     assert [(row["user"], row["items"]) for row in one] == [(row["user"], row["items"]) for row in two]
-    assert done.stdout.count("3 items for 30 users, 30 of them now") == 1
+    assert (tmp_path / "log").read_text().count("3 items for 30 users, 30 of them now") == 1
 
 
 def test_export_makes_a_folder_that_recommends_alone(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -52,4 +52,4 @@ def test_the_dockerfile_is_as_its_linter_wants_it():
 def test_the_container_gets_the_code_and_nothing_else():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "docs"}
-    assert kept == rooms | {"*.py", "*.sh", "requirements.txt", "LICENSE", "README.md"}
+    assert kept == rooms | {"*.py", "*.sh", "requirements.txt", "requirements-serve.txt", "LICENSE", "README.md"}

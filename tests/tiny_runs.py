@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,15 +118,3 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment:
         inherited["VIRTUAL_ENV"] = sys.prefix
     command = ["bash", os.path.relpath(ROOT / script, folder), *arguments]
     return subprocess.run(command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=300)
-
-
-def launch_two(script: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    """Run a Python script in two processes on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command += [str(script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

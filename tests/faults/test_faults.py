@@ -144,7 +144,7 @@ def test_a_finished_run_that_was_killed_before_its_model_folder_was_complete(lab
     shutil.copytree(lab.whole("finetune"), run)
     settings = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(settings.replace("run_name: whole_finetune", "run_name: incomplete"))
-    for name in ("mtgrec.json", "items.jsonl"):
+    for name in ("mtgrec.json", "items.jsonl", "README.md"):
         (run / "model" / name).unlink()
     write_checksums(run / "model", [run / "model" / "model.safetensors"])  # as training leaves it
     (run / "model").rename(run / ".model.77.old")  # between the two renames that put a folder in another's place

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import run_processes
 from sentence_transformers import SentenceTransformer
-from tiny_runs import launch_two
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -289,19 +289,17 @@ def test_interrupted_it_goes_on_and_the_same_text_is_embedded_once(
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_file(make_config: MakeConfig, tiny_model: Path, dataset: Path, tmp_path: Path):
+def test_two_processes_write_the_same_file(
+    make_config: MakeConfig, tiny_model: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     config = encoder_config(make_config, tiny_model)
     one = embed(config).read_bytes()
     config.embedding_file.unlink()
-    (tmp_path / "small.py").write_text(
-        "from tokenizer import embed; embed.TEXTS_PER_SHARD = 15; embed.run_command(embed.main)"
-    )
+    monkeypatch.setattr(embedding, "TEXTS_PER_SHARD", 15)
     flags = [f"--dataset={dataset.name}", f"--data_dir={dataset.parent}", f"--sent_emb_model={tiny_model}"]
-    done = launch_two(
-        tmp_path / "small.py", [*flags, "--sent_emb_dim=16", "--sent_emb_pca=6", "--sent_emb_batch_size=7"]
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written (60 items, 16 dimensions)") == 1
+    flags += ["--sent_emb_dim=16", "--sent_emb_pca=6", "--sent_emb_batch_size=7"]
+    assert run_processes(embedding.main, flags, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("written (60 items, 16 dimensions)") == 1
     two = config.embedding_file.read_bytes()
     np.testing.assert_allclose(np.frombuffer(two, "<f4"), np.frombuffer(one, "<f4"), rtol=1e-5, atol=1e-6)
 
