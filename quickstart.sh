@@ -8,28 +8,28 @@
 #   SKIP_INSTALL=1       take the installed packages as they are                DRY_RUN=1  print the commands only
 
 # ---- Sample size: what makes this fast. The paper's settings are the scripts' defaults. ------------------------------
-SAMPLE_FLAGS=(--num_users=1200 --num_items=400)
+SAMPLE_FLAGS=(--num_users=1000 --num_items=400)
 TOKENIZER_FLAGS=(
   --sent_emb_model=tfidf --sent_emb_dim=128 --sent_emb_pca=64     # built-in encoder: nothing to download
   --codebook_size=64 "--hidden_sizes=[256,128,64]"                # 400 items need fewer codes than 25,000
   --epochs=120 --steps_per_epoch=12 --save_last=41                # six of the epochs 80..120 are the tokenizers
 )
 MODEL_FLAGS=(
-  --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=256 --num_heads=4 --d_kv=16
+  --codebook_size=64 --num_layers=1 --num_decoder_layers=1 --d_model=64 --d_ff=128 --num_heads=4 --d_kv=16
 )
-BATCHES=(--train_batch_size=64 --gradient_accumulation_steps=1)   # about 110 steps an epoch
+BATCHES=(--train_batch_size=64 --gradient_accumulation_steps=1)   # about 90 steps an epoch
 PRETRAIN_FLAGS=(
   "--sem_id_epochs=[80,88,96,104,112,120]"                        # the ends differ in half of the items
-  --epochs=10 --schedule_epochs=14 "--epoch_per_stage=[4,3,3]"    # ends with the learning rate still up
+  --epochs=8 --schedule_epochs=12 "--epoch_per_stage=[4,2,2]"     # ends with the learning rate still up
   --influence_sample_ratio=0.2 "${BATCHES[@]}" --lr=0.005 --warmup_steps=100
-  --val_delay=8 --eval_interval=1 --val_ratio=1 --save_interval=5 --num_beams=10
+  --val_delay=7 --eval_interval=1 --val_ratio=1 --save_interval=4 --num_beams=10
 )
 FINETUNE_FLAGS=(
   --sem_id_epochs=104 --epochs=4 "${BATCHES[@]}" --lr=0.002 --num_beams=10 --test_num_beams=20
 )
-# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (10 + 4).
+# The same recommender without multi-identifier pre-training: one tokenizer, as many epochs in all (8 + 4).
 SINGLE_FLAGS=(
-  --sem_id_epochs=104 --epochs=14 --val_delay=7
+  --sem_id_epochs=104 --epochs=12 --val_delay=7
   "${BATCHES[@]}" --lr=0.005 --warmup_steps=100 --num_beams=10 --test_num_beams=20
 )
 # ----------------------------------------------------------------------------------------------------------------------
