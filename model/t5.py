@@ -36,7 +36,7 @@ class T5Recommender(Recommender):
         logits = project(self.t5, decode(self.t5, encoded, encoded.packing.sort(shifted)))
         return encoded.packing.unsort(logits)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         input_ids: Tensor,

@@ -212,7 +212,8 @@ def kept_position_buckets(queries: int, keys: int, device: torch.device, *kind: 
 
     Distances of 16, 32 and 64 lie on a bucket's edge, where another device's logarithm may round to the other side.
     """
-    return position_buckets(queries, keys, torch.device("cpu"), *kind).to(device)
+    with torch.inference_mode(False):  # training takes them too
+        return position_buckets(queries, keys, torch.device("cpu"), *kind).to(device)
 
 
 def project(t5: T5ForConditionalGeneration, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import T5ForConditionalGeneration
 
 from model.recommender import Architecture, Recommender, load_recommender
 from model.t5 import T5Recommender, t5_config
+from model.t5_layers import kept_position_buckets
 
 pytestmark = pytest.mark.usefixtures("layout")
 
@@ -129,3 +130,13 @@ def test_what_else_a_configuration_says_is_kept(recommender: Recommender, batch:
     assert read.t5.config.relative_attention_max_distance == 9
     with torch.no_grad():
         assert_close(read.logits(*batch), plain_forward(plain_t5(read), batch).logits, **TOLERANCE)
+
+
+def test_what_a_search_keeps_serves_training_too(make: Callable[..., Recommender], batch: RaggedBatch):
+    """Position buckets are kept; those made in a search must take part in a backward pass."""
+    kept_position_buckets.cache_clear()
+    recommender = make()
+    input_ids, labels, lengths = batch
+    recommender.generate(input_ids, lengths, 4, 2)
+    recommender(input_ids, labels, lengths).mean().backward()
+    assert all(parameter.grad is not None for parameter in recommender.parameters())
