@@ -50,7 +50,8 @@ class Network(nn.Module):
         """
         length = items.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=items.device).triu(1)
-        hidden = self.dropout(self.items(items) + self.positions.weight[:length])
+        scale = self.items.embedding_dim**0.5  # without it items weigh no more than places, and learning begins late
+        hidden = self.dropout(scale * self.items(items) + self.positions.weight[:length])
         return self.layers(hidden, future, is_causal=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
