@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to recommendations on the bundled sample: bash quickstart.sh [--fresh]
 #
-# Needs Python 3.11 or newer with pip; no GPU, and no network once the requirements are installed. Takes six to
-# seven minutes on 2 slow cores after installation. Run again, it reuses what is finished; --fresh starts over.
+# Needs Python 3.11 or newer with pip; no GPU, and no network once the requirements are installed. Takes two and
+# a half minutes on 2 slow cores after installation. Run again, it reuses what is finished; --fresh starts over.
 #
 #   DATA_DIR, CKPT_DIR   where the sample and its runs go (datasets, ckpt)      NUM_GPUS   processes, one per GPU (1)
 #   SKIP_INSTALL=1       take the installed packages as they are                DRY_RUN=1  print the commands only
