@@ -26,8 +26,9 @@ FORMATS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", 
 PIECE = 2**24  # characters that are looked at together
 LONGEST = 2**21  # characters of a row; a quote that is open for longer was never meant to open a field
 csv.field_size_limit(PIECE)
-QUOTED = '"(?:[^"]++|"")*+"'  # a field with its quotes, those inside doubled
-ESCAPED = r'"(?:[^"\\]|\\[\s\S])*+"'  # and with a backslash before those inside, as MySQL and Spark write them
+# Atomic groups, (?>...), around what may go back: Python before 3.11.5 repeats that wrongly where it is possessive.
+QUOTED = '"(?>(?:[^"]++|"")*)"'  # a field with its quotes, those inside doubled
+ESCAPED = r'"(?>(?:[^"\\]|\\[\s\S])*)"'  # and with a backslash before those inside, as MySQL and Spark write them
 
 _BROKEN = (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error)
 _WINDOWS_1252 = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(128, 256)}
@@ -178,7 +179,7 @@ class RawFile:
         but for one that opens a field of a CSV file and never closes, which is an error.
         """
         mark = re.escape(delimiter)
-        rows = re.compile(rf"(?:{mark.join([_field(QUOTED, mark, blanks=False)] * width)}\n|\n)*+")
+        rows = re.compile(rf"(?:(?>{mark.join([_field(QUOTED, mark, blanks=False)] * width)}\n|\n))*+")
         rest, number = "", skip + 1
         for piece in chain(self.pieces(skip), [""]):  # "" is the end
             text, start = rest + piece, 0
@@ -352,7 +353,7 @@ def parse_line(line: str) -> object:
 
 def _field(quotes: str, mark: str, blanks: bool = True) -> str:
     """Return the pattern of a field between marks: a group with blanks around it, or without blanks around quotes."""
-    plain = rf'(?:[^"{mark}\n][^{mark}\n]*+)?+'
+    plain = rf'(?>(?:[^"{mark}\n][^{mark}\n]*+)?)'
     return f" *+({quotes}|{plain}) *+" if blanks else f"(?:{quotes}| *+{plain})"
 
 
