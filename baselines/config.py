@@ -56,13 +56,13 @@ class BaselineConfig:
     """Layers."""
     num_heads: int = 2
     """Attention heads."""
-    dropout_rate: float = 0.5
+    dropout_rate: float = 0.3
     """Dropout."""
     lr: float = 0.001
     """Learning rate, constant."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
-    train_batch_size: int = 128
+    train_batch_size: int = 64
     """Users per batch; each has a target at every place of its history."""
     epochs: int = 200
     """Epochs at most."""
