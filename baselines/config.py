@@ -1,15 +1,14 @@
 """The settings of a baseline. What pre-training and fine-tuning have too has the same name and default."""
 
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Literal
 
-from evaluation.metrics import METRICS
+from training.config import RunConfig
 
 
 @dataclass
-class BaselineConfig:
+class BaselineConfig(RunConfig):
     """Settings of `baseline.py`; those after `max_item_seq_len` are SASRec's."""
 
     dataset: str = "Musical_Instruments"
@@ -74,36 +73,13 @@ class BaselineConfig:
     """Precision of training: no (float32) or bf16. Evaluation is always float32."""
 
     @property
-    def metric_names(self) -> list[str]:
-        """Every metric at every cut-off, such as ndcg@5."""
-        return [f"{metric}@{k}" for k in self.topk for metric in self.metrics]
-
-    @property
     def run_folder(self) -> Path:
         seeded = f"_seed{self.rand_seed}" if self.method == "sasrec" or self.train_user_ratio < 1 else ""
         return Path(self.ckpt_dir) / self.dataset / (self.run_name or f"{self.method}{seeded}")
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        whole = ("eval_batch_size", "max_item_seq_len", "d_model", "num_layers", "num_heads", "train_batch_size")
-        whole += ("epochs", "eval_interval", "patience")
-        names = [name for name in (self.dataset, self.run_name) if name is not None]
-        rules = [  # (flag, whether its value is right, else what to say of it)
-            *((name, getattr(self, name) >= 1, "must be at least 1") for name in whole),
-            ("rand_seed", 0 <= self.rand_seed < 2**32, "must be at least 0 and below 2**32"),
-            ("train_user_ratio", 0 < self.train_user_ratio <= 1, "must be above 0 and at most 1"),
-            ("topk", bool(self.topk) and min(self.topk, default=0) >= 1, "must be cut-offs from 1"),
-            ("metrics", set(self.metrics) <= METRICS.keys(), f"must be among {', '.join(METRICS)}"),
-            ("val_metric", self.val_metric in self.metric_names, f"is none of {', '.join(self.metric_names)}"),
-            ("val_users", self.val_users == "all" or self.train_user_ratio < 1, "needs train_user_ratio below 1"),
-            ("num_heads", self.d_model % max(1, self.num_heads) == 0, f"must divide d_model={self.d_model}"),
-            ("dropout_rate", 0 <= self.dropout_rate < 1, "must be at least 0 and below 1"),
-            ("lr", 0 < self.lr < inf, "must be positive"),
-            ("weight_decay", 0 <= self.weight_decay < inf, "must not be negative"),
-        ]
-        found = [f"{name}={getattr(self, name)} {complaint}" for name, right, complaint in rules if not right]
-        wrong = [name for name in names if name != Path(name).name or name in ("", ".", "..")]
-        found += [f"{name!r} must be the name of a folder, not a path" for name in wrong]
-        if self.overwrite and self.resume:
-            found.append("overwrite starts anew and resume keeps what is finished; give one of them")
+        found = super().problems()
+        if self.num_heads >= 1 and self.d_model % self.num_heads:
+            found.append(f"num_heads={self.num_heads} must divide d_model={self.d_model}")
         return found

@@ -44,8 +44,45 @@ CHOICES = {
 }
 
 
+class RunConfig:
+    """What the settings of every run on a dataset's splits share, baselines' too: no fields, but their checks.
+
+    It reads topk, metrics, val_metric, val_users, train_user_ratio, overwrite and resume.
+    """
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every metric at every cut-off, such as ndcg@5."""
+        return [f"{metric}@{k}" for k in self.topk for metric in self.metrics]
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        found = []
+        for name, value in vars(self).items():
+            rule, holds = RANGES.get(name, POSITIVE)
+            if (name in RANGES or type(value) in (int, float)) and value is not None and not holds(value):
+                found.append(f"{name}={value} {rule}")
+            if name in CHOICES and value not in CHOICES[name]:
+                found.append(f"{name}={value} must be {' or '.join(CHOICES[name])}")
+        if self.overwrite and self.resume:
+            found.append("overwrite starts anew and resume goes on; give one of them")
+        if self.val_users == "new" and self.train_user_ratio == 1:
+            found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
+        wrong = [name for name in self.metrics if name not in METRICS]
+        found += [f"metrics has {name!r}; there are {' and '.join(METRICS)}" for name in wrong]
+        if not self.metrics or not self.topk or min(self.topk) < 1:
+            found.append(f"metrics={self.metrics} and topk={self.topk} must not be empty, cut-offs from 1")
+        try:
+            parse_metric(self.val_metric)
+            if self.val_metric not in self.metric_names:
+                found.append(f"val_metric={self.val_metric} is not among metrics={self.metrics} at topk={self.topk}")
+        except ValueError as error:
+            found.append(f"val_metric: {error}")
+        return found
+
+
 @dataclass
-class TrainingConfig:
+class TrainingConfig(RunConfig):
     """What both commands share."""
 
     dataset: str = "Musical_Instruments"
@@ -155,51 +192,23 @@ class TrainingConfig:
 
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
-        found = []
-        for name, value in vars(self).items():
-            rule, holds = RANGES.get(name, POSITIVE)
-            if (name in RANGES or type(value) in (int, float)) and value is not None and not holds(value):
-                found.append(f"{name}={value} {rule}")
-            if name in CHOICES and value not in CHOICES[name]:
-                found.append(f"{name}={value} must be {' or '.join(CHOICES[name])}")
-        if self.overwrite and self.resume:
-            found.append("overwrite starts anew and resume goes on; give one of them")
+        found = super().problems()
         if self.schedule_epochs is not None and (self.steps is not None or self.schedule_epochs < self.epochs):
             found.append(
                 f"schedule_epochs={self.schedule_epochs} must be at least epochs={self.epochs}, and needs no steps"
             )
-        if self.val_users == "new" and self.train_user_ratio == 1:
-            found.append("val_users=new needs users that training does not see: train_user_ratio below 1")
         if self.token_prefix == []:
             found.append("token_prefix is an empty list")
+        for name in ("num_beams", "test_num_beams"):
+            beams = getattr(self, name)
+            if beams and self.topk and max(self.topk) > beams:
+                found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
         for check, *given in ((level_sizes, self.n_codebooks, self.codebook_size), (expand_epochs, self.sem_id_epochs)):
             try:
                 check(*given)
             except InputError as error:
                 found.append(str(error))
-        return found + self._problems_of_metrics()
-
-    def _problems_of_metrics(self) -> list[str]:
-        wrong = [name for name in self.metrics if name not in METRICS]
-        found = [f"metrics has {name!r}; there are {' and '.join(METRICS)}" for name in wrong]
-        if not self.metrics or not self.topk or min(self.topk) < 1:
-            found.append(f"metrics={self.metrics} and topk={self.topk} must not be empty, cut-offs from 1")
-        for name in ("num_beams", "test_num_beams"):
-            beams = getattr(self, name)
-            if beams and self.topk and max(self.topk) > beams:
-                found.append(f"topk={self.topk} asks for more items than there are beams ({name}={beams})")
-        try:
-            parse_metric(self.val_metric)
-            if self.val_metric not in self.metric_names:
-                found.append(f"val_metric={self.val_metric} is not among metrics={self.metrics} at topk={self.topk}")
-        except ValueError as error:
-            found.append(f"val_metric: {error}")
         return found
-
-    @property
-    def metric_names(self) -> list[str]:
-        """Every metric at every cut-off, such as ndcg@5."""
-        return [f"{metric}@{k}" for k in self.topk for metric in self.metrics]
 
 
 @dataclass
