@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
-from data.interactions import Interactions, load_interactions, training_interactions
+from data.interactions import Interactions, load_interactions, training_part
 from tokenizer.config import TokenizerConfig
 from tokenizer.rqvae import RQVAE, RQVAEOutput
 from tokenizer.rqvae_training import BatchTerms, ExtraLoss, RQVAETokenizer
@@ -146,8 +146,8 @@ def svd_embeddings(interactions: Interactions, size: int, seed: int) -> np.ndarr
     the items is 1. Items that occur in no training sequence are at 0. Raises InputError where there are too few users
     or items.
     """
-    items = training_interactions(interactions) - 1
-    users = np.repeat(np.arange(interactions.num_users), np.maximum(np.diff(interactions.offsets) - 2, 0))
+    training = training_part(interactions)
+    items, users = training.items - 1, training.users_of(np.arange(len(training.items)))
     shape = (interactions.num_users, interactions.num_items)
     if size >= min(shape):
         raise InputError(f"--cf_emb={SVD}: {shape[0]} users and {shape[1]} items have no {size} directions")
