@@ -14,7 +14,7 @@ from glob import glob
 from pathlib import Path
 
 from evaluation.metrics import metric_titles
-from evaluation.run import RESULTS_FILE, baseline_runs, load_run, single_tokenizer_run
+from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
 from reporting.curves import curriculum_section, training_section
 from reporting.headline import headline_section, popularity_row
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     data = ReportData(run, baseline)
     popular = popularity_row(data.interactions, list(run.tokenizer["test"]))
     rows = [(popular.name, popular.metrics)]
-    rows += [(other.method, other.tokenizer["test"]) for other in baseline_runs(run)]
+    rows += [(other.method, other.tokenizer["test"]) for other in data.other_methods]
     if baseline:
         rows.append(("One tokenizer, no pre-training", baseline.tokenizer["test"]))
     name = f"MTGRec ({run.folder.name})" if baseline and not run.method else run.folder.name

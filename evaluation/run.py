@@ -1,7 +1,6 @@
 """Reading runs: a run's folder, what it holds, and where it came from."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -192,19 +191,19 @@ def single_tokenizer_run(run: Run) -> Run | None:
         from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
         return from_scratch and not other.method and len(other.results["per_tokenizer"]) == 1
 
-    return None if is_single(run) else _best_beside(run, is_single)
+    return None if is_single(run) else _best(list(filter(is_single, finished_runs(run.folder.parent))), run)
 
 
 def baseline_runs(run: Run) -> list[Run]:
     """Return of each baseline but the most popular items the best run on validation beside `run`, not itself."""
     methods = [name for name in BASELINES.values() if name not in (BASELINES["popular"], run.method)]
-    found = [_best_beside(run, lambda other, method=method: other.method == method) for method in methods]
+    beside = finished_runs(run.folder.parent)
+    found = [_best([other for other in beside if other.method == method], run) for method in methods]
     return [other for other in found if other]
 
 
-def _best_beside(run: Run, fits: Callable[[Run], bool]) -> Run | None:
-    """Return the best on validation of the finished runs beside `run` that fit, if there is one."""
+def _best(runs: list[Run], run: Run) -> Run | None:
+    """Return the best on validation of runs, by the metric of `run`, if one of them has it."""
     metric = run.settings["val_metric"]
-    beside = [other for other in finished_runs(run.folder.parent) if fits(other)]
-    known = [other for other in beside if metric in other.tokenizer["valid"]]
+    known = [other for other in runs if metric in other.tokenizer["valid"]]
     return max(known, key=lambda other: other.tokenizer["valid"][metric], default=None)

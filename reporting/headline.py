@@ -12,7 +12,7 @@ from data.interactions import Interactions, split_positions, training_part
 from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, metric_titles, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
-from evaluation.run import BASELINES, WINNER_SUFFIX, Run, baseline_runs, resolve_winner, winning_row
+from evaluation.run import BASELINES, WINNER_SUFFIX, Run, resolve_winner, winning_row
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
 from reporting.report_data import PAPER, ReportData
@@ -66,7 +66,7 @@ def headline_section(data: ReportData) -> Section:
     run, baseline = data.run, data.baseline
     titles = metric_titles(list(run.tokenizer["test"]))
     rows = [popularity_row(data.interactions, list(titles))]
-    rows += [run_row(f"{other.method}: {other.folder.name}", other) for other in baseline_runs(run)]
+    rows += [run_row(f"{other.method}: {other.folder.name}", other) for other in data.other_methods]
     if baseline:
         rows.append(run_row(f"{BASELINE}: {baseline.folder.name}", baseline))
     rows.append(run_row(run.folder.name, run))

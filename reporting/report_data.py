@@ -9,7 +9,7 @@ import yaml
 
 from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
 from data.token_table import Group, Vocabulary, level_sizes, load_token_table
-from evaluation.run import Run
+from evaluation.run import Run, baseline_runs
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 
@@ -20,6 +20,11 @@ class ReportData:
 
     run: Run
     baseline: Run | None
+
+    @cached_property
+    def other_methods(self) -> list[Run]:
+        """The best run of each baseline that lies beside the run."""
+        return baseline_runs(self.run)
 
     @cached_property
     def interactions(self) -> Interactions:
