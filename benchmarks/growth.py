@@ -2,12 +2,15 @@
 
 python -m benchmarks.growth                                            up to 50 million interactions, a million items
 python -m benchmarks.growth --interactions=[50000] --items=[10000]     seconds
+python -m benchmarks.growth --interactions=[] --items=[5000,25000,250000] --hidden_sizes=[2048,1024,512,256,128] \\
+  --steps_per_epoch=12                                                 the RQ-VAE as tokenizer/run.sh trains it
 """
 
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,10 @@ class GrowthConfig:
     """numbers of interactions; there are 8.9 for each user, and 24,587 items"""
     items: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
     """numbers of items"""
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 128])
+    """layers of the RQ-VAE's encoder"""
+    steps_per_epoch: int | None = None
+    """equal steps of an RQ-VAE epoch; null: batches of 2,048"""
     output: str | None = None
     """JSON file for the numbers"""
 
@@ -72,9 +79,9 @@ def grow_interactions(count: int, folder: Path) -> dict[str, float]:
     return row
 
 
-def grow_items(count: int, folder: Path) -> dict[str, float]:
+def grow_items(count: int, folder: Path, network: dict[str, Any]) -> dict[str, float]:
     """Measure k-means, an RQ-VAE epoch, one tokenizer's export and its trie for `count` items of 128 dimensions."""
-    config = TokenizerConfig(dataset="growth", hidden_sizes=[256, 128], codebook_size=[256, 256, 256, count])
+    config = TokenizerConfig(dataset="growth", codebook_size=[256, 256, 256, count], **network)
     inputs = torch.randn(count, config.input_size, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model = build_model(config)
@@ -97,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measure every size, print a line for each, write the JSON file after each."""
     config, _ = parse_config(GrowthConfig, argv, "python -m benchmarks.growth", __doc__)
     results: dict[str, Any] = {"machine": describe(CPU), "interactions": [], "items": []}
-    for kind, measure in (("interactions", grow_interactions), ("items", grow_items)):
+    network = {"hidden_sizes": config.hidden_sizes, "steps_per_epoch": config.steps_per_epoch}
+    for kind, measure in (("interactions", grow_interactions), ("items", partial(grow_items, network=network))):
         for count in getattr(config, kind):
             with tempfile.TemporaryDirectory() as folder:
                 results[kind].append(measure(count, Path(folder)))

@@ -11,7 +11,8 @@ from utils.errors import InputError
 
 
 def test_every_size_is_measured(tmp_path: Path):
-    growth.main(["--interactions=[1000,2000]", "--items=[1000]", f"--output={tmp_path / 'a.json'}"])
+    sizes = ["--interactions=[1000,2000]", "--items=[1000]", "--steps_per_epoch=2"]
+    growth.main([*sizes, f"--output={tmp_path / 'a.json'}"])
     result = json.loads((tmp_path / "a.json").read_text())
     counts = [row["interactions"] for row in result["interactions"]]
     assert counts == pytest.approx([1000, 2000], rel=0.2)
