@@ -182,6 +182,9 @@ class TokenizerConfig:
         listed, kind = isinstance(self.codebook_size, list), KINDS.get(self.kind)
         sizes = self.codebook_size if listed else [self.codebook_size]
         count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
+        of_kinds = {name for other in KINDS.values() for name in other.flags} - {*(kind.flags if kind else ())}
+        default = TokenizerConfig(dataset="")
+        foreign = [name for name in sorted(of_kinds) if kind and getattr(self, name) != getattr(default, name)]
         rules = [  # (flag, whether its value is right, else what to say of it)
             *((name, getattr(self, name) >= 1, "must be at least 1") for name in at_least_1),
             ("kind", self.kind in KINDS, f"is no kind of tokenizer; there are: {', '.join(KINDS)}"),
@@ -197,7 +200,7 @@ class TokenizerConfig:
             ("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1, "must be at least 1"),
             ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
             ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
-            ("balance", self.balance == "none" or kind is None or kind.balances, f"is nothing for --kind={self.kind}"),
+            *((name, False, f"is nothing for --kind={self.kind}") for name in foreign),
             ("sinkhorn_epsilon", 0.003 <= self.sinkhorn_epsilon < inf, "must be at least 0.003"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),
             ("codebook_size", all(size >= 2 for size in sizes), "must be at least 2"),

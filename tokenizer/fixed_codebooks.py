@@ -1,6 +1,5 @@
 """Kinds of tokenizers that are one set of codebooks, fitted or given, and with --drift related ones around it."""
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from data.interactions import load_interactions
 from data.token_table import read_sem_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
-from tokenizer.kind import Tokenizer
+from tokenizer.kind import BALANCE_FLAGS, Tokenizer
 from tokenizer.kmeans import fit_kmeans
 from tokenizer.neighbours import estimated_codebooks, neighbour_codes
 from tokenizer.quantizer import nearest_codes
@@ -64,31 +63,34 @@ class FixedCodebooks(Tokenizer):
                 raise InputError(f"{complaint}; lower it, or --kept_levels") from None
         state = {f"codebook_{level}": codebook for level, codebook in enumerate(codebooks)}
         state["codes"] = torch.from_numpy(related).int()
-        save_weights(config.tokenizer_folder / _FILE, state, inputs_sha256=_sha256(inputs))
+        save_weights(config.tokenizer_folder / _FILE, state)
         return {}
 
     def prepare(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return the codes by all tokenizers, int64 [tokenizers, N, H]."""
-        inputs, file = self.whiten(embeddings), self.config.tokenizer_folder / _FILE
+        """Return the nearest codes: int64 [N, H]."""
+        codebooks = [self._stored(f"codebook_{level}") for level in range(len(self.config.codebook_sizes))]
+        return nearest_residual_codes(torch.from_numpy(self.whiten(embeddings)), codebooks)
+
+    def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Return the nearest codes, which new items have by all tokenizers."""
+        return inputs
+
+    def dataset_codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
+        """Return those that were drawn for the tokenizer `epoch`."""
+        return self._stored("codes")[self.epochs.index(epoch)].long().numpy()
+
+    def _stored(self, name: str) -> Tensor:
+        file = self.config.tokenizer_folder / _FILE
         if not file.is_file():
             raise InputError(f"{file} does not exist; make it with python -m tokenizer.train")
         with safe_open(file, "pt") as stored:
-            if stored.metadata()["inputs_sha256"] == _sha256(inputs):
-                return stored.get_tensor("codes").long().numpy()
-            levels = range(len(self.config.codebook_sizes))
-            codebooks = [stored.get_tensor(f"codebook_{level}") for level in levels]
-        nearest = nearest_residual_codes(torch.from_numpy(inputs), codebooks)
-        return np.broadcast_to(nearest, (len(self.epochs), *nearest.shape))
-
-    def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
-        """Return those of one tokenizer."""
-        return inputs[self.epochs.index(epoch)]
+            return stored.get_tensor(name)
 
 
 class RQKMeans(FixedCodebooks):
     """Residual k-means: level by level, k-means on what the levels before leave of the training items' embeddings."""
 
-    title, balances = "k-means", True
+    title, flags = "k-means", ("kept_levels", *BALANCE_FLAGS)
 
     @classmethod
     def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
@@ -106,7 +108,7 @@ class RQKMeans(FixedCodebooks):
 class Neighbours(FixedCodebooks):
     """Semantic IDs from a file, of any origin; a codeword is the mean of what its items leave."""
 
-    title = "neighbours"
+    title, flags = "neighbours", ("kept_levels", "sem_ids")
 
     @classmethod
     def problems(cls, config: TokenizerConfig) -> list[str]:
@@ -136,7 +138,3 @@ def nearest_residual_codes(inputs: Tensor, codebooks: list[Tensor]) -> np.ndarra
         codes.append(used[nearest_codes(residual, codebook[used])])
         residual = residual - codebook[codes[-1]]
     return torch.stack(codes, 1).numpy()
-
-
-def _sha256(inputs: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(inputs)).hexdigest()

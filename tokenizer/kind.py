@@ -9,6 +9,8 @@ import numpy as np
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
 
+BALANCE_FLAGS = ("balance", "sinkhorn_epsilon", "sinkhorn_iterations")
+
 
 class Tokenizer(ABC):
     """A finished training at work: it turns embeddings into codes, as each of its epochs learnt to.
@@ -22,7 +24,7 @@ class Tokenizer(ABC):
     """
 
     title: str  # on the progress line
-    balances = False  # whether it takes --balance
+    flags: tuple[str, ...] = ()  # of those settings that not every kind has, the ones that this kind has
     epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):

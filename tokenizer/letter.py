@@ -32,7 +32,7 @@ ITERATIONS = 10  # of the k-means that makes them
 class Letter(RQVAETokenizer):
     """An RQ-VAE with the alignment and the diversity loss."""
 
-    title = "LETTER"
+    title, flags = "LETTER", (*RQVAETokenizer.flags, "cf_emb", "cf_weight", "diversity_weight")
 
     @classmethod
     def problems(cls, config: TokenizerConfig) -> list[str]:
@@ -42,8 +42,16 @@ class Letter(RQVAETokenizer):
 
     @classmethod
     def sources(cls, config: TokenizerConfig) -> dict[str, str]:
-        """Return the hash of the collaborative embeddings."""
-        return {"cf_emb_sha256": hashlib.sha256(collaborative_embeddings(config)).hexdigest()}
+        """Return the hash of the file's embeddings, or of what the SVD is made from.
+
+        The last bits of the SVD itself depend on the machine.
+        """
+        if config.cf_emb == SVD:
+            training = training_part(load_interactions(config.folder))
+            content = training.items.tobytes() + training.offsets.tobytes()
+        else:
+            content = collaborative_embeddings(config).tobytes()
+        return {"cf_emb_sha256": hashlib.sha256(content).hexdigest()}
 
     @classmethod
     def extra_loss(cls, config: TokenizerConfig, items: np.ndarray) -> ExtraLoss:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.epoch_writer import EpochWriter
-from tokenizer.kind import Tokenizer
+from tokenizer.kind import BALANCE_FLAGS, Tokenizer
 from tokenizer.kmeans import fit_kmeans
 from tokenizer.quality import tokenizer_quality
 from tokenizer.rqvae import RQVAE, RQVAEOutput, encoding_state, load_weights, save_weights
@@ -178,7 +178,7 @@ def epoch_file(config: TokenizerConfig, epoch: int | None) -> Path:
 class RQVAETokenizer(Tokenizer):
     """One RQ-VAE, into which any kept epoch is loaded."""
 
-    title, balances = "RQ-VAE", True
+    title, flags = "RQ-VAE", ("revive_codes", *BALANCE_FLAGS)
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
         super().__init__(config, whiten)

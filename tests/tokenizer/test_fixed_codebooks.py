@@ -46,8 +46,21 @@ def test_related_ones_lie_around_it(make_config: Callable[..., TokenizerConfig])
     embeddings = load_embeddings(alone, 60)
     middle, only = load_tokenizer(related), load_tokenizer(alone)
     codes = only.codes(only.prepare(embeddings), None)
-    np.testing.assert_array_equal(middle.codes(middle.prepare(embeddings), 3), codes)
+    np.testing.assert_array_equal(middle.dataset_codes(middle.prepare(embeddings), 3), codes)
     np.testing.assert_array_equal(middle.codes(middle.prepare(embeddings[:7]), 1), codes[:7])  # as new items: nearest
+
+
+def test_related_ones_stay_where_the_embeddings_are_rounded_otherwise(make_config: Callable[..., TokenizerConfig]):
+    """As with another number of threads, or on another machine."""
+    config = make_config(kind="rqkmeans", drift=0.3, num_tokenizers=5)
+    train(config)
+    tokenizer, embeddings = load_tokenizer(config), load_embeddings(config, 60)
+    before = [tokenizer.dataset_codes(tokenizer.prepare(embeddings), epoch) for epoch in tokenizer.epochs]
+    whiten = tokenizer.whiten
+    tokenizer.whiten = lambda rows: whiten(rows) * np.float32(1 + 1e-6)
+    after = [tokenizer.dataset_codes(tokenizer.prepare(embeddings), epoch) for epoch in tokenizer.epochs]
+    np.testing.assert_array_equal(before, after)
+    assert (before[0] != before[4]).any()
 
 
 def test_what_kept_levels_forbid_is_said(make_config: Callable[..., TokenizerConfig]):

@@ -34,8 +34,9 @@ def make(make_config: Callable[..., TokenizerConfig]) -> Callable[..., Tokenizer
         if kind == "neighbours" and not given.exists():
             train(config)
             export(config)
-        settings = {"ckpt_name": kind, "sent_emb_model": "tfidf", "sent_emb_dim": 10, "sem_ids": str(given)}
-        return make_config(kind=kind, **settings | OWN.get(kind, {}) | changes)
+        own = OWN | {"neighbours": {"sem_ids": str(given)}}
+        settings = {"ckpt_name": kind, "sent_emb_model": "tfidf", "sent_emb_dim": 10}
+        return make_config(kind=kind, **settings | own.get(kind, {}) | changes)
 
     return make
 
@@ -132,3 +133,18 @@ def test_a_kind_is_one_file_and_one_line(make, monkeypatch: pytest.MonkeyPatch):
     assert export(config)["epochs"] == [4, 5, 6]
     config.balance = "sinkhorn"
     assert config.problems() == ["--balance=sinkhorn is nothing for --kind=hashed"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("rqkmeans", {"revive_codes": 5}, ["--revive_codes=5"]),
+        ("rqvae", {"kept_levels": 2, "cf_weight": 1.0}, ["--cf_weight=1.0", "--kept_levels=2"]),
+        ("letter", {"cf_weight": 1.0, "sinkhorn_iterations": 9, "revive_codes": 5}, []),
+    ],
+)
+def test_settings_of_other_kinds_are_refused(make_config, kind: str, changes: dict, said: list[str]):
+    config = make_config(kind=kind, vq_type="vq")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    assert config.problems() == [f"{flag} is nothing for --kind={kind}" for flag in said]
