@@ -207,7 +207,7 @@ def add_recommend(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
         except QueueFull:
             raise HTTPException(503, "too many histories wait already; ask again later", {"Retry-After": "1"}) from None
         found = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        results = await run_in_threadpool(lambda: list(map(search.answer, requests, found)))
+        results = await run_in_threadpool(search.answers, requests, found)
         return Answers(results=results, model=served.about["sha256"]["weights"][:12])
 
 

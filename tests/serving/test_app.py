@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from inference.model_folder import export_model
 from serving.config import ServeConfig
-from serving.served import Served, load_served, sharing
+from serving.served import Served, load_served, near_in, sharing
 from utils.errors import InputError
 
 SECONDS = 10  # more than anything takes here
@@ -69,6 +69,28 @@ def test_many_histories_each_get_their_answer(client: TestClient, served: Served
     (request,) = served.users.requests(["U00002"])
     history = [served.model.catalogue.names[item] for item in request.history]
     assert (user["user"], names(user)) == ("U00002", served.model.recommend([history], k=3)[0][0])
+
+
+def test_near_names_are_searched_once_a_request_and_among_few_names(
+    client: TestClient, served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    searched = []
+
+    def near(name: str, names: dict[str, int]) -> str:
+        searched.append((name, len(names)))
+        return " (near)"
+
+    monkeypatch.setattr("serving.served.near_matches", near)
+    monkeypatch.setattr(served, "near_item", near_in(served.model.catalogue.ids))
+    histories = [{"items": ["I0003"]}] + [{"items": [name, "z"]} for name in ("x", "y", "x")]
+    notes = [result["notes"][0] for result in post(client, histories=histories, k=80)["results"]]
+    said = "skipped, not in the catalogue: "
+    assert notes[1:] == [f"{said}'x' (near) and 1 more", f"{said}'y' and 1 more", f"{said}'x' (near) and 1 more"]
+    assert searched == [("x", 80)]
+    for length, names in ((10, 1000), (80, 15)):  # which one search may go through, and one more it may not
+        for number, expected in ((names, names), (names + 1, 0)):
+            near_in({f"{name:0{length}d}": name for name in range(number)})("x")
+            assert searched[-1] == ("x", expected)
 
 
 def test_seen_items_and_items_that_are_left(client: TestClient, served: Served):
