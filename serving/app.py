@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from data.readers import name_of
 from serving.batcher import Batcher, QueueFull
 from serving.config import ServeConfig
-from serving.gate import Gate
+from serving.gate import HEAD_SECONDS, Gate, Protocol
 from serving.served import Search, Served, load_served
 from utils.errors import InputError
 from utils.files import whole_characters
@@ -164,9 +164,10 @@ def make_server(config: ServeConfig, served: Served) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             make_app(config, served),
-            **{"loop": "asyncio", "http": "h11", "ws": "none", "log_level": "error", "access_log": False},
+            **{"loop": "asyncio", "http": Protocol, "ws": "none", "log_level": "error", "access_log": False},
             **{"proxy_headers": False, "server_header": False},  # who asks is who connects
             **{"limit_concurrency": CONNECTIONS, "backlog": CONNECTIONS},
+            timeout_keep_alive=HEAD_SECONDS,
             timeout_graceful_shutdown=END_SECONDS,
         )
     )

@@ -1,9 +1,11 @@
 import json
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +163,32 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_sent(client_of: Calla
     whole = json.dumps({"items": []}).encode()
     response = client.post("/recommend", content=iter([whole, b" " * (1000 - len(whole))]))
     assert response.status_code == 422  # not JSON by its type, but read
+
+
+def test_a_connection_that_brings_no_whole_head_is_closed(port_of: Callable[..., int], monkeypatch: pytest.MonkeyPatch):
+    """Silent, in the middle of the first head, and of the second; one more byte gives no more time."""
+    monkeypatch.setattr("serving.app.HEAD_SECONDS", 1.0)
+    port, line, started = port_of(), b"GET /health HTTP/1.1\r\n", time.monotonic()
+    given = [(b"", b""), (line, b"H"), (line + b"Host: localhost\r\n\r\nG", b"E")]
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)) for _ in given]
+        for part, pause in ((0, 0.3), (1, 0)):
+            for connection, parts in zip(connections, given, strict=True):
+                connection.sendall(parts[part])
+            time.sleep(pause)
+        received = [connection.makefile("rb").read() for connection in connections]
+    assert 1 < time.monotonic() - started < SECONDS
+    assert [answer.partition(b" OK")[0] for answer in received] == [b"", b"", b"HTTP/1.1 200"]
+
+
+def test_a_body_may_take_longer_than_a_head(port_of: Callable[..., int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serving.app.HEAD_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", port_of())) as slow:
+        slow.settimeout(SECONDS)
+        slow.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.4)
+        slow.sendall(b"        ")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 422")
 
 
 def test_only_the_names_of_this_machine_are_answered(client_of: Callable[..., TestClient]):
