@@ -259,7 +259,7 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
     def reload(request: Request) -> About:
         """Load the model anew from where --model leads now; requests that are here finish on the old one."""
         if not may_reload(request, config.token):
-            how = "the token of --token" if config.token else "a request from the same machine, without a proxy"
+            how = "the token of --token" if config.token else "HTTP/1.1 from the same machine, without a proxy"
             raise HTTPException(403, f"POST /reload needs {how}")
         if not reloading.acquire(blocking=False):
             raise HTTPException(409, "a reload is going on; ask again when it is over")
@@ -274,9 +274,12 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
 
 
 def may_reload(request: Request, token: str) -> bool:
-    """Return whether a request has the token, or, where there is none, comes straight from this machine."""
+    """Return whether a request has the token, or, where there is none, seems to come straight from this machine.
+
+    A proxy may say nothing of itself. Many such speak HTTP/1.0, which hardly any other program does today.
+    """
     if token:
         given = request.headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
     local = request.client is not None and ip_address(request.client.host).is_loopback
-    return local and not FROM_ELSEWHERE & set(request.headers)
+    return local and request.scope["http_version"] != "1.0" and not FROM_ELSEWHERE & set(request.headers)

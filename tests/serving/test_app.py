@@ -350,7 +350,7 @@ def test_who_may_reload(client_of: Callable[..., TestClient], monkeypatch: pytes
     assert client_of(caller="::1").post("/reload").status_code == 200
     refused = elsewhere.post("/reload")
     assert refused.status_code == 403
-    assert refused.json()["detail"] == "POST /reload needs a request from the same machine, without a proxy"
+    assert refused.json()["detail"] == "POST /reload needs HTTP/1.1 from the same machine, without a proxy"
     for name in ("X-Forwarded-For", "Forwarded", "Via", "Origin"):  # a proxy or a web page on this machine
         assert here.post("/reload", headers={name: "127.0.0.1"}).status_code == 403
     guarded = [client_of(caller=caller, token="s3cret") for caller in ("127.0.0.1", "192.0.2.7")]
@@ -359,6 +359,19 @@ def test_who_may_reload(client_of: Callable[..., TestClient], monkeypatch: pytes
         for given in ("Bearer s3cre", "Bearer ", "s3cret", "é"):
             assert client.post("/reload", headers={"Authorization": given.encode()}).status_code == 403
         assert client.post("/reload", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+
+
+def test_a_proxy_that_does_not_name_itself_may_not_reload(port_of: Callable[..., int]):
+    """nginx's plain proxy_pass sends HTTP/1.0, and no header of its own."""
+    ports = port_of(), port_of(token="s3cret")
+
+    def status(port: int, version: str) -> bytes:
+        head = f"POST /reload HTTP/{version}\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer s3cret\r\n"
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as proxy:
+            proxy.sendall(f"{head}Connection: close\r\n\r\n".encode())
+            return proxy.makefile("rb").read().split()[1]
+
+    assert [[status(port, version) for version in ("1.0", "1.1")] for port in ports] == [[b"403", b"200"], [b"200"] * 2]
 
 
 def test_one_reload_at_a_time(client: TestClient, monkeypatch: pytest.MonkeyPatch, served: Served):
