@@ -15,6 +15,7 @@ from model.recommender import WEIGHTS_FILE, find_model_folder
 from serving.config import ServeConfig
 from utils.errors import InputError
 from utils.files import sha256_of
+from utils.hub import PREFIX
 
 # Near names are searched only where the squares of the names' lengths sum to no more: difflib compares characters with
 # characters, 0.5 us a pair, so one search takes up to 50 ms (1,000 names of 10 characters, 15 of 80).
@@ -156,7 +157,7 @@ def load_served(config: ServeConfig) -> Served:
         users = DatasetUsers(interactions, catalogue)
     group = catalogue.table.groups[0]
     about = {
-        "name": path.name,
+        "name": config.model if config.model.startswith(PREFIX) else path.name,  # a hub's folder is named by its commit
         "dataset": settings["dataset"],
         "tokenizer": {"prefix": group.prefix, "epoch": group.epoch},
         "network": model.recommender.architecture.network,

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from safetensors.torch import load_file, save_file
 
+import export
 from inference.model_folder import export_model
 from serving.config import ServeConfig
 from serving.served import Served, load_served, near_in, sharing
@@ -462,6 +463,12 @@ def test_the_page_carries_everything_and_openapi_the_limits(client_of: Callable[
         7,
         7,
     )
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_model_from_a_hub_has_its_name_there(run: Path):
+    export.main([f"--run={run}", "--push_to_hub=ann/shop"])
+    assert load_served(ServeConfig("hf:ann/shop")).about["name"] == "hf:ann/shop"
 
 
 def test_sharing_counts_equal_beginnings():
