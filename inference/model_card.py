@@ -19,6 +19,8 @@ from utils.hub import NAME, PREFIX
 if TYPE_CHECKING:
     from inference.model_folder import TrainedModel
 
+TEMPLATE = Path(__file__).with_suffix(".md")
+PLACEHOLDER = f"{PREFIX}user/name"  # in the template, until a push gives the name
 TAGS = ("recommender-system", "sequential-recommendation", "generative-recommendation", "semantic-ids")
 # Settings that are shown, beside those of the network; mtgrec.json has all.
 SHOWN = (
@@ -42,7 +44,7 @@ def model_card(model: "TrainedModel", run: Run | None) -> str:
     if test:
         metadata["model-index"] = [{"name": name, "results": [_test_result(settings["dataset"], test, titles)]}]
     return render_card(
-        Path(__file__).with_suffix(".md"),
+        TEMPLATE,
         metadata,
         name=name,
         settings=settings,
@@ -62,9 +64,17 @@ def model_card(model: "TrainedModel", run: Run | None) -> str:
 
 
 def name_on_hub(folder: Path, name: str) -> None:
-    """Let the card of a model folder say hf:<name> in what it shows how to load."""
-    card = folder / CARD_FILE
-    card.write_bytes(re.sub((PREFIX + NAME).encode(), (PREFIX + name).encode(), card.read_bytes()))
+    """Let the card of a model folder say hf:<name> in the template's lines on how to load, and for hf:user/name.
+
+    Other names on a hub, which the user may have written, stay as they are.
+    """
+    card, new = folder / CARD_FILE, (PREFIX + name).encode()
+    text = re.sub(re.escape(PLACEHOLDER).encode() + rb"(?![\w-]|\.\w)", new, card.read_bytes())
+    for line in TEMPLATE.read_bytes().splitlines():
+        before, found, after = line.partition(PLACEHOLDER.encode())
+        if found:  # what an earlier push has named
+            text = re.sub(re.escape(before) + (PREFIX + NAME).encode() + re.escape(after), before + new + after, text)
+    card.write_bytes(text)
 
 
 def _test_result(dataset: str, test: dict[str, float], titles: dict[str, str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from data.readers import name_of
 from serving.batcher import Batcher, QueueFull
 from serving.config import ServeConfig
-from serving.gate import Gate
+from serving.gate import HEAD_SECONDS, Gate, Protocol
 from serving.served import Search, Served, load_served
 from utils.errors import InputError
 from utils.files import whole_characters
@@ -164,9 +164,10 @@ def make_server(config: ServeConfig, served: Served) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             make_app(config, served),
-            **{"loop": "asyncio", "http": "h11", "ws": "none", "log_level": "error", "access_log": False},
+            **{"loop": "asyncio", "http": Protocol, "ws": "none", "log_level": "error", "access_log": False},
             **{"proxy_headers": False, "server_header": False},  # who asks is who connects
             **{"limit_concurrency": CONNECTIONS, "backlog": CONNECTIONS},
+            timeout_keep_alive=HEAD_SECONDS,
             timeout_graceful_shutdown=END_SECONDS,
         )
     )
@@ -207,7 +208,7 @@ def add_recommend(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
         except QueueFull:
             raise HTTPException(503, "too many histories wait already; ask again later", {"Retry-After": "1"}) from None
         found = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        results = await run_in_threadpool(lambda: list(map(search.answer, requests, found)))
+        results = await run_in_threadpool(search.answers, requests, found)
         return Answers(results=results, model=served.about["sha256"]["weights"][:12])
 
 
@@ -258,7 +259,7 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
     def reload(request: Request) -> About:
         """Load the model anew from where --model leads now; requests that are here finish on the old one."""
         if not may_reload(request, config.token):
-            how = "the token of --token" if config.token else "a request from the same machine, without a proxy"
+            how = "the token of --token" if config.token else "HTTP/1.1 from the same machine, without a proxy"
             raise HTTPException(403, f"POST /reload needs {how}")
         if not reloading.acquire(blocking=False):
             raise HTTPException(409, "a reload is going on; ask again when it is over")
@@ -273,9 +274,12 @@ def add_model(app: FastAPI, config: ServeConfig, batcher: Batcher) -> None:
 
 
 def may_reload(request: Request, token: str) -> bool:
-    """Return whether a request has the token, or, where there is none, comes straight from this machine."""
+    """Return whether a request has the token, or, where there is none, seems to come straight from this machine.
+
+    A proxy may say nothing of itself. Many such speak HTTP/1.0, which hardly any other program does today.
+    """
     if token:
         given = request.headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
     local = request.client is not None and ip_address(request.client.host).is_loopback
-    return local and not FROM_ELSEWHERE & set(request.headers)
+    return local and request.scope["http_version"] != "1.0" and not FROM_ELSEWHERE & set(request.headers)

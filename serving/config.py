@@ -10,7 +10,8 @@ class ServeConfig:
     """What is served, to whom, and the limits; a request beyond one is refused with one sentence."""
 
     model: str = ""
-    """Run folder, a checkpoint in one, a folder made by export.py, or the <name>.winner.json of finetune.sh."""
+    """Run folder, a checkpoint in one, a folder made by export.py, the <name>.winner.json of finetune.sh, or
+    hf:user/name on a model hub."""
     data_dir: str | None = None
     """Folder that holds the dataset's folder; by default where the run had it."""
     new_items: str = ""

@@ -1,4 +1,4 @@
-"""What stands before the application: which hosts it may be called by, and how large a request may be."""
+"""What stands before the application: which hosts it may be called by, how large and how slow a request may be."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -6,8 +6,26 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+HEAD_SECONDS = 5  # for the whole head of a request to arrive in, from the connection's start or its last answer on
 BODY_SECONDS = 5.0  # for a body to arrive in; less than a server that ends waits
+
+
+class Protocol(H11Protocol):
+    """uvicorn's protocol, which closes a connection that brings no whole head of a request in time.
+
+    uvicorn's own time begins after an answer and ends at the next byte, so that silent connections would stay for good.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; unlike uvicorn's this leaves the time running, which `handle_events` stops at a whole head."""
+        self.conn.receive_data(data)
+        self.handle_events()
 
 
 class Gate:

@@ -247,6 +247,14 @@ async function takeUser(event) {
   });
 }
 
+// Let no more items be asked for than the server allows; where none of the options is allowed, offer what is.
+function limitCounts(most) {
+  const select = byId("k"), allowed = [...select.options].filter((option) => Number(option.value) <= most);
+  for (const option of select.options) option.disabled = !allowed.includes(option);
+  if (!allowed.length) select.prepend(allowed[0] = new Option(most));
+  if (select.selectedOptions[0].disabled) allowed.at(-1).selected = true;
+}
+
 async function start() {
   drawPatterns();
   byId("query").oninput = find;
@@ -263,7 +271,7 @@ async function start() {
   const facts = [about.name, `${about.dataset}: ${about.items.toLocaleString("en")} items`, `tokenizer ${tokenizer}`];
   byId("about").textContent = [...facts, ...(test.length ? [`test ${test.join(", ")}`] : [])].join(" · ");
   byId("users").hidden = about.users === 0;
-  for (const option of byId("k").options) option.disabled = Number(option.value) > about.limits.max_k;
+  limitCounts(about.limits.max_k);
   find();
   findUsers();
   await changed();

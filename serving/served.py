@@ -1,5 +1,6 @@
 """A model as it is served: its items found by words, its users by name, its answers ready to be sent."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,11 @@ from model.recommender import WEIGHTS_FILE, find_model_folder
 from serving.config import ServeConfig
 from utils.errors import InputError
 from utils.files import sha256_of
+from utils.hub import PREFIX
 
-NEAR_NAMES = 10_000  # near matches are not searched among more names, which would take over 60 ms
+# Near names are searched only where the squares of the names' lengths sum to no more: difflib compares characters with
+# characters, 0.5 us a pair, so one search takes up to 50 ms (1,000 names of 10 characters, 15 of 80).
+NEAR_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,27 @@ class Search:
         rows = ((items[items > 0].tolist(), scores) for items, scores in zip(found.items, found.scores, strict=True))
         return [(items, scores[: len(items)].tolist()) for items, scores in rows]
 
-    def answer(self, request: Request, found: tuple[list[int], list[float]]) -> dict:
-        """Return what is sent for a request and what was found for it."""
-        return {
-            "user": request.user or None,
-            "source": "model" if len(request.history) else "most_popular",
-            "unknown": request.unknown,
-            "notes": self.notes(request, len(found[0])),
-            "items": list(map(self.served.item, *found)),
-        }
+    def answers(self, requests: list[Request], found: list[tuple[list[int], list[float]]]) -> list[dict]:
+        """Return what is sent for requests and what was found for each; near names only for the first unknown one."""
+        first = next((request.unknown[0] for request in requests if request.unknown), None)
+        near = {first: self.served.near_item(first)} if first is not None else {}
+        return [
+            {
+                "user": request.user or None,
+                "source": "model" if len(request.history) else "most_popular",
+                "unknown": request.unknown,
+                "notes": self.notes(request, len(items), near),
+                "items": list(map(self.served.item, items, scores)),
+            }
+            for request, (items, scores) in zip(requests, found, strict=True)
+        ]
 
-    def notes(self, request: Request, num_found: int) -> list[str]:
-        """Say in sentences what a person should know of an answer."""
+    def notes(self, request: Request, num_found: int, near: dict[str, str]) -> list[str]:
+        """Say in sentences what a person should know of an answer; `near` has near names of some unknown ones."""
         notes, unknown = [], list(dict.fromkeys(request.unknown))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            notes.append(f"skipped, not in the catalogue: {unknown[0]!r}{self.served.near_item(unknown[0])}{more}")
+            notes.append(f"skipped, not in the catalogue: {unknown[0]!r}{near.get(unknown[0], '')}{more}")
         if not len(request.history):
             why = "no item of the history is known" if unknown else "the history is empty"
             notes.append(f"{why}, so the most popular items are recommended")
@@ -71,7 +80,7 @@ class Served:
         self.sharing = sharing(catalogue.codes()).tolist()
         self.by_popularity = catalogue.most_popular.tolist()
         self.words = [f"{name}\n{text}".casefold() for name, text in zip(catalogue.names, catalogue.texts, strict=True)]
-        self.near_item = lru_cache(1024)(lambda name: near(name, catalogue.ids))
+        self.near_item, self.near_user = near_in(catalogue.ids), near_in(users.row_of if users else {})
 
     def item(self, number: int, score: float | None = None) -> dict:
         """Return what is said of an item id."""
@@ -111,13 +120,14 @@ class Served:
         if self.users is None:
             raise InputError("there are no users here, since the dataset is not at hand; send the items instead")
         if user not in self.users.row_of:
-            raise InputError(f"there is no user {user!r}{near(user, self.users.row_of)}; send the items instead")
+            raise InputError(f"there is no user {user!r}{self.near_user(user)}; send the items instead")
         return self.users.requests([user])[0]
 
 
-def near(name: str, names: dict[str, int]) -> str:
-    """Return what `near_matches` does, or nothing where there are too many names to compare with."""
-    return near_matches(name, names) if len(names) <= NEAR_NAMES else ""
+def near_in(names: dict[str, int]) -> Callable[[str], str]:
+    """Return `near_matches` among these names, or what finds none where a search would take too long."""
+    searched = names if sum(len(name) ** 2 for name in names) <= NEAR_PAIRS else {}
+    return lru_cache(1024)(lambda name: near_matches(name, searched))
 
 
 def sharing(codes: np.ndarray) -> np.ndarray:
@@ -147,7 +157,7 @@ def load_served(config: ServeConfig) -> Served:
         users = DatasetUsers(interactions, catalogue)
     group = catalogue.table.groups[0]
     about = {
-        "name": path.name,
+        "name": config.model if config.model.startswith(PREFIX) else path.name,  # a hub's folder is named by its commit
         "dataset": settings["dataset"],
         "tokenizer": {"prefix": group.prefix, "epoch": group.epoch},
         "network": model.recommender.architecture.network,

@@ -27,7 +27,7 @@ from serving.config import ServeConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import ExportConfig as IdentifiersConfig
 from training.config import FinetuneConfig, PretrainConfig
-from utils.config import parse_config
+from utils.config import make_parser, parse_config
 from utils.errors import InputError
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -195,6 +195,18 @@ def test_names_in_the_code_exist(page):
         source = (ROOT / file).read_text()
         for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
             assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.*=", source, re.MULTILINE), f"{file}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("config", "page"),
+    [
+        *[(RecommendConfig, "recommending.md"), (ServeConfig, "serving.md"), (ExportConfig, "sharing.md")],
+        *[(EvaluateConfig, None), (FinetuneConfig, "hyperparameters.md")],
+    ],
+)
+def test_what_takes_a_model_says_that_it_may_be_on_a_hub(config: type, page: str | None):
+    assert "hf:user/name" in make_parser(config, "test", "").format_help()
+    assert page is None or "hf:user/name" in (ROOT / "docs" / page).read_text()
 
 
 def test_errors_of_the_troubleshooting_page_are_in_the_code():

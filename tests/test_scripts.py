@@ -230,6 +230,13 @@ def test_other_words_are_refused(tmp_path, script):
         assert result.stderr == f"error: {name}=2 is neither on (1, yes, true, on) nor off (0, no, false, off)\n"
 
 
+def test_the_setup_names_the_scripts_that_use_it():
+    scripts = [path for pattern in ("*.sh", "*/*.sh", ".ci/run") for path in ROOT.glob(pattern)]
+    users = [path for path in scripts if re.search(r"^source .*/utils/setup\.sh", path.read_text(), re.MULTILINE)]
+    named = re.search(r"^# Sourced by (.*):", (ROOT / "utils" / "setup.sh").read_text(), re.MULTILINE)[1]
+    assert sorted(re.split(", | and ", named)) == sorted(f"{path.relative_to(ROOT)}" for path in users)
+
+
 def test_cdpath_changes_nothing():
     plain, other = (run_script("tokenizer/run.sh", DRY_RUN="1", CDPATH=path) for path in ("", ".:/tmp"))
     assert other.returncode == 0

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by quickstart.sh, test.sh and .ci/run: a Python environment with the project's requirements.
+# Sourced by quickstart.sh, serve.sh, test.sh and .ci/run: a Python environment with the project's requirements.
 #
 #   PYTHON          the interpreter that .venv is made with (the first python3 from 3.11 on)
 #   SKIP_INSTALL=1  take the installed packages as they are

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from evaluation.compare import bootstrap_over_users
 from evaluation.results import Results
 from evaluation.run import Run
+from inference.model_card import name_on_hub
 from inference.model_folder import export_model
 
 QUALITY = {"collision_rate": 0.25, "largest_group": 3, "codes_used": [8, 7, 6], "perplexity": [7.0, 6.0, 5.0]}
@@ -137,3 +138,16 @@ def test_an_old_complete_folder_gets_a_card(joint_run: Path, tmp_path: Path):
     text = card_of(tmp_path / "old" / "a" / "b", tmp_path / "new")
     assert "# Tiny: recommendations for Tiny\n" in text
     assert "| NDCG@10 | 0.3000 |\n" in text
+
+
+def test_a_push_names_the_model_and_leaves_what_the_user_wrote(joint_run: Path, tmp_path: Path):
+    written = card_of(joint_run, tmp_path / "out")
+    edited = "Load hf:user/name. Fine-tuned from hf:acme/base-model. Compare hf:acme/other@v2; no hf:user/name2.\r\n"
+    edited += "python recommend.py --model=hf:acme/other --history=A\r\n"
+    card = tmp_path / "out" / "README.md"
+    card.write_bytes((edited + written).encode())
+    for name in ("ann/shop", "ann/shop-2.1"):
+        name_on_hub(tmp_path / "out", name)
+        expected = edited.replace("hf:user/name.", "hf:ann/shop.") + written.replace("hf:user/name", f"hf:{name}")
+        assert card.read_bytes().decode() == expected
+    assert expected.count("hf:ann/shop-2.1") == 2

@@ -68,6 +68,12 @@ def serving(config: ServeConfig, served: Served) -> Iterator[int]:
 
 
 @pytest.fixture
-def port(run: Path, served: Served) -> Iterator[int]:
-    with serving(ServeConfig(str(run)), served) as port:
-        yield port
+def port_of(run: Path, served: Served) -> Iterator[Callable[..., int]]:
+    """Return what makes a server with settings, and says its port."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(ServeConfig(str(run), **settings), served))
+
+
+@pytest.fixture
+def port(port_of: Callable[..., int]) -> int:
+    return port_of()

@@ -1,9 +1,11 @@
 import json
 import re
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from safetensors.torch import load_file, save_file
 
+import export
 from inference.model_folder import export_model
 from serving.config import ServeConfig
-from serving.served import Served, load_served, sharing
+from serving.served import Served, load_served, near_in, sharing
 from utils.errors import InputError
 
 SECONDS = 10  # more than anything takes here
@@ -69,6 +72,28 @@ def test_many_histories_each_get_their_answer(client: TestClient, served: Served
     (request,) = served.users.requests(["U00002"])
     history = [served.model.catalogue.names[item] for item in request.history]
     assert (user["user"], names(user)) == ("U00002", served.model.recommend([history], k=3)[0][0])
+
+
+def test_near_names_are_searched_once_a_request_and_among_few_names(
+    client: TestClient, served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    searched = []
+
+    def near(name: str, names: dict[str, int]) -> str:
+        searched.append((name, len(names)))
+        return " (near)"
+
+    monkeypatch.setattr("serving.served.near_matches", near)
+    monkeypatch.setattr(served, "near_item", near_in(served.model.catalogue.ids))
+    histories = [{"items": ["I0003"]}] + [{"items": [name, "z"]} for name in ("x", "y", "x")]
+    notes = [result["notes"][0] for result in post(client, histories=histories, k=80)["results"]]
+    said = "skipped, not in the catalogue: "
+    assert notes[1:] == [f"{said}'x' (near) and 1 more", f"{said}'y' and 1 more", f"{said}'x' (near) and 1 more"]
+    assert searched == [("x", 80)]
+    for length, names in ((10, 1000), (80, 15)):  # which one search may go through, and one more it may not
+        for number, expected in ((names, names), (names + 1, 0)):
+            near_in({f"{name:0{length}d}": name for name in range(number)})("x")
+            assert searched[-1] == ("x", expected)
 
 
 def test_seen_items_and_items_that_are_left(client: TestClient, served: Served):
@@ -139,6 +164,32 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_sent(client_of: Calla
     whole = json.dumps({"items": []}).encode()
     response = client.post("/recommend", content=iter([whole, b" " * (1000 - len(whole))]))
     assert response.status_code == 422  # not JSON by its type, but read
+
+
+def test_a_connection_that_brings_no_whole_head_is_closed(port_of: Callable[..., int], monkeypatch: pytest.MonkeyPatch):
+    """Silent, in the middle of the first head, and of the second; one more byte gives no more time."""
+    monkeypatch.setattr("serving.app.HEAD_SECONDS", 1.0)
+    port, line, started = port_of(), b"GET /health HTTP/1.1\r\n", time.monotonic()
+    given = [(b"", b""), (line, b"H"), (line + b"Host: localhost\r\n\r\nG", b"E")]
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)) for _ in given]
+        for part, pause in ((0, 0.3), (1, 0)):
+            for connection, parts in zip(connections, given, strict=True):
+                connection.sendall(parts[part])
+            time.sleep(pause)
+        received = [connection.makefile("rb").read() for connection in connections]
+    assert 1 < time.monotonic() - started < SECONDS
+    assert [answer.partition(b" OK")[0] for answer in received] == [b"", b"", b"HTTP/1.1 200"]
+
+
+def test_a_body_may_take_longer_than_a_head(port_of: Callable[..., int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serving.app.HEAD_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", port_of())) as slow:
+        slow.settimeout(SECONDS)
+        slow.sendall(b"POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        time.sleep(0.4)
+        slow.sendall(b"        ")
+        assert slow.recv(4096).startswith(b"HTTP/1.1 422")
 
 
 def test_only_the_names_of_this_machine_are_answered(client_of: Callable[..., TestClient]):
@@ -300,7 +351,7 @@ def test_who_may_reload(client_of: Callable[..., TestClient], monkeypatch: pytes
     assert client_of(caller="::1").post("/reload").status_code == 200
     refused = elsewhere.post("/reload")
     assert refused.status_code == 403
-    assert refused.json()["detail"] == "POST /reload needs a request from the same machine, without a proxy"
+    assert refused.json()["detail"] == "POST /reload needs HTTP/1.1 from the same machine, without a proxy"
     for name in ("X-Forwarded-For", "Forwarded", "Via", "Origin"):  # a proxy or a web page on this machine
         assert here.post("/reload", headers={name: "127.0.0.1"}).status_code == 403
     guarded = [client_of(caller=caller, token="s3cret") for caller in ("127.0.0.1", "192.0.2.7")]
@@ -309,6 +360,19 @@ def test_who_may_reload(client_of: Callable[..., TestClient], monkeypatch: pytes
         for given in ("Bearer s3cre", "Bearer ", "s3cret", "é"):
             assert client.post("/reload", headers={"Authorization": given.encode()}).status_code == 403
         assert client.post("/reload", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+
+
+def test_a_proxy_that_does_not_name_itself_may_not_reload(port_of: Callable[..., int]):
+    """nginx's plain proxy_pass sends HTTP/1.0, and no header of its own."""
+    ports = port_of(), port_of(token="s3cret")
+
+    def status(port: int, version: str) -> bytes:
+        head = f"POST /reload HTTP/{version}\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer s3cret\r\n"
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as proxy:
+            proxy.sendall(f"{head}Connection: close\r\n\r\n".encode())
+            return proxy.makefile("rb").read().split()[1]
+
+    assert [[status(port, version) for version in ("1.0", "1.1")] for port in ports] == [[b"403", b"200"], [b"200"] * 2]
 
 
 def test_one_reload_at_a_time(client: TestClient, monkeypatch: pytest.MonkeyPatch, served: Served):
@@ -399,6 +463,12 @@ def test_the_page_carries_everything_and_openapi_the_limits(client_of: Callable[
         7,
         7,
     )
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_model_from_a_hub_has_its_name_there(run: Path):
+    export.main([f"--run={run}", "--push_to_hub=ann/shop"])
+    assert load_served(ServeConfig("hf:ann/shop")).about["name"] == "hf:ann/shop"
 
 
 def test_sharing_counts_equal_beginnings():

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 
 import pytest
@@ -145,3 +145,16 @@ def test_shared_prefixes_show_in_the_lists_and_in_the_tree(page: "playwright.Pag
     assert "0 0 0: 2 of 2" in boxes
     assert sum(box.count(" ") == 6 for box in boxes) == len(shown)  # a box of four codes for each item
     assert "recommended items begin with" in page.locator("#summary").inner_text()
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(3, ["3"]), (7, ["5"]), (15, ["5", "10"])])
+def test_no_more_is_asked_for_than_the_server_allows(
+    browser: "playwright.Browser", port_of: Callable[..., int], most: int, allowed: list[str]
+):
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{port_of(max_k=most)}/")
+    said(page, POPULAR.replace("10", allowed[-1]))
+    count = page.get_by_label("how many")
+    playwright.expect(count).to_have_value(allowed[-1])
+    assert count.locator("option:enabled").all_inner_texts() == allowed
+    page.close()
