@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,20 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write(folder: Path, outcome: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # a job of another study may finish at the same time
+    with alone_in(folder):
         outcomes = _read(folder / OUTCOMES_FILE) | {outcome["id"]: outcome}
         lines = [json.dumps(outcomes[name]) + "\n" for name in sorted(outcomes)]
         write_text(folder / OUTCOMES_FILE, "".join(lines))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other job changes the folder's files: one of another study may finish at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 
