@@ -171,8 +171,8 @@ class Runner:
                     print(f"FAILED {running.job.id} (exit code {code}): {running.log}", file=sys.stderr, flush=True)
 
     def _finish(self, job: Job) -> None:
+        keep_semantic_ids([job], self.config.results_dir)  # first: what has an outcome is never looked at again
         collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
-        keep_semantic_ids([job], self.config.results_dir)
         self.open.remove(job)
         print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
 
