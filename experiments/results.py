@@ -152,20 +152,18 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
 
     The hashes tell which ones it trained with: a tokenizer trained again elsewhere has the same name and other ones.
     """
-    run = _run(job, ckpt_dir)
-    results = read_json(run / RESULTS_FILE)
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    valid = [event for event in events if event["event"] == "valid"]
-    outcome = {name: results[name] for name in ("valid", "test", "best_epoch") if name in results} | {
-        "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
-        "validation": {each["epoch"]: {k: round(v, 5) for k, v in each["mean"].items()} for each in valid},
-        "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
-        "semantic_ids_sha256": Run(run).trained_identifiers,
+    run = Run(_run(job, ckpt_dir))
+    epochs, valid, influence = (run.events.get(event, []) for event in ("epoch", "valid", "influence"))
+    seconds = sum(line.get("seconds", 0.0) for lines in run.events.values() for line in lines)
+    outcome = {name: run.results[name] for name in ("valid", "test", "best_epoch") if name in run.results} | {
+        "losses": [round(line["loss"], 4) for line in epochs],
+        "validation": {line["epoch"]: {k: round(v, 5) for k, v in line["mean"].items()} for line in valid},
+        "seconds": round(seconds, 1),
+        "semantic_ids_sha256": run.trained_identifiers,
     }
     if job.kind == "pretrain":
-        names = ("influence", "probabilities")
-        stages = [{name: event[name] for name in names} for event in events if event["event"] == "influence"]
-        return outcome | {"per_tokenizer": results["per_tokenizer"], "stages": stages}
+        stages = [{name: line[name] for name in ("influence", "probabilities")} for line in influence]
+        return outcome | {"per_tokenizer": run.results["per_tokenizer"], "stages": stages}
     return outcome | {"ranks": pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())}
 
 

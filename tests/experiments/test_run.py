@@ -159,6 +159,18 @@ def test_the_commit_says_whether_other_files_than_the_results_differ(tmp_path):
     assert commit(tmp_path) == f"{head}+"
 
 
+def test_a_pre_trainings_outcome_has_its_stages_and_tokenizers(tmp_path):
+    run, rows = tmp_path / "Tiny" / PRETRAINING.id, [{"epoch": 2}, {"epoch": 3}]
+    write_json(run / "results.json", {"test": {"recall@10": 0.5}, "per_tokenizer": rows})
+    stage = {"influence": {"2": 1.0, "3": 2.0}, "probabilities": {"2": 0.25, "3": 0.75}}
+    events = [{"event": "influence", "stage": 1, "seconds": 1.5, **stage}, {"event": "train", "step": 50}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    collect(PRETRAINING, str(tmp_path), str(tmp_path / "results"), threads=1)
+    outcome = read_outcomes([PRETRAINING], tmp_path / "results")[PRETRAINING.id]
+    assert (outcome["stages"], outcome["per_tokenizer"]) == ([stage], rows)
+    assert (outcome["seconds"], outcome["losses"], outcome["validation"]) == (1.5, [], {})
+
+
 def test_ranks_are_packed_small_and_read_back():
     ranks = np.random.default_rng(0).integers(0, 11, 1000)
     text = pack_ranks(ranks)
