@@ -4,8 +4,6 @@ import base64
 import fcntl
 import json
 import os
-import platform
-import subprocess
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.token_table import QUALITY_FILE, TRAINING_FILE
 from evaluation.metrics import mean_metrics
@@ -25,7 +22,6 @@ from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES_FILE = "jobs.jsonl"
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -33,7 +29,7 @@ METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 def results_folder(job: Job, results_dir: str | Path) -> Path:
     """Return where the outcomes of a job's dataset are kept."""
-    return Path(results_dir) / next(job.with_needs()).flags["dataset"]
+    return Path(results_dir) / job.dataset
 
 
 def read_outcomes(jobs: Iterable[Job], results_dir: str | Path) -> dict[str, dict[str, Any]]:
@@ -104,7 +100,7 @@ def product(job: Job, ckpt_dir: str) -> Path | None:
 
 
 def _run(job: Job, ckpt_dir: Path) -> Path:
-    return ckpt_dir / job.flags["dataset"] / job.id
+    return ckpt_dir / job.dataset / job.id
 
 
 def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
@@ -131,9 +127,15 @@ def unpack_ranks(text: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
 
 
-def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
-    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran."""
-    where = {"threads": threads, "hardware": hardware(), "commit": commit()}
+def collect(job: Job, ckpt_dir: str, results_dir: str, began_in: dict[str, Any]) -> None:
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
+
+    A run says itself where it began; `began_in` is the environment of other jobs. A + is added to the commit of a
+    checkout whose files, but the results, differed from it; outside a checkout it is empty.
+    """
+    environment = began_in | Run(_run(job, Path(ckpt_dir))).environment
+    where = {name: environment[name] for name in ("threads", "hardware")}
+    where["commit"] = (environment["commit"] or "").replace("-dirty", "+")
     write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
 
@@ -179,23 +181,6 @@ def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
     """Join the candidates' recommendations; validation metrics are None, since nothing is chosen by them."""
     ranks = ensemble([read_results(test_results(need, ckpt_dir)) for need in job.needs]).ranks()
     return {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 0.0}
-
-
-def hardware() -> str:
-    """Return what the job ran on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-
-
-def commit(root: Path = ROOT) -> str:
-    """Return the commit of the code, with a + where files but the results differ from it; empty outside a checkout."""
-
-    def git(command: str) -> str:
-        return subprocess.run(["git", *command.split()], cwd=root, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status --porcelain --untracked-files=no -- . :!experiments/results")
-    return git("rev-parse --short=12 HEAD") + ("+" if changed else "")
 
 
 _OUTCOMES = {

@@ -62,6 +62,11 @@ class Job:
     def flags(self) -> dict[str, Any]:
         return json.loads(self.settings)
 
+    @property
+    def dataset(self) -> str:
+        """The dataset's name; an ensemble has that of what it joins."""
+        return next(self.with_needs()).flags["dataset"]
+
     def with_needs(self) -> Iterator["Job"]:
         """Yield the jobs it needs, deepest first, then itself."""
         for job in self.needs:

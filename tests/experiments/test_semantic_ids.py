@@ -94,7 +94,7 @@ def test_a_job_without_an_outcome_may_be_kept_but_not_the_reverse(jobs, tmp_path
     monkeypatch.setattr(run, "collect", killed)
     runner = Runner(RunConfig(["study.yaml"], ckpt_dir=str(tmp_path), results_dir=str(tmp_path / "results")), jobs[:2])
     with pytest.raises(KeyboardInterrupt):
-        runner._finish(jobs[1])
+        runner._finish(jobs[1], {})
     assert sorted(semantic_ids.kept_codes(jobs[0], tmp_path / "results")) == [2, 3]
 
 
