@@ -23,6 +23,11 @@ WINNER_SUFFIX = ".winner.json"
 BASELINES = {"popular": "Most popular items", "itemknn": "Item neighbours", "sasrec": "SASRec"}
 
 
+def is_seeded(method: str, train_user_ratio: float = 1.0) -> bool:
+    """Whether a seed changes what a baseline comes to: by its weights, or by the users that it is trained on."""
+    return method == "sasrec" or train_user_ratio < 1
+
+
 def results_folder_of(run: Path, results_dir: str | None) -> Path:
     """Return where a run <ckpt_dir>/<dataset>/<run_name> puts its result files per user."""
     return Path(results_dir) / run.parent.name / run.name if results_dir else run

@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.run import is_seeded
 from utils.errors import InputError
 
 SECTIONS = (
@@ -148,9 +149,9 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
     if method := options.get("method"):
         users = {name: value for name, value in options["recommender"].items() if name in USERS}
-        # the most popular items are the same for all seeds, and those of all users
-        drawn = {} if method == "popular" else {"rand_seed": seed, **users}
-        return (Job.of("baseline", **data, method=method, **drawn, **options.get("flags", {})),)
+        flags = options.get("flags", {}) | ({} if method == "popular" else users)  # popular are all users' items
+        drawn = {"rand_seed": seed} if is_seeded(method, flags.get("train_user_ratio", 1.0)) else {}
+        return (Job.of("baseline", **data, method=method, **drawn, **flags),)
 
     of_tokenizer = options["tokenizer"].items()
     encoder = {name: value for name, value in of_tokenizer if name.startswith("sent_emb_") and name != "sent_emb_pca"}

@@ -52,6 +52,17 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     assert text == (tmp_path / "tables" / "seeds-cpu.md").read_text()
 
 
+def test_one_job_for_all_seeds_has_no_spread(study, tmp_path):
+    job, ranks = Job.of("baseline", dataset="Tiny", method="popular"), np.where(np.arange(100) < 10, 0, 10)
+    outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 120.0}
+    write_outcome(job, tmp_path, outcome)
+    cells = [Cell("Most popular", "", seed, (job,)) for seed in (1, 2)]
+    write_table(Study("seeds", "", "TIGER++", (*study.cells, *cells)), "cpu", str(tmp_path))
+    *_, popular = csv.DictReader((tmp_path / "tables" / "seeds-cpu.csv").read_text().splitlines())
+    assert (popular["seeds"], popular["recall@10"], popular["minutes a seed"]) == ("any", "0.1000", "2")
+    assert popular["recall@10 gain by seed"].startswith("-50% -67% ")  # 10 hits, against 20 and 30
+
+
 def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
     """A seed also draws the users trained on. Seed 1 alone: 30 hits against 20 of 100."""
     study = Study("seeds", "", "TIGER++", study.cells[:3])
