@@ -47,7 +47,10 @@ def write_outcome(job: Job, results_dir: str | Path, outcome: dict[str, Any]) ->
 def take_in_files(results_dir: str | Path) -> None:
     """Make lines of the files <results_dir>/<dataset>/<job>.json, as outcomes once were kept, and remove them."""
     for file in sorted(Path(results_dir).glob("*/*_*.json")):
-        _write(file.parent, read_json(file))
+        outcome = read_json(file)
+        if not isinstance(outcome, dict) or "id" not in outcome:
+            raise InputError(f"{file} is no job's outcome, for it has no id; move it out of the results' folder")
+        _write(file.parent, outcome)
         file.unlink()
 
 

@@ -60,7 +60,8 @@ class RunConfig:
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
         found = [] if self.studies else ["name a study: python -m experiments.run experiments/main.yaml"]
-        return found + ([f"jobs={self.jobs} must be positive"] if self.jobs < 1 else [])
+        numbers = {"jobs": self.jobs, "minutes": 1 if self.minutes is None else self.minutes}
+        return found + [f"{name}={value:g} must be positive" for name, value in numbers.items() if value <= 0]
 
 
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
@@ -198,12 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = with_studies(sys.argv[1:] if argv is None else argv)
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
     studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
-    take_in_files(config.results_dir)
-    runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))
+    jobs = list({job.id: job for study in studies for job in study.jobs()}.values())
     if config.dry_run:
-        for job in runner.open:
+        for job in open_jobs(jobs, config.ckpt_dir, config.results_dir):
             print(f"{job.id}  {job.settings}  needs {' '.join(need.id for need in job.needs) or 'nothing'}")
         return
+    take_in_files(config.results_dir)
+    runner = Runner(config, jobs)
     done = config.only_table or runner.run()
     label = "-".join([config.budget, *map(str, config.seeds or [])])  # other seeds have a table of their own
     for study in studies:

@@ -143,6 +143,27 @@ def test_files_of_one_job_each_become_lines(tmp_path):
     assert [file.name for file in (tmp_path / "Tiny").iterdir()] == ["jobs.jsonl"]
 
 
+def test_a_dry_run_changes_no_file_and_a_file_without_an_id_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    baseline = {"dataset": "Tiny", "data_dir": "nowhere", "seeds": [1], "recommender": {}, "method": "popular"}
+    (tmp_path / "budgets.yaml").write_text(json.dumps({"cpu": baseline}))
+    (tmp_path / "a.yaml").write_text(json.dumps({"variants": {"popular": {}}}))
+    files = [tmp_path / "experiments" / "results" / "Tiny" / name for name in ("an_outcome.json", "stray_notes.json")]
+    for file, content in zip(files, ({"id": "an_outcome"}, {"a": 1}), strict=True):
+        write_json(file, content)
+    run.main(["a.yaml", "--dry_run"])
+    assert capsys.readouterr().out.startswith("baseline_")
+    assert sorted(files[0].parent.iterdir()) == files
+    with pytest.raises(InputError, match=r"stray_notes\.json is no job's outcome, for it has no id"):
+        run.main(["a.yaml", "--only_table"])
+
+
+@pytest.mark.parametrize("flag", ["--minutes=0", "--minutes=-1", "--jobs=0"])
+def test_numbers_must_be_positive(flag):
+    with pytest.raises(InputError, match=f"{flag[2:]} must be positive"):
+        run.main(["a.yaml", flag])
+
+
 def test_an_outcome_says_where_its_run_began_not_where_it_was_collected(tmp_path):
     run, environment = tmp_path / "Tiny" / PRETRAINING.id, {"commit": "abc-dirty", "hardware": "8 x GPU"}
     write_json(run / "results.json", {"per_tokenizer": []})
