@@ -165,6 +165,27 @@ def test_a_baseline_is_not_taken_for_a_run_with_one_tokenizer(runs, tmp_path):
     assert [run.folder.name for run in baseline_runs(Run(copy / "itemknn"))] == ["sasrec_seed2024"]
 
 
+def test_runs_trained_on_other_users_are_not_compared_with(tmp_path):
+    best = {"valid": {"ndcg@10": 0.9}, "test": {"ndcg@10": 0.9}}
+    share = {"train_user_ratio": 0.25, "rand_seed": 1}
+    kinds = {
+        **{"older": {}, "all": {"train_user_ratio": 1.0, "val_users": "all", "rand_seed": 7}},
+        **{"share": share, "other_ratio": share | {"train_user_ratio": 0.5}},
+        **{"other_users": share | {"rand_seed": 2}, "other_validation": share | {"val_users": "new"}},
+    }
+    for number, (name, users) in enumerate(kinds.items()):
+        best["valid"]["ndcg@10"] = number / 10  # that of other users is the better
+        settings = {"dataset": "Tiny", "val_metric": "ndcg@10", **users}
+        row = {"epoch": 1, "prefix": "rqvae/toy", **best}
+        fake_run(tmp_path / f"single_{name}", {"per_tokenizer": [row]}, **settings)
+        fake_run(tmp_path / f"itemknn_{name}", {"per_tokenizer": [row]}, method="itemknn", **settings)
+    for name, users, among in (("mtgrec", {"rand_seed": 3}, "all"), ("mtgrec_share", share, "share")):
+        model = {"pretrained_model": "somewhere", "val_metric": "ndcg@10", **users}
+        run = Run(fake_run(tmp_path / name, {"per_tokenizer": [row]}, **model))
+        assert single_tokenizer_run(run).folder.name == f"single_{among}"
+        assert [other.folder.name for other in baseline_runs(run)] == [f"itemknn_{among}"]
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
