@@ -186,6 +186,16 @@ def test_runs_trained_on_other_users_are_not_compared_with(tmp_path):
         assert [other.folder.name for other in baseline_runs(run)] == [f"itemknn_{among}"]
 
 
+def test_sasrec_needs_a_user_with_two_training_items_and_the_others_do_not(dataset, tmp_path):
+    (dataset / "all_item_seqs.json").write_text(json.dumps({f"user{n}": ["item1", "item2", "item3"] for n in (1, 2)}))
+    with pytest.raises(InputError, match="no user has enough items for train examples"):
+        baseline.main(flags(dataset, "sasrec"))
+    assert not (tmp_path / "runs").exists()
+    for method in ("popular", "itemknn"):
+        baseline.main(flags(dataset, method))
+        assert read_results(tmp_path / "runs" / "Tiny" / method)["num_users"] == 2
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
