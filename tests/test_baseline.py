@@ -12,6 +12,7 @@ import baseline
 import evaluate
 import report
 from baselines.config import BaselineConfig
+from baselines.data import Data, load_data
 from baselines.methods import METHODS
 from evaluation.run import BASELINES, Run, baseline_runs, load_run, single_tokenizer_run
 from utils.errors import InputError
@@ -120,6 +121,24 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_started_anew(runs, tmp_pat
         baseline.main(again)
     baseline.main([*again, "--resume"])
     assert results.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [([], "holds a finished run"), (["--resume"], "was finished by another process meanwhile")]
+)
+def test_a_run_that_another_process_finished_meanwhile_is_not_deleted(runs, tmp_path, monkeypatch, more, said):
+    copy = shutil.copytree(runs.parents[1], tmp_path / "copy")
+    folder = copy / "runs" / "Tiny" / "itemknn"
+    folder.rename(tmp_path / "aside")
+
+    def load_slowly(config: BaselineConfig) -> Data:
+        (tmp_path / "aside").rename(folder)
+        return load_data(config)
+
+    monkeypatch.setattr(baseline, "load_data", load_slowly)
+    with pytest.raises(InputError, match=said):
+        baseline.main(flags(copy / "datasets" / "Tiny", "itemknn", *LONG, *more))
+    assert (folder / "results.json").read_bytes() == (runs / "itemknn" / "results.json").read_bytes()
 
 
 def test_results_are_compared_and_cut_into_groups(runs, tmp_path, capsys):
