@@ -15,6 +15,7 @@ from baselines.config import BaselineConfig
 from baselines.data import Data, load_data
 from baselines.methods import METHODS
 from evaluation.run import BASELINES, Run, baseline_runs, load_run, single_tokenizer_run
+from reporting.curves import phase_seconds
 from utils.errors import InputError
 
 SMALL = ["--d_model=16", "--lr=0.01", "--dropout_rate=0.1", "--train_batch_size=16", "--max_item_seq_len=10"]
@@ -68,6 +69,12 @@ def test_the_best_epoch_is_the_one_that_is_tested(runs):
     results = read_results(runs / "sasrec_seed2024")
     assert results["best_epoch"] == max(scores, key=scores.get)
     assert results["valid"]["ndcg@10"] == scores[results["best_epoch"]]
+
+
+@pytest.mark.parametrize("name", ["popular", "itemknn", "sasrec_seed2024"])
+def test_the_duration_is_the_time_of_all_that_was_done(runs, name):
+    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+    assert sum(phase_seconds(Run(runs / name)).values()) == pytest.approx(sum(line["seconds"] for line in lines))
 
 
 @pytest.mark.parametrize("name", ["popular", "itemknn", "sasrec_seed2024"])
