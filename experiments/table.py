@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from data.batching import training_users
-from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from data.interactions import (
+    Interactions,
+    dataset_folder,
+    item_counts,
+    load_interactions,
+    split_positions,
+    training_part,
+)
 from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_seeds
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import user_bins
@@ -136,7 +143,7 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
 def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
     """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
     interactions = _interactions(study)
-    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    counts = item_counts(training_part(interactions))
     targets = interactions.items[split_positions(interactions.offsets, "test")]
     groups = user_bins(counts[targets], list(study.popularity_edges))
     lines = []

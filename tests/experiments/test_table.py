@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.batching import training_users
-from data.interactions import load_interactions, split_positions, training_interactions
+from data.interactions import load_interactions, split_positions, training_part
 from evaluation.metrics import mean_metrics
 from experiments.results import METRICS, pack_ranks, read_outcomes, write_outcome
 from experiments.semantic_ids import kept_file
@@ -124,7 +124,7 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
         outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
         write_outcome(job, tmp_path, outcome)
         cells.append(Cell(variant, "", 1, (job,)))
-    counts = np.bincount(training_interactions(interactions), minlength=21)
+    counts = np.bincount(training_part(interactions).items, minlength=21)
     edge = int(np.median(counts[targets]))
     rare = int((counts[targets] < edge).sum())
     assert 0 < rare < users
