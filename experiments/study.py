@@ -149,7 +149,7 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
     if method := options.get("method"):
         users = {name: value for name, value in options["recommender"].items() if name in USERS}
-        flags = options.get("flags", {}) | ({} if method == "popular" else users)  # popular are all users' items
+        flags = ({} if method == "popular" else users) | options.get("flags", {})  # popular are all users' items
         drawn = {"rand_seed": seed} if is_seeded(method, flags.get("train_user_ratio", 1.0)) else {}
         return (Job.of("baseline", **data, method=method, **drawn, **flags),)
 
