@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load_data(config)
     run.lock()
     try:
+        run.claim_again(config)
         run.create(config)
         write_json(path / ENVIRONMENT_FILE, describe_environment(device, num_processes=1))
         run.say(

@@ -24,7 +24,14 @@ import torch
 from accelerate import Accelerator
 
 from data.batching import Tokenization
-from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from data.interactions import (
+    Interactions,
+    dataset_folder,
+    item_counts,
+    load_interactions,
+    split_positions,
+    training_part,
+)
 from data.token_table import Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
 from evaluation.metrics import METRICS, mean_metrics
@@ -211,7 +218,7 @@ def summary(
     `positions` are the target positions of the results' users, int [U].
     """
     ranks, k = results.ranks(), config.cutoff
-    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    counts = item_counts(training_part(interactions))
     lengths = positions - interactions.offsets[interactions.users_of(positions)]
 
     def by(values: np.ndarray, edges: list[int]) -> dict[str, dict]:

@@ -17,7 +17,7 @@ from evaluation.metrics import metric_titles
 from evaluation.run import RESULTS_FILE, load_run, single_tokenizer_run
 from reporting.compare import compare_runs
 from reporting.curves import curriculum_section, training_section
-from reporting.headline import headline_section, popularity_row
+from reporting.headline import headline_section
 from reporting.page import write_page
 from reporting.report_data import ReportData
 from reporting.settings import settings_section
@@ -127,15 +127,10 @@ def main(argv: list[str] | None = None) -> None:
     run = load_run(Path(config.run))
     baseline = load_run(Path(config.baseline)) if config.baseline else single_tokenizer_run(run)
     data = ReportData(run, baseline)
-    popular = popularity_row(data.interactions, list(run.tokenizer["test"]))
-    rows = [(popular.name, popular.metrics)]
-    rows += [(other.method, other.tokenizer["test"]) for other in data.other_methods]
-    if baseline:
-        rows.append(("One tokenizer, no pre-training", baseline.tokenizer["test"]))
+    *others, own = [(row.name, row.metrics) for row in data.rows]
     name = f"MTGRec ({run.folder.name})" if baseline and not run.method else run.folder.name
-    rows.append((name, run.tokenizer["test"]))
-    print(f"{run.settings['dataset']}: {len(popular.values):,} test users\n")
-    print(metrics_table(rows))
+    print(f"{run.settings['dataset']}: {len(data.rows[0].values):,} test users\n")
+    print(metrics_table([*others, (name, own[1])]))
     has_users = run.user_results_file.is_file()
     if config.users and has_users:
         print("\n" + recommendations(data, config.users))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from evaluation.run import is_seeded
 from training.config import RunConfig
 
 
@@ -74,7 +75,7 @@ class BaselineConfig(RunConfig):
 
     @property
     def run_folder(self) -> Path:
-        seeded = f"_seed{self.rand_seed}" if self.method == "sasrec" or self.train_user_ratio < 1 else ""
+        seeded = f"_seed{self.rand_seed}" if is_seeded(self.method, self.train_user_ratio) else ""
         return Path(self.ckpt_dir) / self.dataset / (self.run_name or f"{self.method}{seeded}")
 
     def problems(self) -> list[str]:

@@ -88,9 +88,13 @@ def load_data(config: BaselineConfig) -> Data:
         valid = valid[~trained_on[interactions.users_of(valid)]]
     if max(config.topk) > interactions.num_items:
         raise InputError(f"{folder} has {interactions.num_items} items; lower the cut-offs, --topk={config.topk}")
-    empty = [name for name, part in (("train", training.items), ("valid", valid), ("test", test)) if len(part) == 0]
+    needed = 2 if config.method == "sasrec" else 1  # of a single item there is no next one to learn
+    learnt = np.flatnonzero(np.diff(training.offsets) >= needed)
+    empty = [name for name, part in (("train", learnt), ("valid", valid), ("test", test)) if len(part) == 0]
     if empty:
-        raise InputError(f"{folder}: no user has enough items for {' and '.join(empty)} examples")
+        raise InputError(
+            f"{folder}: no user has enough items for {' and '.join(empty)} examples; bring users of at least 4"
+        )
     return Data(interactions, training, valid, test)
 
 

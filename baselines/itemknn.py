@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baselines.config import BaselineConfig
 from baselines.data import Data, Scorer
-from data.interactions import Interactions
+from data.interactions import Interactions, item_counts
 from training.run_folder import RunFolder
 
 POPULARITY = 1e-6  # weight of an item's share of all interactions: it orders the items that no neighbour names
@@ -52,7 +52,7 @@ def neighbours(training: Interactions, parameters: Parameters) -> csr_array:
     found = csr_array((weights[different], (before[different], after[different])), shape=(size, size))
     if parameters.backward:
         found = found + parameters.backward * found.T
-    counts = np.maximum(np.bincount(items, minlength=size), 1)
+    counts = np.maximum(item_counts(training)[1:], 1)
     scale = diags_array(counts.astype(np.float32) ** -parameters.power)
     return csr_array(scale @ found @ scale)
 
@@ -64,7 +64,7 @@ class ItemKNN(Scorer):
         super().__init__(config, data.interactions)
         self.decay, self.best = parameters.decay, asdict(parameters)
         self.neighbours = neighbours(data.training, parameters)
-        share = np.bincount(data.training.items, minlength=data.training.num_items + 1)[1:] / len(data.training.items)
+        share = item_counts(data.training)[1:] / len(data.training.items)
         self.popularity = torch.from_numpy((POPULARITY * share).astype(np.float32))
 
     @classmethod

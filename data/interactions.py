@@ -93,14 +93,14 @@ def training_part(interactions: Interactions, users: np.ndarray | None = None) -
     return replace(interactions, items=items, offsets=np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def training_interactions(interactions: Interactions) -> np.ndarray:
-    """Return the item ids of every user's x_1..x_{m-2}, int32."""
-    return training_part(interactions).items
+def item_counts(interactions: Interactions) -> np.ndarray:
+    """Return how often each item occurs, int64 [N + 1] by item id, with a leading 0 of padding."""
+    return np.bincount(interactions.items, minlength=interactions.num_items + 1)
 
 
 def training_items(interactions: Interactions) -> np.ndarray:
     """Return the sorted distinct item ids of x_1..x_{m-2}: the items that the RQ-VAE is trained on."""
-    return np.unique(training_interactions(interactions))
+    return np.unique(training_part(interactions).items)
 
 
 def dataset_folder(data_dir: str | Path, dataset: str) -> Path:

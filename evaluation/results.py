@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.batching import Tokenization
-from data.interactions import Interactions
+from data.interactions import Interactions, item_counts
 from evaluation.metrics import mean_metrics, per_user, target_ranks
 from utils.errors import InputError
 from utils.files import read_json, write_json
@@ -167,7 +167,7 @@ def most_popular(training: Interactions, k: int) -> tuple[np.ndarray, np.ndarray
 
     Equally popular ones stand by item id.
     """
-    counts = np.bincount(training.items, minlength=training.num_items + 1)[1:]
+    counts = item_counts(training)[1:]
     best = np.argsort(-counts, kind="stable")[:k]
     return best + 1, counts[best]
 

@@ -23,6 +23,11 @@ WINNER_SUFFIX = ".winner.json"
 BASELINES = {"popular": "Most popular items", "itemknn": "Item neighbours", "sasrec": "SASRec"}
 
 
+def is_seeded(method: str, train_user_ratio: float = 1.0) -> bool:
+    """Whether a seed changes what a baseline comes to: by its weights, or by the users that it is trained on."""
+    return method == "sasrec" or train_user_ratio < 1
+
+
 def results_folder_of(run: Path, results_dir: str | None) -> Path:
     """Return where a run <ckpt_dir>/<dataset>/<run_name> puts its result files per user."""
     return Path(results_dir) / run.parent.name / run.name if results_dir else run
@@ -77,6 +82,15 @@ class Run:
     def method(self) -> str | None:
         """What a baseline is called, which has no semantic IDs; None of all other runs."""
         return BASELINES.get(self.settings.get("method"))
+
+    @property
+    def drawn_users(self) -> tuple[float, str, int | None]:
+        """What decides whom it is trained and validated on: train_user_ratio, val_users and, of a share, the seed.
+
+        Runs are older than these settings; where they lack them, all users are meant.
+        """
+        ratio, validated = self.settings.get("train_user_ratio", 1.0), self.settings.get("val_users", "all")
+        return ratio, validated, self.settings.get("rand_seed") if ratio < 1 else None
 
     @property
     def dataset_folder(self) -> Path:
@@ -181,8 +195,13 @@ def finished_runs(folder: Path) -> list[Run]:
     return [run for run in map(Run, sorted(folder.glob("*"))) if run.is_finished]
 
 
+def comparable(run: Run) -> list[Run]:
+    """Return the finished runs beside `run` that were trained and validated on the same users, itself among them."""
+    return [other for other in finished_runs(run.folder.parent) if other.drawn_users == run.drawn_users]
+
+
 def single_tokenizer_run(run: Run) -> Run | None:
-    """Return the best on validation of the finished runs beside `run` with one tokenizer and no pre-training.
+    """Return the best on validation of the runs `comparable` with `run` with one tokenizer and no pre-training.
 
     None where there is none, or where `run` itself is such a run.
     """
@@ -191,13 +210,13 @@ def single_tokenizer_run(run: Run) -> Run | None:
         from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
         return from_scratch and not other.method and len(other.results["per_tokenizer"]) == 1
 
-    return None if is_single(run) else _best(list(filter(is_single, finished_runs(run.folder.parent))), run)
+    return None if is_single(run) else _best(list(filter(is_single, comparable(run))), run)
 
 
 def baseline_runs(run: Run) -> list[Run]:
-    """Return of each baseline but the most popular items the best run on validation beside `run`, not itself."""
+    """Return of each baseline but the most popular items the best run on validation `comparable` with `run`."""
     methods = [name for name in BASELINES.values() if name not in (BASELINES["popular"], run.method)]
-    beside = finished_runs(run.folder.parent)
+    beside = comparable(run)
     found = [_best([other for other in beside if other.method == method], run) for method in methods]
     return [other for other in found if other]
 

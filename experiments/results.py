@@ -4,15 +4,13 @@ import base64
 import fcntl
 import json
 import os
-import platform
-import subprocess
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.token_table import QUALITY_FILE, TRAINING_FILE
 from evaluation.metrics import mean_metrics
@@ -24,7 +22,6 @@ from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
 from utils.files import read_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
 OUTCOMES_FILE = "jobs.jsonl"
 TOP = 10  # recommended items that count
 METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
@@ -32,7 +29,7 @@ METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 def results_folder(job: Job, results_dir: str | Path) -> Path:
     """Return where the outcomes of a job's dataset are kept."""
-    return Path(results_dir) / next(job.with_needs()).flags["dataset"]
+    return Path(results_dir) / job.dataset
 
 
 def read_outcomes(jobs: Iterable[Job], results_dir: str | Path) -> dict[str, dict[str, Any]]:
@@ -50,7 +47,10 @@ def write_outcome(job: Job, results_dir: str | Path, outcome: dict[str, Any]) ->
 def take_in_files(results_dir: str | Path) -> None:
     """Make lines of the files <results_dir>/<dataset>/<job>.json, as outcomes once were kept, and remove them."""
     for file in sorted(Path(results_dir).glob("*/*_*.json")):
-        _write(file.parent, read_json(file))
+        outcome = read_json(file)
+        if not isinstance(outcome, dict) or "id" not in outcome:
+            raise InputError(f"{file} is no job's outcome, for it has no id; move it out of the results' folder")
+        _write(file.parent, outcome)
         file.unlink()
 
 
@@ -68,13 +68,20 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write(folder: Path, outcome: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # a job of another study may finish at the same time
+    with alone_in(folder):
         outcomes = _read(folder / OUTCOMES_FILE) | {outcome["id"]: outcome}
         lines = [json.dumps(outcomes[name]) + "\n" for name in sorted(outcomes)]
         write_text(folder / OUTCOMES_FILE, "".join(lines))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other job changes the folder's files: one of another study may finish at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 
@@ -96,7 +103,7 @@ def product(job: Job, ckpt_dir: str) -> Path | None:
 
 
 def _run(job: Job, ckpt_dir: Path) -> Path:
-    return ckpt_dir / job.flags["dataset"] / job.id
+    return ckpt_dir / job.dataset / job.id
 
 
 def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
@@ -123,9 +130,15 @@ def unpack_ranks(text: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
 
 
-def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
-    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran."""
-    where = {"threads": threads, "hardware": hardware(), "commit": commit()}
+def collect(job: Job, ckpt_dir: str, results_dir: str, began_in: dict[str, Any]) -> None:
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
+
+    A run says itself where it began; `began_in` is the environment of other jobs. A + is added to the commit of a
+    checkout whose files, but the results, differed from it; outside a checkout it is empty.
+    """
+    environment = began_in | Run(_run(job, Path(ckpt_dir))).environment
+    where = {name: environment[name] for name in ("threads", "hardware")}
+    where["commit"] = (environment["commit"] or "").replace("-dirty", "+")
     write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
 
@@ -144,20 +157,18 @@ def _of_training(job: Job, ckpt_dir: Path) -> dict:
 
     The hashes tell which ones it trained with: a tokenizer trained again elsewhere has the same name and other ones.
     """
-    run = _run(job, ckpt_dir)
-    results = read_json(run / RESULTS_FILE)
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    valid = [event for event in events if event["event"] == "valid"]
-    outcome = {name: results[name] for name in ("valid", "test", "best_epoch") if name in results} | {
-        "losses": [round(event["loss"], 4) for event in events if event["event"] == "epoch"],
-        "validation": {each["epoch"]: {k: round(v, 5) for k, v in each["mean"].items()} for each in valid},
-        "seconds": round(sum(event.get("seconds", 0.0) for event in events), 1),
-        "semantic_ids_sha256": Run(run).trained_identifiers,
+    run = Run(_run(job, ckpt_dir))
+    epochs, valid, influence = (run.events.get(event, []) for event in ("epoch", "valid", "influence"))
+    seconds = sum(line.get("seconds", 0.0) for lines in run.events.values() for line in lines)
+    outcome = {name: run.results[name] for name in ("valid", "test", "best_epoch") if name in run.results} | {
+        "losses": [round(line["loss"], 4) for line in epochs],
+        "validation": {line["epoch"]: {k: round(v, 5) for k, v in line["mean"].items()} for line in valid},
+        "seconds": round(seconds, 1),
+        "semantic_ids_sha256": run.trained_identifiers,
     }
     if job.kind == "pretrain":
-        names = ("influence", "probabilities")
-        stages = [{name: event[name] for name in names} for event in events if event["event"] == "influence"]
-        return outcome | {"per_tokenizer": results["per_tokenizer"], "stages": stages}
+        stages = [{name: line[name] for name in ("influence", "probabilities")} for line in influence]
+        return outcome | {"per_tokenizer": run.results["per_tokenizer"], "stages": stages}
     return outcome | {"ranks": pack_ranks(read_results(test_results(job, ckpt_dir)).ranks())}
 
 
@@ -173,23 +184,6 @@ def _of_ensemble(job: Job, ckpt_dir: Path) -> dict:
     """Join the candidates' recommendations; validation metrics are None, since nothing is chosen by them."""
     ranks = ensemble([read_results(test_results(need, ckpt_dir)) for need in job.needs]).ranks()
     return {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 0.0}
-
-
-def hardware() -> str:
-    """Return what the job ran on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-
-
-def commit(root: Path = ROOT) -> str:
-    """Return the commit of the code, with a + where files but the results differ from it; empty outside a checkout."""
-
-    def git(command: str) -> str:
-        return subprocess.run(["git", *command.split()], cwd=root, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status --porcelain --untracked-files=no -- . :!experiments/results")
-    return git("rev-parse --short=12 HEAD") + ("+" if changed else "")
 
 
 _OUTCOMES = {

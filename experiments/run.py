@@ -21,8 +21,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from experiments.results import ROOT, collect, open_jobs, take_in_files, tokenizer_config
+from experiments.results import collect, open_jobs, take_in_files, tokenizer_config
 from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
@@ -30,7 +31,7 @@ from tokenizer.folder import sem_ids_prefix
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested
-from utils.runtime import run_command
+from utils.runtime import ROOT, choose_device, describe_environment, run_command
 
 
 @dataclass
@@ -59,7 +60,8 @@ class RunConfig:
     def problems(self) -> list[str]:
         """Name everything that is wrong with the settings."""
         found = [] if self.studies else ["name a study: python -m experiments.run experiments/main.yaml"]
-        return found + ([f"jobs={self.jobs} must be positive"] if self.jobs < 1 else [])
+        numbers = {"jobs": self.jobs, "minutes": 1 if self.minutes is None else self.minutes}
+        return found + [f"{name}={value:g} must be positive" for name, value in numbers.items() if value <= 0]
 
 
 def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
@@ -96,6 +98,7 @@ class Running:
     waiting: list[list[str]]
     process: subprocess.Popen
     log: Path
+    began_in: dict[str, Any]  # the environment at the beginning of this stretch
 
 
 class Runner:
@@ -142,13 +145,14 @@ class Runner:
 
     def _start(self, job: Job) -> None:
         waiting = commands(job, self.config.ckpt_dir)
+        began_in = describe_environment(choose_device("auto"), num_processes=1) | {"threads": self.threads}
         if not waiting:
-            self._finish(job)
+            self._finish(job, began_in)
             return
         log = Path(self.config.ckpt_dir) / "experiments" / f"{job.id}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{time.strftime('%H:%M:%S')} start  {job.id}  ({len(self.open)} left, log {log})", flush=True)
-        self.running.append(Running(job, waiting[1:], self._command(waiting[0], log), log))
+        self.running.append(Running(job, waiting[1:], self._command(waiting[0], log), log, began_in))
 
     def _command(self, command: list[str], log: Path) -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -165,14 +169,14 @@ class Runner:
             elif code is not None:
                 self.running.remove(running)
                 if code == 0:
-                    self._finish(running.job)
+                    self._finish(running.job, running.began_in)
                 else:
                     self.failed.add(running.job.id)
                     print(f"FAILED {running.job.id} (exit code {code}): {running.log}", file=sys.stderr, flush=True)
 
-    def _finish(self, job: Job) -> None:
-        collect(job, self.config.ckpt_dir, self.config.results_dir, self.threads)
-        keep_semantic_ids([job], self.config.results_dir)
+    def _finish(self, job: Job, began_in: dict[str, Any]) -> None:
+        keep_semantic_ids([job], self.config.results_dir)  # first: what has an outcome is never looked at again
+        collect(job, self.config.ckpt_dir, self.config.results_dir, began_in)
         self.open.remove(job)
         print(f"{time.strftime('%H:%M:%S')} done   {job.id}", flush=True)
 
@@ -195,12 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     argv = with_studies(sys.argv[1:] if argv is None else argv)
     config, _ = parse_config(RunConfig, argv, "experiments.run", __doc__)
     studies = [load_study(Path(file), config.budget, config.seeds) for file in config.studies]
-    take_in_files(config.results_dir)
-    runner = Runner(config, list({job.id: job for study in studies for job in study.jobs()}.values()))
+    jobs = list({job.id: job for study in studies for job in study.jobs()}.values())
     if config.dry_run:
-        for job in runner.open:
+        for job in open_jobs(jobs, config.ckpt_dir, config.results_dir):
             print(f"{job.id}  {job.settings}  needs {' '.join(need.id for need in job.needs) or 'nothing'}")
         return
+    take_in_files(config.results_dir)
+    runner = Runner(config, jobs)
     done = config.only_table or runner.run()
     label = "-".join([config.budget, *map(str, config.seeds or [])])  # other seeds have a table of their own
     for study in studies:

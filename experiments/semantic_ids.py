@@ -8,7 +8,7 @@ import numpy as np
 
 from data.interactions import load_interactions
 from data.token_table import TRAINING_FILE, level_sizes, read_sem_ids, write_sem_ids
-from experiments.results import read_outcomes, results_folder, tokenizer_config
+from experiments.results import alone_in, read_outcomes, results_folder, tokenizer_config
 from experiments.study import Job
 from tokenizer.folder import sem_ids_file
 from utils.errors import InputError
@@ -24,8 +24,10 @@ def keep_semantic_ids(jobs: Iterable[Job], results_dir: str | Path) -> None:
     """Keep the semantic IDs that finished jobs were trained with."""
     for tokenizer, epochs in _used(jobs).items():
         file = kept_file(tokenizer, results_dir)
-        kept = _kept(file)
-        if new := epochs - kept.keys():
+        with alone_in(file.parent):
+            kept = _kept(file)
+            if not (new := epochs - kept.keys()):
+                continue
             kept |= _present(tokenizer, new)
             small = {str(epoch): kept[epoch].astype(np.min_scalar_type(kept[epoch].max())) for epoch in sorted(kept)}
             with atomic_path(file) as temporary, open(temporary, "wb") as handle:

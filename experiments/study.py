@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.run import is_seeded
 from utils.errors import InputError
 
 SECTIONS = (
@@ -61,6 +62,11 @@ class Job:
     @cached_property
     def flags(self) -> dict[str, Any]:
         return json.loads(self.settings)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name; an ensemble has that of what it joins."""
+        return next(self.with_needs()).flags["dataset"]
 
     def with_needs(self) -> Iterator["Job"]:
         """Yield the jobs it needs, deepest first, then itself."""
@@ -143,9 +149,9 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     data = {"dataset": options["dataset"], "data_dir": options["data_dir"]}
     if method := options.get("method"):
         users = {name: value for name, value in options["recommender"].items() if name in USERS}
-        # the most popular items are the same for all seeds, and those of all users
-        drawn = {} if method == "popular" else {"rand_seed": seed, **users}
-        return (Job.of("baseline", **data, method=method, **drawn, **options.get("flags", {})),)
+        flags = ({} if method == "popular" else users) | options.get("flags", {})  # popular are all users' items
+        drawn = {"rand_seed": seed} if is_seeded(method, flags.get("train_user_ratio", 1.0)) else {}
+        return (Job.of("baseline", **data, method=method, **drawn, **flags),)
 
     of_tokenizer = options["tokenizer"].items()
     encoder = {name: value for name, value in of_tokenizer if name.startswith("sent_emb_") and name != "sent_emb_pca"}

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 
 from data.batching import training_users
-from data.interactions import Interactions, dataset_folder, load_interactions, split_positions, training_interactions
+from data.interactions import (
+    Interactions,
+    dataset_folder,
+    item_counts,
+    load_interactions,
+    split_positions,
+    training_part,
+)
 from evaluation.compare import Interval, bootstrap_over_users, t_interval_over_seeds
 from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import user_bins
@@ -114,10 +121,12 @@ def _relative(interval: Interval, reference: float, digits: int) -> str:
 def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
     lines = []
     for row in rows:
-        line = {"variant": row.name, "seeds": " ".join(str(cell.seed) for cell in row.cells)}
+        trainings = len({outcome["id"] for outcome in row.outcomes})  # one for all seeds, where none is used
+        seeds = [str(cell.seed) for cell in row.cells]
+        line = {"variant": row.name, "seeds": " ".join(seeds) if trainings == len(seeds) else "any"}
         for metric in METRICS:
             values = row.test(metric)
-            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+            spread = f" ± {values.std(ddof=1):.4f}" if trainings > 1 else ""
             line[metric] = f"{values.mean():.4f}{spread}"
         pair = with_baseline(row, rows, study)
         for metric in GAINS:
@@ -126,7 +135,7 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
         jobs = [need for cell in row.cells for job in cell.candidates for need in job.with_needs()]
         seconds = sum(outcomes[name]["seconds"] for name in dict.fromkeys(job.id for job in jobs) if name in outcomes)
         line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
-        line["minutes a seed"] = f"{seconds / 60 / len(row.cells):.0f}"
+        line["minutes a seed"] = f"{seconds / 60 / trainings:.0f}"
         lines.append(line)
     return lines
 
@@ -134,7 +143,7 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
 def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
     """Return each row's recall@10 and its gain over the baseline by how popular the target is (Figure 5)."""
     interactions = _interactions(study)
-    counts = np.bincount(training_interactions(interactions), minlength=interactions.num_items + 1)
+    counts = item_counts(training_part(interactions))
     targets = interactions.items[split_positions(interactions.offsets, "test")]
     groups = user_bins(counts[targets], list(study.popularity_edges))
     lines = []

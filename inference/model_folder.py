@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.interactions import PADDING, dataset_folder, item_texts, load_interactions, training_interactions
+from data.interactions import PADDING, dataset_folder, item_counts, item_texts, load_interactions, training_part
 from data.token_table import Group, TokenTable, Vocabulary, check_semantic_ids, load_token_table, resolve_groups
 from evaluation.run import Run, resolve_winner, run_around
 from inference.model_card import model_card
@@ -76,7 +76,7 @@ class Catalogue:
         interactions = load_interactions(folder)
         groups = resolve_groups(folder, prefix, None if epoch is None else [epoch], settings["token_suffix"])
         names = interactions.item_names
-        counts = np.bincount(training_interactions(interactions), minlength=len(names))
+        counts = item_counts(training_part(interactions))
         table = load_token_table(groups[:1], names[1:], vocabulary)
         return cls(names, ["", *item_texts(folder, names)], counts, table)
 

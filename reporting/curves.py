@@ -11,7 +11,7 @@ from reporting.pictures import COLOURS, Line, Marks, Picture, by_epoch, draw_lin
 from reporting.report_data import ReportData
 from training.curriculum import stage_ends
 
-PHASES = {"training": "epoch", "influence": "influence", "validation": "valid", "test": "test"}
+PHASES = {"training": "epoch", "influence": "influence", "validation": "valid", "choice": "choice", "test": "test"}
 
 
 def marks_of(run: Run) -> Marks:

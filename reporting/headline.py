@@ -1,56 +1,17 @@
 """The headline: test metrics beside baselines and the paper's, and the candidates that the run was chosen from."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from data.interactions import Interactions, split_positions, training_part
-from evaluation.compare import Interval, bootstrap_over_users
-from evaluation.metrics import mean_metrics, metric_titles, parse_metric, per_user, target_ranks
-from evaluation.results import most_popular
-from evaluation.run import BASELINES, WINNER_SUFFIX, Run, resolve_winner, winning_row
+from evaluation.metrics import metric_titles, parse_metric
+from evaluation.run import WINNER_SUFFIX, Run, resolve_winner, winning_row
 from reporting.page import PIECES, Section, section
 from reporting.pictures import COLOURS, GREY, Picture, draw_rows, picture, short, words
-from reporting.report_data import PAPER, ReportData
+from reporting.report_data import PAPER, ReportData, Row
 from utils.files import read_json
-
-BASELINE = "One tokenizer, no pre-training"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's test metrics: means, and those of each user, float64 [U, metrics], where they are known."""
-
-    name: str
-    metrics: dict[str, float]
-    values: np.ndarray | None = None
-
-    @cached_property
-    def intervals(self) -> dict[str, Interval]:
-        """The interval of each metric; NaN without results per user."""
-        if self.values is None:
-            return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
-        return dict(zip(self.metrics, bootstrap_over_users(self.values), strict=True))
-
-
-def popularity_row(interactions: Interactions, names: list[str]) -> Row:
-    """Return the most-popular baseline."""
-    items, _ = most_popular(training_part(interactions), max(parse_metric(name)[1] for name in names))
-    targets = interactions.items[split_positions(interactions.offsets, "test")]
-    ranks = target_ranks(np.broadcast_to(items, (len(targets), len(items))), targets)
-    values = np.stack([per_user(name, ranks) for name in names], axis=1)
-    return Row(BASELINES["popular"], mean_metrics(ranks, names), values)
-
-
-def run_row(name: str, run: Run) -> Row:
-    """Return a run's chosen tokenizer's results; without intervals where the result file per user is gone."""
-    metrics = run.tokenizer["test"]
-    values = run.user_results.per_user(list(metrics)) if run.user_results_file.is_file() else None
-    return Row(name, metrics, values)
 
 
 def paper_rows(dataset: str, names: list[str]) -> list[Row]:
@@ -63,15 +24,9 @@ def paper_rows(dataset: str, names: list[str]) -> list[Row]:
 
 def headline_section(data: ReportData) -> Section:
     """Return tiles, the table and the picture of test metrics, and the candidates on validation."""
-    run, baseline = data.run, data.baseline
+    run, marked = data.run, len(data.rows) - 1
     titles = metric_titles(list(run.tokenizer["test"]))
-    rows = [popularity_row(data.interactions, list(titles))]
-    rows += [run_row(f"{other.method}: {other.folder.name}", other) for other in data.other_methods]
-    if baseline:
-        rows.append(run_row(f"{BASELINE}: {baseline.folder.name}", baseline))
-    rows.append(run_row(run.folder.name, run))
-    marked = len(rows) - 1
-    rows += paper_rows(run.settings["dataset"], list(titles))
+    rows = data.rows + paper_rows(run.settings["dataset"], list(titles))
     best = run.method or f"tokenizer {run.labels[run.chosen]}"
     best += f", of {len(run.labels)} the best on validation" if len(run.labels) > 1 else ""
     body = PIECES.table(["test", *titles.values()], [_cells(row, list(titles)) for row in rows], marked)
@@ -83,7 +38,7 @@ def headline_section(data: ReportData) -> Section:
 
 
 def _cells(row: Row, names: list[str]) -> list[str]:
-    cells = [row.name]
+    cells = [row.title]
     for name in names:
         half = row.intervals[name].half_width if name in row.metrics else np.nan
         interval = "" if np.isnan(half) else Markup(" <small>± {:.4f}</small>").format(half)
@@ -98,7 +53,7 @@ def _tiles(row: Row, others: list[Row], titles: dict[str, str]) -> str:
         other = max((row for row in others if name in row.metrics), key=lambda other: other.metrics[name])
         before = other.metrics[name]
         gain = f"{(row.metrics[name] - before) / before:+.1%}" if before else "above 0"
-        label = "most popular" if other is others[0] else other.name.split(":")[0].replace("One", "one")
+        label = "most popular" if other is others[0] else other.name.replace("One", "one")
         tiles.append((title, f"{row.metrics[name]:.4f}", f"{gain} against {label}"))
     return PIECES.tiles(tiles)
 
@@ -110,9 +65,7 @@ def metric_picture(rows: list[Row], name: str, title: str, marked: int) -> Pictu
     shown = [(row, style) for row, style in zip(rows, styles, strict=True) if name in row.metrics]
 
     def draw(axes: Axes) -> None:
-        kinds = (BASELINE, *BASELINES.values())
-        names = [next((kind for kind in kinds if row.name.startswith(f"{kind}:")), row.name) for row, _ in shown]
-        names = [short(name, 32) for name in names]
+        names = [short(row.name, 32) for row, _ in shown]
         draw_rows(axes, names, [row.intervals[name] for row, _ in shown], [style for _, style in shown])
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)

@@ -7,11 +7,58 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data.interactions import Interactions, dataset_folder, item_texts, load_interactions
+from data.interactions import (
+    Interactions,
+    dataset_folder,
+    item_texts,
+    load_interactions,
+    split_positions,
+    training_part,
+)
 from data.token_table import Group, Vocabulary, level_sizes, load_token_table
-from evaluation.run import Run, baseline_runs
+from evaluation.compare import Interval, bootstrap_over_users
+from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
+from evaluation.results import most_popular
+from evaluation.run import BASELINES, Run, baseline_runs
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's test metrics: means, and those of each user, float64 [U, metrics], where they are known."""
+
+    name: str
+    metrics: dict[str, float]
+    values: np.ndarray | None = None
+    folder: str = ""  # that of the run which stands for the method
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {self.folder}" if self.folder else self.name
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The interval of each metric; NaN without results per user."""
+        if self.values is None:
+            return {name: Interval(mean, np.nan, np.nan) for name, mean in self.metrics.items()}
+        return dict(zip(self.metrics, bootstrap_over_users(self.values), strict=True))
+
+
+def popularity_row(interactions: Interactions, names: list[str]) -> Row:
+    """Return the most-popular baseline."""
+    items, _ = most_popular(training_part(interactions), max(parse_metric(name)[1] for name in names))
+    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    ranks = target_ranks(np.broadcast_to(items, (len(targets), len(items))), targets)
+    values = np.stack([per_user(name, ranks) for name in names], axis=1)
+    return Row(BASELINES["popular"], mean_metrics(ranks, names), values)
+
+
+def run_row(name: str, run: Run, folder: str = "") -> Row:
+    """Return a run's chosen tokenizer's results; without intervals where the result file per user is gone."""
+    metrics = run.tokenizer["test"]
+    values = run.user_results.per_user(list(metrics)) if run.user_results_file.is_file() else None
+    return Row(name, metrics, values, folder)
 
 
 @dataclass(frozen=True)
@@ -25,6 +72,17 @@ class ReportData:
     def other_methods(self) -> list[Run]:
         """The best run of each baseline that lies beside the run."""
         return baseline_runs(self.run)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The test metrics of the most popular items, of the runs that are compared with, and of the run itself."""
+        others = [(other.method, other) for other in self.other_methods]
+        others += [("One tokenizer, no pre-training", self.baseline)] if self.baseline else []
+        return [
+            popularity_row(self.interactions, list(self.run.tokenizer["test"])),
+            *(run_row(name, other, other.folder.name) for name, other in others),
+            run_row(self.run.folder.name, self.run),
+        ]
 
     @cached_property
     def interactions(self) -> Interactions:

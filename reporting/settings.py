@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from baselines.config import BaselineConfig
-from data.interactions import Interactions
+from data.interactions import Interactions, item_counts
 from evaluation.run import Run
 from reporting.curves import phase_seconds
 from reporting.page import PIECES, Section, section
@@ -40,7 +40,7 @@ def describe_dataset(interactions: Interactions) -> list[tuple[str, str]]:
     """Return the figures of the paper's Table 1, and a few more."""
     users, items, total = interactions.num_users, interactions.num_items, len(interactions.items)
     lengths = np.diff(interactions.offsets)
-    popularity = np.bincount(interactions.items, minlength=items + 1)[1:]
+    popularity = item_counts(interactions)[1:]
     return [
         ("users", f"{users:,}"),
         ("items", f"{items:,}"),

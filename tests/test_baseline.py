@@ -12,8 +12,10 @@ import baseline
 import evaluate
 import report
 from baselines.config import BaselineConfig
+from baselines.data import Data, load_data
 from baselines.methods import METHODS
 from evaluation.run import BASELINES, Run, baseline_runs, load_run, single_tokenizer_run
+from reporting.curves import phase_seconds
 from utils.errors import InputError
 
 SMALL = ["--d_model=16", "--lr=0.01", "--dropout_rate=0.1", "--train_batch_size=16", "--max_item_seq_len=10"]
@@ -70,6 +72,12 @@ def test_the_best_epoch_is_the_one_that_is_tested(runs):
 
 
 @pytest.mark.parametrize("name", ["popular", "itemknn", "sasrec_seed2024"])
+def test_the_duration_is_the_time_of_all_that_was_done(runs, name):
+    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+    assert sum(phase_seconds(Run(runs / name)).values()) == pytest.approx(sum(line["seconds"] for line in lines))
+
+
+@pytest.mark.parametrize("name", ["popular", "itemknn", "sasrec_seed2024"])
 def test_a_run_is_read_as_any_other(runs, name):
     run = load_run(runs / name)
     sequences = json.loads((run.dataset_folder / "all_item_seqs.json").read_text())
@@ -122,6 +130,24 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_started_anew(runs, tmp_pat
     assert results.read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("more", "said"), [([], "holds a finished run"), (["--resume"], "was finished by another process meanwhile")]
+)
+def test_a_run_that_another_process_finished_meanwhile_is_not_deleted(runs, tmp_path, monkeypatch, more, said):
+    copy = shutil.copytree(runs.parents[1], tmp_path / "copy")
+    folder = copy / "runs" / "Tiny" / "itemknn"
+    folder.rename(tmp_path / "aside")
+
+    def load_slowly(config: BaselineConfig) -> Data:
+        (tmp_path / "aside").rename(folder)
+        return load_data(config)
+
+    monkeypatch.setattr(baseline, "load_data", load_slowly)
+    with pytest.raises(InputError, match=said):
+        baseline.main(flags(copy / "datasets" / "Tiny", "itemknn", *LONG, *more))
+    assert (folder / "results.json").read_bytes() == (runs / "itemknn" / "results.json").read_bytes()
+
+
 def test_results_are_compared_and_cut_into_groups(runs, tmp_path, capsys):
     files = [str(load_run(runs / name).user_results_file) for name in ("popular", "itemknn")]
     evaluate.main([f"--compare=[{','.join(files)}]", f"--output={tmp_path}"])
@@ -163,6 +189,37 @@ def test_a_baseline_is_not_taken_for_a_run_with_one_tokenizer(runs, tmp_path):
     assert single_tokenizer_run(tuned).folder == copy / "single"
     assert [run.folder.name for run in baseline_runs(tuned)] == ["itemknn", "sasrec_seed2024"]
     assert [run.folder.name for run in baseline_runs(Run(copy / "itemknn"))] == ["sasrec_seed2024"]
+
+
+def test_runs_trained_on_other_users_are_not_compared_with(tmp_path):
+    best = {"valid": {"ndcg@10": 0.9}, "test": {"ndcg@10": 0.9}}
+    share = {"train_user_ratio": 0.25, "rand_seed": 1}
+    kinds = {
+        **{"older": {}, "all": {"train_user_ratio": 1.0, "val_users": "all", "rand_seed": 7}},
+        **{"share": share, "other_ratio": share | {"train_user_ratio": 0.5}},
+        **{"other_users": share | {"rand_seed": 2}, "other_validation": share | {"val_users": "new"}},
+    }
+    for number, (name, users) in enumerate(kinds.items()):
+        best["valid"]["ndcg@10"] = number / 10  # that of other users is the better
+        settings = {"dataset": "Tiny", "val_metric": "ndcg@10", **users}
+        row = {"epoch": 1, "prefix": "rqvae/toy", **best}
+        fake_run(tmp_path / f"single_{name}", {"per_tokenizer": [row]}, **settings)
+        fake_run(tmp_path / f"itemknn_{name}", {"per_tokenizer": [row]}, method="itemknn", **settings)
+    for name, users, among in (("mtgrec", {"rand_seed": 3}, "all"), ("mtgrec_share", share, "share")):
+        model = {"pretrained_model": "somewhere", "val_metric": "ndcg@10", **users}
+        run = Run(fake_run(tmp_path / name, {"per_tokenizer": [row]}, **model))
+        assert single_tokenizer_run(run).folder.name == f"single_{among}"
+        assert [other.folder.name for other in baseline_runs(run)] == [f"itemknn_{among}"]
+
+
+def test_sasrec_needs_a_user_with_two_training_items_and_the_others_do_not(dataset, tmp_path):
+    (dataset / "all_item_seqs.json").write_text(json.dumps({f"user{n}": ["item1", "item2", "item3"] for n in (1, 2)}))
+    with pytest.raises(InputError, match="no user has enough items for train examples"):
+        baseline.main(flags(dataset, "sasrec"))
+    assert not (tmp_path / "runs").exists()
+    for method in ("popular", "itemknn"):
+        baseline.main(flags(dataset, method))
+        assert read_results(tmp_path / "runs" / "Tiny" / method)["num_users"] == 2
 
 
 @pytest.mark.parametrize(

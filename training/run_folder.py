@@ -88,6 +88,11 @@ class RunFolder:
             )
         return answer
 
+    def claim_again(self, *what: Any) -> None:
+        """Claim, as before, what is locked now; InputError where another process took or finished it meanwhile."""
+        if self.claim(*what) == "reuse":
+            raise InputError(f"{self.path} was finished by another process meanwhile; start again to reuse it")
+
     def lock(self) -> None:
         """Keep other processes out until `unlock`, or until this process ends; InputError if one has the folder."""
         self._lock = FileLock(self.path / LOCK_FILE)

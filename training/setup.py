@@ -157,8 +157,7 @@ def open_run(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Ac
     """
     run.lock()
     try:
-        if run.claim(config, data.order.global_batch_size, lambda: data.table.sha256) == "reuse":
-            raise InputError(f"{run.path} was finished by another process meanwhile; start again to reuse it")
+        run.claim_again(config, data.order.global_batch_size, lambda: data.table.sha256)
         state, notes = newest_snapshot(run.states) if config.resume else (None, [])
         if state:
             values = read_values(state)

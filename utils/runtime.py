@@ -22,6 +22,7 @@ from utils import errors
 from utils.errors import InputError
 from utils.interrupts import Stopped
 
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")  # whose versions are noted
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume goes on
 
@@ -117,7 +118,7 @@ def join_processes(
 
 
 def describe_environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Return what is needed to repeat a run, beside its settings: command, commit, versions, hardware, start."""
+    """Return what is needed to repeat a run, beside its settings: command, commit, versions, hardware, threads."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -125,6 +126,7 @@ def describe_environment(device: torch.device, num_processes: int) -> dict[str, 
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": f"{num_processes} x {hardware}, {os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
 
@@ -138,10 +140,15 @@ def peak_memory_mb(device: torch.device) -> dict[str, float]:
     return {name: round(value, 1) for name, value in peak.items()}
 
 
-def _commit() -> str | None:
-    """Return the project's commit, marked where files differ from it; None outside a Git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
+def _commit(root: Path = ROOT) -> str | None:
+    """Return the project's commit, -dirty where files but studies' results differ; None outside a repository."""
+
+    def git(*command: str) -> str:
+        command = ["git", "-C", str(root), *command]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -7,11 +7,12 @@ import pytest
 
 from data.interactions import (
     dataset_folder,
+    item_counts,
     item_texts,
     load_interactions,
     split_positions,
-    training_interactions,
     training_items,
+    training_part,
 )
 from utils.errors import InputError
 from utils.files import read_json_pieces
@@ -58,7 +59,8 @@ def test_training_looks_at_nothing_of_validation_and_test(dataset: Path):
     interactions = load_interactions(dataset)
     bounds = list(zip(interactions.offsets[:-1].tolist(), interactions.offsets[1:].tolist(), strict=True))
     expected = [item for start, end in bounds for item in interactions.items[start : max(start, end - 2)].tolist()]
-    assert training_interactions(interactions).tolist() == expected
+    assert training_part(interactions).items.tolist() == expected
+    assert item_counts(training_part(interactions)).tolist() == [expected.count(item) for item in range(21)]
     assert training_items(interactions).tolist() == sorted(set(expected))
     targets = split_positions(interactions.offsets, "train")
     assert set(interactions.items[targets]) <= set(expected)

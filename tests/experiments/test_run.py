@@ -10,7 +10,6 @@ import pytest
 from experiments import run
 from experiments.results import (
     collect,
-    commit,
     open_jobs,
     pack_ranks,
     read_outcomes,
@@ -28,6 +27,7 @@ TOKENIZER = Job.of("tokenizer", dataset="Tiny", data_dir="nowhere", epochs=3)
 PRETRAINING = Job.of("pretrain", (TOKENIZER,), dataset="Tiny", tau=1, sem_id_epochs=[2, 3])
 FINETUNING = Job.of("finetune", (TOKENIZER, PRETRAINING), dataset="Tiny", sem_id_epochs=[3])
 SCRATCH = Job.of("finetune", (TOKENIZER,), dataset="Tiny", sem_id_epochs=[3])
+HERE = {"threads": 1, "hardware": "1 x CPU", "commit": None}
 JOBS = [TOKENIZER, PRETRAINING, FINETUNING, SCRATCH]
 
 
@@ -41,8 +41,8 @@ def make_runner(tmp_path, monkeypatch):
             code = "import sys; print(sys.argv[2], file=open(sys.argv[1], 'a')); sys.exit(int(sys.argv[3]))"
             return [[sys.executable, "-c", code, order, job.id, str(3 * (job in failing))]]
 
-        def collect(job: Job, ckpt_dir: str, results_dir: str, threads: int) -> None:
-            write_outcome(job, results_dir, {})
+        def collect(job: Job, ckpt_dir: str, results_dir: str, began_in: dict) -> None:
+            write_outcome(job, results_dir, began_in)
 
         monkeypatch.setattr(run, "commands", commands)
         monkeypatch.setattr(run, "collect", collect)
@@ -59,6 +59,8 @@ def order(tmp_path) -> list[str]:
 def test_jobs_run_after_what_they_need_and_never_again(make_runner, tmp_path):
     assert make_runner().run()
     assert order(tmp_path) == [job.id for job in JOBS]
+    outcomes = read_outcomes(JOBS, tmp_path / "results").values()
+    assert {outcome["threads"] for outcome in outcomes} == {os.cpu_count()}
     assert make_runner().run()
     assert len(order(tmp_path)) == len(JOBS)
 
@@ -141,22 +143,47 @@ def test_files_of_one_job_each_become_lines(tmp_path):
     assert [file.name for file in (tmp_path / "Tiny").iterdir()] == ["jobs.jsonl"]
 
 
-def test_the_commit_says_whether_other_files_than_the_results_differ(tmp_path):
-    def git(*command: str) -> str:
-        return subprocess.run(["git", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+def test_a_dry_run_changes_no_file_and_a_file_without_an_id_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    baseline = {"dataset": "Tiny", "data_dir": "nowhere", "seeds": [1], "recommender": {}, "method": "popular"}
+    (tmp_path / "budgets.yaml").write_text(json.dumps({"cpu": baseline}))
+    (tmp_path / "a.yaml").write_text(json.dumps({"variants": {"popular": {}}}))
+    files = [tmp_path / "experiments" / "results" / "Tiny" / name for name in ("an_outcome.json", "stray_notes.json")]
+    for file, content in zip(files, ({"id": "an_outcome"}, {"a": 1}), strict=True):
+        write_json(file, content)
+    run.main(["a.yaml", "--dry_run"])
+    assert capsys.readouterr().out.startswith("baseline_")
+    assert sorted(files[0].parent.iterdir()) == files
+    with pytest.raises(InputError, match=r"stray_notes\.json is no job's outcome, for it has no id"):
+        run.main(["a.yaml", "--only_table"])
 
-    code, results = tmp_path / "code.py", tmp_path / "experiments" / "results" / "jobs.jsonl"
-    results.parent.mkdir(parents=True)
-    git("init", "--quiet")
-    for file in (code, results):
-        file.write_text("1")
-    git("add", ".")
-    git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message=a")
-    head = git("rev-parse", "HEAD")[:12]
-    results.write_text("2")
-    assert commit(tmp_path) == head
-    code.write_text("2")
-    assert commit(tmp_path) == f"{head}+"
+
+@pytest.mark.parametrize("flag", ["--minutes=0", "--minutes=-1", "--jobs=0"])
+def test_numbers_must_be_positive(flag):
+    with pytest.raises(InputError, match=f"{flag[2:]} must be positive"):
+        run.main(["a.yaml", flag])
+
+
+def test_an_outcome_says_where_its_run_began_not_where_it_was_collected(tmp_path):
+    run, environment = tmp_path / "Tiny" / PRETRAINING.id, {"commit": "abc-dirty", "hardware": "8 x GPU"}
+    write_json(run / "results.json", {"per_tokenizer": []})
+    for began, threads in ((environment | {"threads": 4}, 4), (environment, 1)):  # older runs do not say their threads
+        write_json(run / "environment.json", began)
+        collect(PRETRAINING, str(tmp_path), str(tmp_path / "results"), HERE)
+        outcome = read_outcomes([PRETRAINING], tmp_path / "results")[PRETRAINING.id]
+        assert (outcome["threads"], outcome["hardware"], outcome["commit"]) == (threads, "8 x GPU", "abc+")
+
+
+def test_a_pre_trainings_outcome_has_its_stages_and_tokenizers(tmp_path):
+    run, rows = tmp_path / "Tiny" / PRETRAINING.id, [{"epoch": 2}, {"epoch": 3}]
+    write_json(run / "results.json", {"test": {"recall@10": 0.5}, "per_tokenizer": rows})
+    stage = {"influence": {"2": 1.0, "3": 2.0}, "probabilities": {"2": 0.25, "3": 0.75}}
+    events = [{"event": "influence", "stage": 1, "seconds": 1.5, **stage}, {"event": "train", "step": 50}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    collect(PRETRAINING, str(tmp_path), str(tmp_path / "results"), HERE)
+    outcome = read_outcomes([PRETRAINING], tmp_path / "results")[PRETRAINING.id]
+    assert (outcome["stages"], outcome["per_tokenizer"]) == ([stage], rows)
+    assert (outcome["seconds"], outcome["losses"], outcome["validation"]) == (1.5, [], {})
 
 
 def test_ranks_are_packed_small_and_read_back():
@@ -172,11 +199,12 @@ def test_an_ensemble_joins_its_candidates_results(tmp_path):
     for candidate, items in zip(candidates, (["a", "b"], ["b", "c"]), strict=True):
         content = {"pred_ids": [items], "scores": [[-1.0, -2.0]], "label_ids": ["b"]}
         write_json(tmp_path / "Tiny" / candidate.id / "test_results_1.json", content)
-    collect(job, str(tmp_path), str(tmp_path / "results"), threads=1)
+    collect(job, str(tmp_path), str(tmp_path / "results"), HERE)
     outcome = read_outcomes([job], tmp_path / "results")[job.id]
     assert outcome["test"]["recall@5"] == outcome["test"]["ndcg@10"] == 1.0
     assert unpack_ranks(outcome["ranks"]).tolist() == [0]
-    assert (outcome["needs"], outcome["threads"]) == ([candidate.id for candidate in candidates], 1)
+    assert outcome["needs"] == [candidate.id for candidate in candidates]
+    assert (outcome["threads"], outcome["hardware"], outcome["commit"]) == (1, "1 x CPU", "")
 
 
 def test_a_trainings_outcome_says_what_it_was_trained_with_and_how_it_went(tmp_path):
@@ -190,7 +218,7 @@ def test_a_trainings_outcome_says_what_it_was_trained_with_and_how_it_went(tmp_p
         {"event": "valid", "epoch": 1, "mean": {"recall@10": 0.123456}, "seconds": 1.0},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    collect(FINETUNING, str(tmp_path), str(tmp_path / "results"), threads=1)
+    collect(FINETUNING, str(tmp_path), str(tmp_path / "results"), HERE)
     outcome = read_outcomes([FINETUNING], tmp_path / "results")[FINETUNING.id]
     assert outcome["semantic_ids_sha256"] == ["abc"]
     assert (outcome["losses"], outcome["validation"]) == ([1.2346], {"1": {"recall@10": 0.12346}})

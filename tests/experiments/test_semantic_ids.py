@@ -1,4 +1,5 @@
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 
 from data.interactions import load_interactions
 from data.token_table import read_sem_ids, write_sem_ids
+from experiments import run, semantic_ids
 from experiments.results import open_jobs, write_outcome
+from experiments.run import RunConfig, Runner
 from experiments.semantic_ids import keep_semantic_ids, kept_file, restore_semantic_ids
 from experiments.study import Job
 from tokenizer.config import TokenizerConfig
@@ -82,6 +85,34 @@ def test_further_epochs_are_added_and_none_is_made_where_none_is_kept(jobs, data
         with np.load(kept_file(jobs[0], results)) as arrays:
             assert arrays.files == epochs
             assert {(arrays[epoch].shape, arrays[epoch].dtype.name) for epoch in epochs} == {((20, 4), "uint8")}
+
+
+def test_a_job_without_an_outcome_may_be_kept_but_not_the_reverse(jobs, tmp_path, monkeypatch):
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "collect", killed)
+    runner = Runner(RunConfig(["study.yaml"], ckpt_dir=str(tmp_path), results_dir=str(tmp_path / "results")), jobs[:2])
+    with pytest.raises(KeyboardInterrupt):
+        runner._finish(jobs[1], {})
+    assert sorted(semantic_ids.kept_codes(jobs[0], tmp_path / "results")) == [2, 3]
+
+
+def test_two_jobs_that_finish_together_lose_no_epoch(jobs, tmp_path, monkeypatch):
+    """While the first job's are read, the second one tries to keep its own, of which epoch 1 is its alone."""
+    present = semantic_ids._present
+    second = threading.Thread(target=keep_semantic_ids, args=(jobs[2:], tmp_path / "results"))
+
+    def slow_present(*arguments) -> dict:
+        if second.ident is None:
+            second.start()
+            second.join(timeout=0.5)
+        return present(*arguments)
+
+    monkeypatch.setattr(semantic_ids, "_present", slow_present)
+    keep_semantic_ids(jobs[1:2], tmp_path / "results")
+    second.join()
+    assert sorted(semantic_ids.kept_codes(jobs[0], tmp_path / "results")) == [1, 2, 3]
 
 
 def test_a_tokenizer_whose_semantic_ids_were_not_kept_is_not_trained_again_for_results(jobs, dataset, tmp_path):

@@ -139,10 +139,20 @@ def test_baselines_learn_from_the_users_that_the_recommender_is_trained_on(tmp_p
     assert popular.flags == {**data, "method": "popular"}  # one for all seeds
     shared = {**data, "train_user_ratio": 0.25, "val_users": "new", "method": "sasrec", "lr": 0.1}
     assert [job.flags for job in sasrec] == [{**shared, "rand_seed": seed} for seed in (1, 2)]
+    assert make_study(tmp_path, variants=variants).jobs()[0].flags["rand_seed"] == 1  # its weights are drawn
     (command,) = commands(sasrec[0], "ckpt")
     assert command[2] == "baseline"
     assert {f"--run_name={sasrec[0].id}", "--ckpt_dir=ckpt", "--method=sasrec", "--resume"} <= set(command)
     parse_config(BaselineConfig, command[3:], "", "")
+
+
+@pytest.mark.parametrize(("ratio", "seeds"), [(1.0, [None]), (0.25, [1, 2])])
+def test_neighbours_are_counted_once_for_all_seeds_unless_these_draw_the_users(tmp_path, ratio, seeds):
+    variants = {"Item neighbours": {"method": "itemknn"}}
+    study = make_study(tmp_path, variants=variants, cpu={"recommender": {"train_user_ratio": ratio}})
+    assert [job.flags.get("rand_seed") for job in study.jobs()] == seeds
+    config = BaselineConfig(method="itemknn", train_user_ratio=ratio, rand_seed=1)
+    assert config.run_folder.name == ("itemknn" if seeds == [None] else "itemknn_seed1")
 
 
 @pytest.mark.parametrize("budget", ["cpu", "all_users", "gpu"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.batching import training_users
-from data.interactions import load_interactions, split_positions, training_interactions
+from data.interactions import load_interactions, split_positions, training_part
 from evaluation.metrics import mean_metrics
 from experiments.results import METRICS, pack_ranks, read_outcomes, write_outcome
 from experiments.semantic_ids import kept_file
@@ -50,6 +50,17 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     assert many["recall@10 gain by seed"] == "+50% +33% (+40% to +40%)"  # 10 more hits with both seeds, of 25
     assert (single["minutes a seed"], many["minutes a seed"]) == ("2", "4")  # (2 x 2 + 1) / 2, (4 x 2 + 1) / 2
     assert text == (tmp_path / "tables" / "seeds-cpu.md").read_text()
+
+
+def test_one_job_for_all_seeds_has_no_spread(study, tmp_path):
+    job, ranks = Job.of("baseline", dataset="Tiny", method="popular"), np.where(np.arange(100) < 10, 0, 10)
+    outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 120.0}
+    write_outcome(job, tmp_path, outcome)
+    cells = [Cell("Most popular", "", seed, (job,)) for seed in (1, 2)]
+    write_table(Study("seeds", "", "TIGER++", (*study.cells, *cells)), "cpu", str(tmp_path))
+    *_, popular = csv.DictReader((tmp_path / "tables" / "seeds-cpu.csv").read_text().splitlines())
+    assert (popular["seeds"], popular["recall@10"], popular["minutes a seed"]) == ("any", "0.1000", "2")
+    assert popular["recall@10 gain by seed"].startswith("-50% -67% ")  # 10 hits, against 20 and 30
 
 
 def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
@@ -113,7 +124,7 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
         outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
         write_outcome(job, tmp_path, outcome)
         cells.append(Cell(variant, "", 1, (job,)))
-    counts = np.bincount(training_interactions(interactions), minlength=21)
+    counts = np.bincount(training_part(interactions).items, minlength=21)
     edge = int(np.median(counts[targets]))
     rare = int((counts[targets] < edge).sum())
     assert 0 < rare < users

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from tiny_runs import read_results
 
+import report
 from evaluation.compare import bootstrap_over_users
+from evaluation.results import most_popular
 from evaluation.run import load_run, single_tokenizer_run
 from report import metrics_table, write_report
+from reporting import report_data
 from reporting.curves import marks_of, phase_seconds
 from reporting.headline import Row, headline_section, metric_picture, paper_rows
 from reporting.pictures import Marks
@@ -39,7 +42,7 @@ def test_what_a_run_records(finished):
     run = load_run(finished / "pretrained")
     assert marks_of(run) == Marks([1, 2], [2, 3], run.results["best_epoch"])
     assert set(phase_seconds(run)) == {"training", "influence", "validation", "test"}
-    assert set(run.environment) == {"started", "command", "commit", "versions", "hardware", "system"}
+    assert set(run.environment) == {"started", "command", "commit", "versions", "hardware", "threads", "system"}
     assert run.environment["versions"].keys() >= {"python", "torch", "transformers"}
     assert 50 < run.events["test"][0]["peak_memory_mb"]["machine"] < 20_000
     tuned = load_run(finished / "tuned")
@@ -60,6 +63,20 @@ def test_headline_has_all_methods_with_intervals(finished, reports):
     assert f"{read_results(run.folder)['test']['ndcg@10']:.4f} <small>± {half:.4f}</small>" in rows[2][1]
 
 
+def test_terminal_and_page_show_the_same_rows_computed_once(finished, monkeypatch, tmp_path, capsys):
+    counted, pages = [], []
+    monkeypatch.setattr(report_data, "most_popular", lambda *given: counted.append(given) or most_popular(*given))
+    monkeypatch.setattr(report, "write_report", lambda data, file: pages.append(headline_section(data).blocks[1]))
+    report.main([str(finished / "tuned"), "--users=0", f"--output={tmp_path / 'report.html'}"])
+    printed, test = capsys.readouterr().out.splitlines()[3:6], read_results(finished / "tuned")["test"]
+    names = ["Most popular items", "One tokenizer, no pre-training", "MTGRec (tuned)"]
+    assert [line.split("  ")[0] for line in printed] == names
+    assert printed[2].split()[2:] == [f"{value:.4f}" for value in test.values()]
+    for line, row in zip(printed, re.findall(r"<th scope='row'>.*?</tr>", pages[0]), strict=True):
+        assert re.findall(r"\d\.\d{4}", line) == re.findall(r"<td>(\d\.\d{4})", row)
+    assert len(counted) == 1
+
+
 def test_a_baseline_may_have_fewer_cut_offs(finished):
     data = ReportData(load_run(finished / "tuned"), load_run(finished / "single"))
     data.run.tokenizer["test"]["recall@20"] = data.run.tokenizer["test"]["recall@10"]
@@ -74,8 +91,9 @@ def test_a_baseline_may_have_fewer_cut_offs(finished):
 def test_names_stand_whole_beside_their_points(monkeypatch):
     seen: list = []
     monkeypatch.setattr("reporting.headline.draw_rows", lambda axes, names, *_: seen.append(names))
-    names = ["Most popular items", "One tokenizer, no pre-training: single", "lr:0.1"]
-    metric_picture([Row(name, {"recall@5": 0.1}) for name in names], "recall@5", "Recall@5", 2)
+    methods = (("Most popular items", ""), ("One tokenizer, no pre-training", "single"), ("lr:0.1", ""))
+    rows = [Row(name, {"recall@5": 0.1}, folder=folder) for name, folder in methods]
+    metric_picture(rows, "recall@5", "Recall@5", 2)
     assert seen == [["Most popular items", "One tokenizer, no pre-training", "lr:0.1"]]
 
 

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_runs import ROOT
 
 from utils import runtime
 from utils.errors import InputError
@@ -166,15 +165,26 @@ def test_environment_names_command_versions_and_processes():
     assert found["command"].split()[0].endswith(sys.orig_argv[0])
     assert found["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert found["hardware"].startswith("3 x ")
+    assert found["threads"] == torch.get_num_threads()
 
 
-def test_commit_is_gits_or_none(monkeypatch, tmp_path):
-    commit = runtime._commit()
-    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if git.returncode == 0:
-        assert git.stdout.startswith(commit.removesuffix("-dirty"))
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
-    assert runtime._commit() is None
+def test_commit_is_gits_and_marked_where_other_files_than_results_differ(tmp_path):
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    assert runtime._commit(tmp_path) is None
+    code, results = tmp_path / "code.py", tmp_path / "experiments" / "results" / "jobs.jsonl"
+    results.parent.mkdir(parents=True)
+    git("init", "--quiet")
+    for file in (code, results):
+        file.write_text("1")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a", "commit", "--quiet", "--message=a")
+    head = git("rev-parse", "HEAD")[:12]
+    results.write_text("2")
+    assert runtime._commit(tmp_path) == head
+    code.write_text("2")
+    assert runtime._commit(tmp_path) == f"{head}-dirty"
 
 
 def test_peak_memory_grows_with_what_is_held():
