@@ -1,4 +1,4 @@
-"""The settings of a baseline. What pre-training and fine-tuning have too has the same name and default."""
+"""The settings of a baseline. Names are those of pre-training and fine-tuning, numbers those of SASRec."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -19,11 +19,11 @@ from utils.errors import InputError
 from utils.files import remove_leftovers, write_text
 from utils.locks import LOCK_FILE, FileLock
 
-# Settings in which a run may differ and still be the one that is asked for: where it lies and how it was watched, and
-# of an unfinished one also how long it goes on and how often it is saved. None changes what a step computes, but for
-# `epochs`, on whose number the learning rates of the steps to come depend.
+# Settings in which a run may differ and still be the one that is asked for: where it lies and ran, how it was watched,
+# and of an unfinished one also how long it goes on and how often it is saved. None changes what a step computes,
+# but for `epochs`, on whose number the learning rates of the steps to come depend.
 MAY_DIFFER: dict[Found, tuple[str, ...]] = {
-    "finished": ("checkpoint_minutes", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+    "finished": ("checkpoint_minutes", "device", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
     "unfinished": (
         *("epochs", "patience", "save_interval", "checkpoint_minutes", "gradient_accumulation_steps"),
         *("data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
