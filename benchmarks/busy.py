@@ -40,7 +40,7 @@ QUIET, TRIES = 0.1, 5  # a turn in which others took more than that share of a c
 class BusyConfig:
     """What is measured."""
 
-    spins: list[int] = field(default_factory=lambda: [0, 10_000, 300_000])
+    spins: list[int] = field(default_factory=lambda: [300, 10_000, 300_000])
     """values of GOMP_SPINCOUNT"""
     beside: list[str] = field(default_factory=lambda: list(NICENESS))
     """priorities of the busy process beside: nothing (there is none), normal, lowest"""
