@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_runs import ROOT, project_beside, read_lines, read_results
+from warm_python import VARIABLES, warm_environment
 
 import finetune
 import pretrain
@@ -39,13 +40,8 @@ def blocks() -> list[str]:
 def run(block: str, folder: Path, **environment: str) -> CompletedProcess:
     """Run a block in the folder, with the variables that the blocks before it set."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("DRY_RUN", "PRETRAINED", "REPORT")}
-    inherited |= {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    if sys.prefix != sys.base_prefix:
-        inherited["VIRTUAL_ENV"] = sys.prefix
+    python = warm_environment()
+    inherited |= VARIABLES | {"VIRTUAL_ENV": str(python), "PATH": f"{python / 'bin'}:{os.environ['PATH']}"}
     script = f"set -ea\ntouch .variables\nsource ./.variables\n{block}\nset +x\nexport -p >.variables\n"
     command = ["bash", "-c", script]
     result = subprocess.run(

@@ -4,13 +4,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import load_file
+from warm_python import VARIABLES, warm_environment
 
 from model.recommender import Architecture, build_recommender
 
@@ -113,8 +113,6 @@ def run_script(script: str, *arguments: str, folder: Path = ROOT, **environment:
         "SKIP_INSTALL",
     )
     inherited = {name: value for name, value in os.environ.items() if name not in (*ours, "DRY_RUN")}
-    inherited |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "REPORT": "0"}
-    if sys.prefix != sys.base_prefix:
-        inherited["VIRTUAL_ENV"] = sys.prefix
+    inherited |= VARIABLES | {"REPORT": "0", "VIRTUAL_ENV": str(warm_environment())}
     command = ["bash", os.path.relpath(ROOT / script, folder), *arguments]
     return subprocess.run(command, cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=300)

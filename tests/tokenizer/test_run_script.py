@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import ROOT
+from warm_python import VARIABLES, warm_environment
 
 from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
@@ -29,7 +30,7 @@ PAPER = {
 def run_script(*flags: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run the script from `folder`."""
     command = ["bash", os.path.relpath(ROOT / "tokenizer" / "run.sh", folder), *flags]
-    environment = os.environ | environment
+    environment = os.environ | VARIABLES | {"VIRTUAL_ENV": str(warm_environment())} | environment
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
