@@ -28,9 +28,9 @@ def _busy_ticks(stat: str, cores: set[int]) -> int:
 
 
 def _spins(seconds: float = 0.2) -> int:
-    """Return how many turns suit what other processes do now; with one thread, or where no /proc is, nobody looks."""
+    """Return how many turns suit what other processes do now; with one thread, or where /proc does not say, 10,000."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads == "1" or not _STAT.is_file():
+    if threads == "1" or not os.access(_STAT, os.R_OK):
         return 10_000
     cores = os.sched_getaffinity(0)
     before = _busy_ticks(_STAT.read_text(), cores)
