@@ -128,13 +128,16 @@ def no_such_kernel() -> None:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_of_the_cheap_stages(tmp_path: Path):
-    flags = ["--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", "--stages=tests,check"]
+def test_a_rehearsal_of_all_stages_but_studies(tmp_path: Path):
+    """And but the compiled step, which has a test of its own."""
+    flags = ["--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", "--stages=tests,check,resume,speed"]
     quick = {"PYTEST_ADDOPTS": "-k 'not one_seed and not fifty and not influence'"}
     script = run_script("benchmarks/gpu.sh", *flags, **quick)
     assert script.returncode == 0, script.stdout + script.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "stages.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["outcome"]) for row in rows] == [("tests", "ok"), ("check", "ok")]
+    assert {row["stage"]: row["outcome"] for row in rows} == dict.fromkeys(("tests", "check", "resume", "speed"), "ok")
     log = (tmp_path / "out" / "tests.log").read_text()
     assert re.search(r"1\d passed, 2 skipped", log), log
     assert "failed" not in (tmp_path / "out" / "check.jsonl").read_text()
+    resumed = json.loads((tmp_path / "out" / "resume.json").read_text())
+    assert (resumed["resumed_equal"], resumed["group_of_one_equal"]) == (True, True)
