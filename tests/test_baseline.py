@@ -227,10 +227,10 @@ def test_sasrec_needs_a_user_with_two_training_items_and_the_others_do_not(datas
     [
         ("--method=markov", "method"),
         ("--num_heads=3", "num_heads=3 must divide d_model=16"),
-        ("--val_metric=ndcg@7", "val_metric=ndcg@7 is not among"),
+        ("--val_metric=ndcg@7", r"val_metric=ndcg@7 is not among metrics=\['ndcg', 'recall'\] at topk=\[5, 10\]"),
         ("--metrics=[auc]", "metrics has 'auc'; there are recall and ndcg and mrr"),
-        ("--val_users=new", "train_user_ratio below 1"),
-        ("--run_name=a/b", "run_name=a/b must be the name of a folder"),
+        ("--val_users=new", "val_users=new needs users that training does not see: train_user_ratio below 1"),
+        ("--run_name=a/b", "run_name=a/b must be the name of a folder, not a path"),
         ("--lr=1e30", "the loss is nan in epoch"),
     ],
 )
