@@ -182,9 +182,9 @@ class TokenizerConfig:
         listed, kind = isinstance(self.codebook_size, list), KINDS.get(self.kind)
         sizes = self.codebook_size if listed else [self.codebook_size]
         count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
-        of_kinds = {name for other in KINDS.values() for name in other.flags} - {*(kind.flags if kind else ())}
+        of_other_kinds = {name for other in KINDS.values() for name in other.flags} - {*kind.flags} if kind else set()
         default = TokenizerConfig(dataset="")
-        foreign = [name for name in sorted(of_kinds) if kind and getattr(self, name) != getattr(default, name)]
+        foreign = [name for name in sorted(of_other_kinds) if getattr(self, name) != getattr(default, name)]
         rules = [  # (flag, whether its value is right, else what to say of it)
             *((name, getattr(self, name) >= 1, "must be at least 1") for name in at_least_1),
             ("kind", self.kind in KINDS, f"is no kind of tokenizer; there are: {', '.join(KINDS)}"),

@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data.interactions import load_interactions
@@ -68,7 +69,7 @@ class FixedCodebooks(Tokenizer):
 
     def prepare(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the nearest codes: int64 [N, H]."""
-        codebooks = [self._stored(f"codebook_{level}") for level in range(len(self.config.codebook_sizes))]
+        codebooks = [self._stored[f"codebook_{level}"] for level in range(len(self.config.codebook_sizes))]
         return nearest_residual_codes(torch.from_numpy(self.whiten(embeddings)), codebooks)
 
     def codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
@@ -77,14 +78,14 @@ class FixedCodebooks(Tokenizer):
 
     def dataset_codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
         """Return those that were drawn for the tokenizer `epoch`."""
-        return self._stored("codes")[self.epochs.index(epoch)].long().numpy()
+        return self._stored["codes"][self.epochs.index(epoch)].long().numpy()
 
-    def _stored(self, name: str) -> Tensor:
+    @cached_property
+    def _stored(self) -> dict[str, Tensor]:
         file = self.config.tokenizer_folder / _FILE
         if not file.is_file():
             raise InputError(f"{file} does not exist; make it with python -m tokenizer.train")
-        with safe_open(file, "pt") as stored:
-            return stored.get_tensor(name)
+        return load_file(file)
 
 
 class RQKMeans(FixedCodebooks):
