@@ -28,6 +28,7 @@ from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
 from tokenizer.folder import sem_ids_prefix
+from utils import SPINS_CHOSEN
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.interrupts import listening, stop_if_requested, stop_requested
@@ -156,6 +157,8 @@ class Runner:
 
     def _command(self, command: list[str], log: Path) -> subprocess.Popen:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        if SPINS_CHOSEN:
+            environment.pop("GOMP_SPINCOUNT", None)  # a job looks itself, when it starts
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"$ {shlex.join(command)}\n")
             file.flush()

@@ -22,8 +22,9 @@ _STAT = Path("/proc/stat")
 
 def _busy_ticks(stat: str, cores: set[int]) -> int:
     """Return how long the cores have worked, in the system's ticks, by the text of /proc/stat."""
+    names = {f"cpu{core}" for core in cores}
     rows = [line.split() for line in stat.splitlines()]
-    mine = [[int(ticks) for ticks in row[1:9]] for row in rows if row and row[0] in {f"cpu{core}" for core in cores}]
+    mine = [[int(ticks) for ticks in row[1:9]] for row in rows if row and row[0] in names]
     return sum(sum(row) - row[3] - row[4] for row in mine)  # without idle and waiting for a disk
 
 
@@ -40,7 +41,8 @@ def _spins(seconds: float = 0.2) -> int:
     return 300 if wanted + others > len(cores) + 0.5 else 10_000
 
 
-if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+SPINS_CHOSEN = not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # here, not by the user
+if SPINS_CHOSEN:
     os.environ["GOMP_SPINCOUNT"] = str(_spins())
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
