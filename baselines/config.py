@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.run import is_seeded
-from training.config import RunConfig
+from training.config import BaseConfig
 
 
 @dataclass
-class BaselineConfig(RunConfig):
+class BaselineConfig(BaseConfig):
     """Settings of `baseline.py`; those after `max_item_seq_len` are SASRec's."""
 
     dataset: str = "Musical_Instruments"

@@ -44,7 +44,7 @@ CHOICES = {
 }
 
 
-class RunConfig:
+class BaseConfig:
     """What the settings of every run on a dataset's splits share, baselines' too: no fields, but their checks.
 
     It reads topk, metrics, val_metric, val_users, train_user_ratio, overwrite and resume.
@@ -82,7 +82,7 @@ class RunConfig:
 
 
 @dataclass
-class TrainingConfig(RunConfig):
+class TrainingConfig(BaseConfig):
     """What both commands share."""
 
     dataset: str = "Musical_Instruments"
