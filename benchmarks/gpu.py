@@ -27,10 +27,9 @@ from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import atomic_folder
 from utils.interrupts import listening, stop_requested
-from utils.runtime import run_command
+from utils.runtime import ROOT, run_command
 from utils.text_table import text_table
 
-ROOT = Path(__file__).resolve().parent.parent
 SPEED_STAGES = ("train_step", "eval_beam20", "eval_beam50", "influence", "rqvae_epoch")
 STUDY, BUDGET = "experiments/why.yaml", "all_users"
 GENERATED = "generated"  # the dataset of Musical_Instruments' shape, in the output folder

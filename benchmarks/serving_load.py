@@ -30,7 +30,7 @@ from model.recommender import Architecture, build_recommender
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.files import write_json, write_text
-from utils.runtime import run_command, seed_everything
+from utils.runtime import ROOT, run_command, seed_everything
 from utils.text_table import text_table
 
 HOST = "127.0.0.1"  # no other: nobody else's server is put under load
@@ -68,8 +68,7 @@ class LoadConfig:
 def serving(model: Path | str, *flags: str) -> Iterator[tuple[psutil.Process, int]]:
     """Have a server of a model beside, at a free port of this machine; yield its process and its port."""
     command = [sys.executable, "serve.py", f"--model={Path(model).resolve()}", "--port=0", *flags]
-    folder = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = process.stdout.readline()
             if not said:
