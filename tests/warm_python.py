@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,17 +60,16 @@ def warm_environment() -> Path:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | VARIABLES
     command = [sys.executable, __file__, str(folder / "socket")]
     server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
-    atexit.register(server.terminate)
     assert server.stdout.readline() == "ready\n"
     return folder
 
 
 def serve(address: str) -> list[str]:
-    """Fork a process for each command; return, in that process only, its arguments."""
+    """Fork a process for each command; return, in that process only, its arguments. Ends when the tests have ended."""
     listener, tests = socket.socket(socket.AF_UNIX), os.getppid()
     listener.bind(address)
     listener.listen()
-    listener.settimeout(5)
+    listener.settimeout(0.5)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
     print("ready", flush=True)
     while os.getppid() == tests:
@@ -82,6 +82,7 @@ def serve(address: str) -> list[str]:
             listener.close()
             return answer(connection)
         connection.close()
+    shutil.rmtree(Path(address).parent)
     sys.exit()
 
 
