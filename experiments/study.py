@@ -101,8 +101,8 @@ class Study:
     identifiers: bool = False  # whether the semantic IDs' collisions and codes in use are shown
 
     def jobs(self) -> list[Job]:
-        """Return every job once, each after those that it needs."""
-        tops = [top for cell in self.cells for top in cell.candidates]
+        """Return every job once, each after those that it needs, and all of a seed before the next seed."""
+        tops = [top for cell in sorted(self.cells, key=lambda cell: cell.seed) for top in cell.candidates]
         return list({job.id: job for top in tops for job in top.with_needs()}.values())
 
 

@@ -93,6 +93,14 @@ def test_a_job_is_the_same_wherever_the_data_lies():
     assert Job.of("embed", dataset="Tiny").id != Job.of("embed", dataset="Other").id
 
 
+def test_jobs_come_seed_after_seed_so_that_a_study_that_is_cut_off_has_whole_seeds(tmp_path):
+    study = make_study(tmp_path, baseline="A", variants={"A": {"pretrain": None}, "B": {}})
+    assert [cell.seed for cell in study.cells] == [1, 2, 1, 2]
+    seeds = [job.flags["rand_seed"] for job in study.jobs() if job.kind != "embed"]
+    assert set(seeds) == {1, 2}
+    assert seeds == sorted(seeds)
+
+
 def test_settings_cross_with_variants(tmp_path):
     study = make_study(
         tmp_path,
@@ -134,15 +142,15 @@ def test_baselines_learn_from_the_users_that_the_recommender_is_trained_on(tmp_p
     recommender = {"train_user_ratio": 0.25, "val_users": "new", "val_ratio": 0.5}
     variants = {"popular": {"method": "popular"}, "SASRec": {"method": "sasrec", "flags": {"lr": 0.1}}}
     study = make_study(tmp_path, variants=variants, cpu={"recommender": recommender})
-    *sasrec, popular = study.jobs()
+    first, popular, second = study.jobs()
     data = {"dataset": "Tiny", "data_dir": "datasets"}
     assert popular.flags == {**data, "method": "popular"}  # one for all seeds
     shared = {**data, "train_user_ratio": 0.25, "val_users": "new", "method": "sasrec", "lr": 0.1}
-    assert [job.flags for job in sasrec] == [{**shared, "rand_seed": seed} for seed in (1, 2)]
+    assert [job.flags for job in (first, second)] == [{**shared, "rand_seed": seed} for seed in (1, 2)]
     assert make_study(tmp_path, variants=variants).jobs()[0].flags["rand_seed"] == 1  # its weights are drawn
-    (command,) = commands(sasrec[0], "ckpt")
+    (command,) = commands(first, "ckpt")
     assert command[2] == "baseline"
-    assert {f"--run_name={sasrec[0].id}", "--ckpt_dir=ckpt", "--method=sasrec", "--resume"} <= set(command)
+    assert {f"--run_name={first.id}", "--ckpt_dir=ckpt", "--method=sasrec", "--resume"} <= set(command)
     parse_config(BaselineConfig, command[3:], "", "")
 
 
