@@ -87,8 +87,14 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def tokenizer_config(job: Job) -> TokenizerConfig:
-    """Return the settings of an embed or tokenizer job; its folder is named after it."""
-    return TokenizerConfig(**job.flags, ckpt_name=job.id)
+    """Return the settings of an embed or tokenizer job; its folder is named after it.
+
+    A job of neighbour identifiers has the file of the tokenizer and epoch that they are made of.
+    """
+    flags = dict(job.flags)
+    if epochs := flags.pop("sem_id_epochs", None):
+        flags["sem_ids"] = str(sem_ids_file(tokenizer_config(job.needs[-1]), epochs[0]))
+    return TokenizerConfig(**flags, ckpt_name=job.id)
 
 
 def product(job: Job, ckpt_dir: str) -> Path | None:

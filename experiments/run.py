@@ -42,7 +42,7 @@ class RunConfig:
     studies: list[str] = field(default_factory=list)
     """The studies' YAML files."""
     budget: str = "cpu"
-    """Budget in experiments/budgets.yaml: cpu, cpu_short, cpu_full, all_users (2 cores) or gpu (the paper's model)."""
+    """Budget in experiments/budgets.yaml: quarter, all_users, cpu (2 cores), gpu (the paper's model) or another."""
     seeds: list[int] | None = None
     """Seeds instead of the budget's and the study's own; the table is named after them."""
     jobs: int = 1
@@ -71,6 +71,8 @@ def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     flags = dict(job.flags)
     if job.kind == "tokenizer":
         flags |= {"ckpt_name": job.id}
+        if flags.pop("sem_id_epochs", None):
+            flags |= {"sem_ids": tokenizer_config(job).sem_ids}
     elif job.kind == "baseline":
         modules[job.kind] = [job.kind]
         flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}

@@ -13,6 +13,8 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     gap                 epochs between two of them
     candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
+    neighbours          pre-train with as many neighbour identifiers of the middle epoch instead; their ends differ in
+                        this share of the items
     ensemble            combine the candidates' recommendations instead of picking one
     method              a method of baseline.py instead of all this, on the users that the recommender is trained on
     flags               further flags of baseline.py
@@ -34,7 +36,7 @@ from utils.errors import InputError
 
 SECTIONS = (
     *("dataset", "data_dir", "seeds", "tokenizer", "recommender", "pretrain", "finetune", "scratch"),
-    *("num_tokenizers", "last", "gap", "candidates", "independent", "ensemble", "method", "flags"),
+    *("num_tokenizers", "last", "gap", "candidates", "independent", "neighbours", "ensemble", "method", "flags"),
 )
 
 USERS = ("train_user_ratio", "val_users")  # flags that say which users are trained and validated on
@@ -170,6 +172,10 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         groups = [(own, last), *((tokenizer(s), last) for s in others)]
     else:
         groups = [(own, last - index * options["gap"]) for index in range(options["num_tokenizers"])]
+    middle = 0 if options.get("independent") else len(groups) // 2
+    if (drift := options.get("neighbours")) is not None:
+        related = neighbours(own, groups[middle][1], len(groups), drift)
+        groups = [(related, number) for number in range(len(groups), 0, -1)]
     before: tuple[Job, ...] = ()
     stage = options["scratch"]
     if options["pretrain"] is not None:
@@ -177,11 +183,18 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         epochs = sorted({epoch for _, epoch in groups})
         before = (Job.of("pretrain", many, **{**flags, **options["pretrain"]}, sem_id_epochs=epochs),)
         stage = options["finetune"]
-    middle = len(groups) // 2
     chosen = groups[middle : middle + 1] if options["candidates"] == "middle" else groups[: options["candidates"]]
     flags |= stage
     jobs = tuple(Job.of("finetune", (job, *before), **flags, sem_id_epochs=[epoch]) for job, epoch in chosen)
     return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
+
+
+def neighbours(tokenizer: Job, epoch: int, count: int, drift: float) -> Job:
+    """Return the job of the tokenizers around an epoch of another one; they count from 1, the middle is that epoch."""
+    kept = ("dataset", "data_dir", "rand_seed", "n_codebooks", "codebook_size")
+    flags = {name: value for name, value in tokenizer.flags.items() if name in kept or name.startswith("sent_emb_")}
+    flags |= {"kind": "neighbours", "drift": drift, "num_tokenizers": count, "epochs": count}
+    return Job.of("tokenizer", (*tokenizer.needs, tokenizer), **flags, sem_id_epochs=[epoch])
 
 
 def _read(file: Path) -> dict:

@@ -134,6 +134,8 @@ def _solve(share: Callable[[float], float], wanted: float, highest: float | None
     Raises:
         ValueError: None reaches it.
     """
+    if wanted <= 0:
+        return 0.0
     if highest is None:
         highest = 1.0
         while share(highest) < wanted:

@@ -7,6 +7,7 @@ from tiny_runs import ROOT
 from baselines.config import BaselineConfig
 from experiments.run import commands
 from experiments.study import Job, Study, load_study
+from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -70,6 +71,23 @@ def test_independent_tokenizers_differ_by_seed_and_the_own_one_comes_first(tmp_p
     assert [need.flags["rand_seed"] for need in pretraining.needs] == [2, 1, 3]
     assert pretraining.flags["sem_id_epochs"] == [20]
     assert [job.needs[0].flags["rand_seed"] for job in (first, second)] == [2, 1]
+
+
+def test_neighbours_are_made_of_the_middle_epoch_which_is_their_middle_one(tmp_path):
+    study = make_study(tmp_path, variants={"near": {"neighbours": 0.25, "candidates": "middle"}})
+    (job,) = study.cells[0].candidates
+    related, pretraining = job.needs
+    assert (job.flags["sem_id_epochs"], pretraining.flags["sem_id_epochs"]) == ([2], [1, 2, 3])
+    assert (*pretraining.needs, related.flags["drift"], related.flags["epochs"]) == (related, 0.25, 3)
+    _, own = related.needs
+    assert (own.flags["epochs"], related.flags["sem_id_epochs"]) == (20, [18])
+    (train, export) = commands(related, "ckpt")
+    (flag,) = (each for each in train if each.startswith("--sem_ids="))
+    assert flag == f"--sem_ids=datasets/Tiny/{own.id}/tfidf_256,256,256,256_18.sem_ids"
+    config, _ = parse_config(TokenizerConfig, train[3:], "", "")
+    assert config.problems() == []
+    assert (config.kind, config.rand_seed) == ("neighbours", 1)
+    assert export[3:] == train[3:]
 
 
 def test_a_tokenizers_own_seed_stays_the_same_for_every_seed_of_the_recommender(tmp_path):
@@ -163,7 +181,7 @@ def test_neighbours_are_counted_once_for_all_seeds_unless_these_draw_the_users(t
     assert config.run_folder.name == ("itemknn" if seeds == [None] else "itemknn_seed1")
 
 
-@pytest.mark.parametrize("budget", ["cpu", "all_users", "gpu"])
+@pytest.mark.parametrize("budget", ["cpu", "quarter", "all_users", "gpu"])
 @pytest.mark.parametrize(
     "file",
     sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experiments/budgets.yaml"}),
