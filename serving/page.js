@@ -148,7 +148,7 @@ async function changed() {
     shown = answer.items;
     render();
     const what = answer.source === "model" ? `for ${history.length} item${history.length > 1 ? "s" : ""}` : "by popularity";
-    say([`${shown.length} recommendations ${what}.`, ...answer.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`)].join(" "));
+    say([`${shown.length} recommendation${shown.length === 1 ? "" : "s"} ${what}.`, ...answer.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`)].join(" "));
   });
 }
 

@@ -224,3 +224,15 @@ def test_a_trainings_outcome_says_what_it_was_trained_with_and_how_it_went(tmp_p
     assert (outcome["losses"], outcome["validation"]) == ([1.2346], {"1": {"recall@10": 0.12346}})
     assert (outcome["seconds"], outcome["best_epoch"]) == (3.5, 1)
     assert unpack_ranks(outcome["ranks"]).tolist() == [1, 0]  # no item of a list of one; its first
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(True, ""), (False, "300")])
+def test_a_job_looks_for_itself_how_long_to_spin_unless_the_user_has_said(
+    make_runner, tmp_path, monkeypatch, chosen, expected
+):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "300")
+    monkeypatch.setattr(run, "SPINS_CHOSEN", chosen)
+    show = "import os; print('spins:' + os.environ.get('GOMP_SPINCOUNT', ''))"
+    process = make_runner()._command([sys.executable, "-c", show], tmp_path / "log")
+    assert process.wait() == 0
+    assert (tmp_path / "log").read_text().splitlines()[-1] == f"spins:{expected}"
