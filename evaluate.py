@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import utils  # noqa: F401  # isort: skip  (before torch)
 import numpy as np
@@ -36,7 +36,7 @@ from data.token_table import Vocabulary, check_semantic_ids, load_token_table, r
 from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
 from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict
-from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins, write_results
+from evaluation.results import Results, ensemble, mixture, read_comparable, read_results, user_bins, write_results
 from evaluation.run import Run, resolve_winner, run_around
 from inference.model_folder import read_settings
 from model.recommender import Recommender, load_recommender
@@ -61,6 +61,9 @@ class EvaluateConfig:
     baseline's run the recommendations of its test are judged."""
     ensemble: list[str] = field(default_factory=list)
     """Result files per user of the same users, to be joined into one ranking."""
+    ensemble_rule: Literal["votes", "mixture"] = "votes"
+    """How they are joined: votes (the reference code's: in how many files an item is, then its mean score) or mixture
+    (the mean of the probabilities that the tokenizers give an item)."""
     compare: list[str] = field(default_factory=list)
     """Two result files per user: is the second better than the first?"""
     output: str = "evaluation"
@@ -269,7 +272,8 @@ def join(config: EvaluateConfig) -> dict:
     """Join result files, write the ensemble's, and print each alone, the best alone and the ensemble."""
     files = list(map(Path, config.ensemble))
     results = read_comparable(files, config.cutoff)
-    joined, target = ensemble(results), Path(config.output) / "ensemble_results.json"
+    rule = {"votes": ensemble, "mixture": mixture}[config.ensemble_rule]
+    joined, target = rule(results), Path(config.output) / "ensemble_results.json"
     joined.save(target)
     alone = {str(file): result.metrics(config.metrics) for file, result in zip(files, results, strict=True)}
     best = max(alone, key=lambda file: alone[file][f"ndcg@{config.cutoff}"])

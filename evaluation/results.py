@@ -1,5 +1,6 @@
 """What is recommended to each user: result files, ensembles of them, bins of users, the most popular items."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,8 +41,9 @@ class Results:
 
     users: list[str]  # empty in files of the reference code
     items: list[list[str | None]]  # U lists of k names, best first; None where a sequence is no item's
-    scores: list[list[float]]
+    scores: list[list[float]]  # mean log-probability per level
     targets: list[str]
+    levels: int | None = None  # of the sequences; None where the file has none
 
     @property
     def k(self) -> int:
@@ -105,9 +107,10 @@ def read_results(file: Path) -> Results:
     content = read_json(file)
     try:
         found = Results(content.get("users", []), content["pred_ids"], content["scores"], content["label_ids"])
+        found.levels = len(content["preds"][0][0]) if content.get("preds") else None
         sizes = {len(column) for column in (found.items, found.scores, found.targets, found.users or found.targets)}
         widths = {len(row) for row in (*found.items, *found.scores)}
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, IndexError, KeyError, TypeError):
         raise InputError(f"{file} is no result file per user (pred_ids, scores, label_ids)") from None
     if len(sizes) != 1 or len(widths) != 1 or not found.targets:
         raise InputError(f"{file}: users, pred_ids, scores and label_ids must be equally long, and not empty")
@@ -159,6 +162,33 @@ def ensemble(results: list[Results]) -> Results:
         padding = results[0].k - len(best)  # all files list few different items
         joined.items.append(best + [None] * padding)
         joined.scores.append([total[item] for item in best] + [min(total.values())] * padding)
+    return joined
+
+
+def mixture(results: list[Results]) -> Results:
+    """Join several tokenizers' results into one ranking by the probability of each item, the mean over the tokenizers.
+
+    A tokenizer gives an item the probability of its semantic ID, exp(L s), of L levels and the score s; 0 where it does
+    not list the item. Scores of the joined ranking are log(mean)/L. Equal ones stand in the order of first appearance.
+    This is not in the paper.
+
+    Raises:
+        InputError: A file does not say how many levels its semantic IDs have, or they differ.
+    """
+    if len(levels := {result.levels for result in results}) > 1 or None in levels:
+        raise InputError("result files with the generated sequences are needed (preds), of as many levels in each")
+    (depth,), k = levels, results[0].k
+    joined = Results(results[0].users, [], [], results[0].targets)
+    for rows in zip(*(zip(result.items, result.scores, strict=True) for result in results), strict=True):
+        total: dict[str, float] = defaultdict(float)
+        for items, scores in rows:
+            for item, score in zip(items, scores, strict=True):
+                if item is not None:
+                    total[item] += math.exp(depth * score) / len(results)
+        best = sorted(total, key=total.get, reverse=True)[:k]
+        scores = [math.log(max(total[item], 1e-300)) / depth for item in best]
+        joined.items.append(best + [None] * (k - len(best)))
+        joined.scores.append(scores + [min(scores, default=0.0)] * (k - len(best)))
     return joined
 
 

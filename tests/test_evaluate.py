@@ -9,6 +9,7 @@ from tiny_runs import flags, read_results
 
 import evaluate
 import finetune
+from evaluation.results import read_results as read_file
 from utils.errors import InputError
 
 
@@ -79,6 +80,11 @@ def test_ensemble_and_comparison(joint_run: Path, tmp_path: Path, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].split() == ["ensemble", *(f"{value:.4f}" for value in joined["ensemble"].values())]
     target = tmp_path / "joined" / "ensemble_results.json"
+    mixed = [f"--ensemble=[{files[0]},{files[0]}]", "--ensemble_rule=mixture", f"--output={tmp_path / 'mixed'}"]
+    evaluate.main(mixed)  # of one tokenizer twice: that one, without what is no item
+    assert read_file(tmp_path / "mixed" / "ensemble_results.json").items == [
+        sorted(row, key=lambda item: item is None) for row in read_file(Path(files[0])).items
+    ]
     evaluate.main([f"--compare=[{files[0]},{target}]", f"--output={tmp_path / 'compared'}", "--resamples=50"])
     compared = read(tmp_path / "compared")
     difference = joined["ensemble"]["recall@10"] - joined["files"][files[0]]["recall@10"]

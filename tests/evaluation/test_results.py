@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.interactions import Interactions, training_part
-from evaluation.results import Results, ensemble, most_popular, read_comparable, read_results, user_bins
+from evaluation.results import Results, ensemble, mixture, most_popular, read_comparable, read_results, user_bins
 from utils.errors import InputError
 
 
@@ -35,6 +36,24 @@ def test_ensemble_by_hand():
 def test_equal_scores_stand_in_order_of_appearance():
     results = [make([["b", "a"]], ["a"], [[-1.0, -1.0]]), make([["c", "d"]], ["a"], [[-1.0, -1.0]])]
     assert ensemble(results).items == [["b", "a"]]
+
+
+def test_a_mixture_is_the_mean_of_the_probabilities_by_hand():
+    """b has .3 of one tokenizer and .4 of the other, a .5 and c .1 of one alone; what is no item is left out."""
+    levels = 2
+
+    def listed(items: list[str | None], probabilities: list[float]) -> Results:
+        results = make([items], ["b"], [(np.log(probabilities) / levels).tolist()])
+        return replace(results, levels=levels)
+
+    results = [listed(["a", "b", None], [0.5, 0.3, 0.2]), listed(["b", None, "c"], [0.4, 0.3, 0.1])]
+    joined = mixture(results)
+    assert joined.items == [["b", "a", "c"]]
+    assert np.exp(levels * np.asarray(joined.scores[0])) == pytest.approx([0.35, 0.25, 0.05])
+    few = mixture([listed(["a", None], [0.5, 0.2]), listed([None, "a"], [0.5, 0.1])])
+    assert few.items == [["a", None]]
+    with pytest.raises(InputError, match="with the generated sequences"):
+        mixture([results[0], replace(results[1], levels=None)])
 
 
 def test_groups():
