@@ -7,8 +7,9 @@
     python evaluate.py --compare=[single/test_results_104.json,mtgrec/test_results_104.json]
 
 Prints Recall, NDCG and MRR, the share of the items that are recommended to anybody (coverage), the share of generated
-sequences that are no item (invalid), and the metrics by the target's popularity and by the history's length. Result
-files per user and evaluation.json go to --output.
+sequences that are no item (invalid), and the metrics by the target's popularity, by the history's length and by how
+often training has the target right after the history's last item. Result files per user and evaluation.json go to
+--output.
 """
 
 import time
@@ -27,6 +28,7 @@ from data.batching import Tokenization
 from data.interactions import (
     Interactions,
     dataset_folder,
+    follow_counts,
     item_counts,
     load_interactions,
     split_positions,
@@ -90,6 +92,9 @@ class EvaluateConfig:
     whose text names the group below 20)."""
     length_edges: list[int] = field(default_factory=lambda: [5, 10, 20])
     """Where the bins of the history's length begin, after the bin from 0."""
+    transition_edges: list[int] = field(default_factory=lambda: [1, 2, 4, 10])
+    """Where the bins begin of how often training has the target right after the history's last item, after the bin from
+    0."""
     resamples: int = RESAMPLES
     """Bootstrap samples of compare."""
     rand_seed: int = 2024
@@ -114,7 +119,7 @@ class EvaluateConfig:
             found.append(f"topk={self.topk} must be cut-offs from 1")
         elif self.model and max(self.topk) > min(as_list(self.num_beams), default=0):
             found.append(f"topk={self.topk} asks for more items than there are beams (num_beams={self.num_beams})")
-        for name in ("popularity_edges", "length_edges"):
+        for name in ("popularity_edges", "length_edges", "transition_edges"):
             edges = getattr(self, name)
             if edges != sorted(set(edges)) or min(edges, default=1) < 1:
                 found.append(f"{name}={edges} must rise from 1")
@@ -236,6 +241,7 @@ def summary(
         f"invalid@{k}": results.invalid_share(k),
         "by_popularity": by(counts[interactions.items[positions]], config.popularity_edges),
         "by_history_length": by(lengths, config.length_edges),
+        "by_transition": by(follow_counts(interactions, positions), config.transition_edges),
     }
 
 
@@ -263,6 +269,7 @@ def as_text(row: dict, config: EvaluateConfig) -> str:
         f"coverage@{k} {row[f'coverage@{k}']:.1%}, invalid@{k} {row[f'invalid@{k}']:.2%}",
         metrics_table("target's training interactions", row["by_popularity"], names),
         metrics_table("items of history", row["by_history_length"], names),
+        metrics_table("target after the last item, times in training", row["by_transition"], names),
         metrics_table("", {"everybody": everybody}, names).splitlines()[1],
         f"{row['file']}\n",
     ])  # fmt: skip

@@ -211,5 +211,5 @@ def user_bins(values: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
     for low, high in pairwise([0, *edges, np.inf]):
         members = (values >= low) & (values < high)
         if members.any():
-            bins[f"{low}+" if high == np.inf else f"{low}-{high - 1}"] = members
+            bins[f"{low}+" if high == np.inf else f"{low}-{high - 1}" if high > low + 1 else f"{low}"] = members
     return bins

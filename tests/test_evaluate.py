@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,11 @@ def test_every_combination(joint_run: Path, dataset: Path, tmp_path: Path, capsy
         long = [user for user, items in sequences.items() if len(items) - 2 >= 20]
         assert row["by_history_length"]["20+"]["users"] == len(long) > 0
         assert row["by_history_length"]["20+"]["recall@3"] == pytest.approx(np.mean([hits[user] for user in long]))
+        followed = [pair for items in sequences.values() for pair in pairwise(items[:-2])]
+        new = [user for user, items in sequences.items() if tuple(items[-3:-1]) not in followed]
+        assert row["by_transition"]["0"]["users"] == len(new) > 0
+        assert row["by_transition"]["0"]["recall@3"] == pytest.approx(np.mean([hits[user] for user in new]))
+        assert sum(group["users"] for group in row["by_transition"].values()) == len(sequences)
     text = capsys.readouterr().out
     assert len(re.findall(r"^everybody +\d+ ", text, re.MULTILINE)) == 8
     assert "tokenizer 3 of rqvae/toy_8,8,8,8  20 beams, real items only" in text

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from data.interactions import (
+    Interactions,
     dataset_folder,
+    follow_counts,
     item_counts,
     item_texts,
     load_interactions,
@@ -64,6 +66,22 @@ def test_training_looks_at_nothing_of_validation_and_test(dataset: Path):
     assert training_items(interactions).tolist() == sorted(set(expected))
     targets = split_positions(interactions.offsets, "train")
     assert set(interactions.items[targets]) <= set(expected)
+
+
+def test_follow_counts_by_hand():
+    """Training has 1 2 3, 2 3, nothing of the third user, and 3 1: no pair leads from one user to the next."""
+    sequences = [[1, 2, 3, 2, 3], [2, 3, 1, 2], [1, 2], [3, 1, 2, 3]]
+    interactions = Interactions(
+        user_names=list("abcd"),
+        user_ids=np.arange(1, 5),
+        item_names=["[PAD]", "x", "y", "z"],
+        items=np.concatenate(sequences).astype(np.int32),
+        offsets=offsets_of([len(items) for items in sequences]),
+    )
+    test, valid = (split_positions(interactions.offsets, split) for split in ("test", "valid"))
+    assert follow_counts(interactions, test).tolist() == [2, 1, 1, 2]  # 2 3, 1 2, 1 2, 2 3
+    assert follow_counts(interactions, valid).tolist() == [0, 1, 1]  # 3 2, 3 1, 1 2
+    assert follow_counts(interactions, test[:0]).tolist() == []
 
 
 def test_arrays_say_what_the_files_say(dataset: Path):
