@@ -93,6 +93,35 @@ def test_pre_training_has_the_papers_settings(world, dataset, layers, tokenizers
         assert config.epoch_per_stage == [60, 20, 20, 20, 20, 20, 20]
 
 
+PAPERS = {"epochs": 10000, "save_last": 51, "sent_emb_model": "sentence-transformers/sentence-t5-base"}
+OTHERS = {"epochs": 600, "steps_per_epoch": 12, "drift": 0.5, "num_tokenizers": 25, "scheduler_type": "linear"}
+LETTER = {
+    **{"kind": "letter", "n_codebooks": 4, "hidden_sizes": [2048, 1024, 512, 256, 128, 64, 32], "sent_emb_pca": -1},
+    **{"vq_type": "vq", "learner": "adamw", "weight_decay": 1e-4, "batch_size": 1024, "balance": "sinkhorn"},
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "changes"),
+    [
+        *((name, [], PAPERS) for name in DATASETS[:3]),
+        ("Another", [], OTHERS),
+        ("Another", ["--epochs=1200"], OTHERS | {"epochs": 1200}),
+        ("Another", ["--save_last=5"], {"epochs": 600, "steps_per_epoch": 12, "save_last": 5}),
+        ("Another", ["--kind=letter"], OTHERS | LETTER),
+        ("Video_Games", ["--kind=letter", "--lr=0.01"], PAPERS | LETTER | {"lr": 0.01}),
+    ],
+)
+def test_tokenizers_have_the_papers_settings_and_those_of_other_data_walk(dataset, arguments, changes):
+    """The last epochs of the paper's 10,000; of other data some of the last half, whose learning rate falls to 0."""
+    printed = run_script("tokenizer/run.sh", *arguments, DATASET=dataset, DATA_DIR="data", DRY_RUN="1").stdout
+    commands = [shlex.split(line) for line in printed.splitlines()]
+    assert [words[2] for words in commands] == ["tokenizer.embed", "tokenizer.train", "tokenizer.export"]
+    for words in commands:
+        config, _ = parse_config(TokenizerConfig, words[3:], "test", "")
+        assert config == TokenizerConfig(dataset, config.data_dir, **changes)
+
+
 def test_pre_training_by_taus_and_flags_of_the_user(world):
     arguments = ["--num_layers=2", "--epochs=9", "--epoch_per_stage=[3,3]", "--overwrite", "--data_dir=/elsewhere"]
     commands = dry_run(world, "pretrain.sh", *arguments, DATASET="Another", RUN_NAME="small", TAU_LIST="0.5,3")
