@@ -286,7 +286,12 @@ def join(config: EvaluateConfig) -> dict:
     best = max(alone, key=lambda file: alone[file][f"ndcg@{config.cutoff}"])
     last = {"best alone": alone[best], "ensemble": joined.metrics(config.metrics)}
     print(metrics_table(f"{len(joined.targets):,} users", alone | last, config.metrics), target, sep="\n")
-    return {"files": alone, "best_alone": {"file": best, **alone[best]}, "ensemble": last["ensemble"]}
+    return {
+        "rule": config.ensemble_rule,
+        "files": alone,
+        "best_alone": {"file": best, **alone[best]},
+        "ensemble": last["ensemble"],
+    }
 
 
 def compare(config: EvaluateConfig) -> dict:

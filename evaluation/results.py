@@ -176,7 +176,11 @@ def mixture(results: list[Results]) -> Results:
         InputError: A file does not say how many levels its semantic IDs have, or they differ.
     """
     if len(levels := {result.levels for result in results}) > 1 or None in levels:
-        raise InputError("result files with the generated sequences are needed (preds), of as many levels in each")
+        found = ", ".join(str(result.levels or "none") for result in results)
+        raise InputError(
+            "a mixture needs result files with the generated sequences (preds), with the same number of levels in all; "
+            f"found: {found}. Take files of fine-tuning or evaluate.py, or --ensemble_rule=votes"
+        )
     (depth,), k = levels, results[0].k
     joined = Results(results[0].users, [], [], results[0].targets)
     for rows in zip(*(zip(result.items, result.scores, strict=True) for result in results), strict=True):

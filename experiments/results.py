@@ -103,8 +103,9 @@ def product(job: Job, ckpt_dir: str) -> Path | None:
         return tokenizer_config(job).embedding_file
     if job.kind == "tokenizer":
         config = tokenizer_config(job)
-        trained_here = (config.tokenizer_folder / TRAINING_FILE).exists()
-        return config.tokenizer_folder / QUALITY_FILE if trained_here else sem_ids_file(config, config.epochs)
+        if (config.tokenizer_folder / TRAINING_FILE).exists():
+            return config.tokenizer_folder / QUALITY_FILE
+        return next(config.tokenizer_folder.glob("*.sem_ids"), sem_ids_file(config, config.epochs))  # kept ones
     return _run(job, Path(ckpt_dir)) / RESULTS_FILE if job.kind in ("pretrain", "finetune") else None
 
 

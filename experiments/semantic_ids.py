@@ -66,7 +66,7 @@ def restore_semantic_ids(jobs: Iterable[Job], results_dir: str | Path) -> None:
                 f"{sorted(lacking)}, and a tokenizer trained again would be another one; take other --seeds"
             )
         names = load_interactions(config.folder).item_names[1:]
-        for epoch in sorted(absent):  # the last epoch last: its file tells that all are there
+        for epoch in sorted(absent):
             write_sem_ids(sem_ids_file(config, epoch), names, kept[epoch])
 
 

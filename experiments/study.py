@@ -12,7 +12,8 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     last                the epoch that is counted back from, by default the RQ-VAE's last
     gap                 epochs between two of them
     candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
-    independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each
+    independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each; the own
+                        one is then the middle
     neighbours          pre-train with as many neighbour identifiers of the middle epoch instead; their ends differ in
                         this share of the items
     ensemble            combine the candidates' recommendations instead of picking one
@@ -176,6 +177,7 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
     if (drift := options.get("neighbours")) is not None:
         related = neighbours(own, groups[middle][1], len(groups), drift)
         groups = [(related, number) for number in range(len(groups), 0, -1)]
+        middle = (len(groups) - 1) // 2  # the number that is the given epoch
     before: tuple[Job, ...] = ()
     stage = options["scratch"]
     if options["pretrain"] is not None:

@@ -52,7 +52,7 @@ def test_a_mixture_is_the_mean_of_the_probabilities_by_hand():
     assert np.exp(levels * np.asarray(joined.scores[0])) == pytest.approx([0.35, 0.25, 0.05])
     few = mixture([listed(["a", None], [0.5, 0.2]), listed([None, "a"], [0.5, 0.1])])
     assert few.items == [["a", None]]
-    with pytest.raises(InputError, match="with the generated sequences"):
+    with pytest.raises(InputError, match=r"found: 2, none\. Take files of"):
         mixture([results[0], replace(results[1], levels=None)])
 
 

@@ -58,6 +58,13 @@ def test_what_results_rest_on_comes_back_byte_for_byte(jobs, kept, dataset, tmp_
     restore_semantic_ids(jobs[1:2], results)  # what is there already is left alone
 
 
+def test_a_tokenizer_whose_middle_alone_is_used_is_not_trained_again(jobs, kept, tmp_path):
+    tokenizer, results = jobs[0], tmp_path / "results"
+    middle = Job.of("finetune", (tokenizer,), dataset="Tiny", data_dir=tokenizer.flags["data_dir"], sem_id_epochs=[2])
+    restore_semantic_ids([middle], results)
+    assert open_jobs([tokenizer, middle], str(tmp_path), str(results)) == [middle]
+
+
 def test_an_epoch_that_was_not_kept_is_refused(jobs, kept, tmp_path):
     with pytest.raises(InputError, match=r"keeps the semantic IDs of the epochs \[2, 3\].* not of \[1\]"):
         restore_semantic_ids(jobs, tmp_path / "results")

@@ -1,6 +1,8 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from tiny_runs import ROOT
 
@@ -8,6 +10,7 @@ from baselines.config import BaselineConfig
 from experiments.run import commands
 from experiments.study import Job, Study, load_study
 from tokenizer.config import TokenizerConfig
+from tokenizer.neighbours import neighbour_codes
 from utils.config import parse_config
 from utils.errors import InputError
 
@@ -71,6 +74,18 @@ def test_independent_tokenizers_differ_by_seed_and_the_own_one_comes_first(tmp_p
     assert [need.flags["rand_seed"] for need in pretraining.needs] == [2, 1, 3]
     assert pretraining.flags["sem_id_epochs"] == [20]
     assert [job.needs[0].flags["rand_seed"] for job in (first, second)] == [2, 1]
+
+
+@pytest.mark.parametrize(("count", "middle", "epoch"), [(4, 3, 16), (5, 3, 16), (25, 13, 8)])
+def test_the_middle_neighbour_is_the_given_tokenizer(tmp_path, count, middle, epoch):
+    budget = {"tokenizer": {"sent_emb_model": "tfidf", "epochs": 20, "save_last": 20}, "gap": 2 if count < 9 else 1}
+    changes = {"neighbours": 0.25, "candidates": "middle", "num_tokenizers": count}
+    (job,) = make_study(tmp_path, budget, variants={"near": changes}).cells[0].candidates
+    related = job.needs[0]
+    assert (job.flags["sem_id_epochs"], related.flags["sem_id_epochs"]) == ([middle], [epoch])
+    codes = np.zeros((3, 2), dtype=np.int64)
+    drawn = neighbour_codes(torch.eye(3), [torch.eye(3)] * 2, codes, count, 0.3, 1)
+    assert (drawn[middle - 1] == codes).all()  # numbers count from 1
 
 
 def test_neighbours_are_made_of_the_middle_epoch_which_is_their_middle_one(tmp_path):
