@@ -32,6 +32,11 @@ class FixedCodebooks(Tokenizer):
     The dataset's items have the codes that were drawn for them. New items have the nearest codes, by all tokenizers.
     """
 
+    unused = (
+        *("hidden_sizes", "dropout", "beta", "vq_type", "mixed_precision", "batch_size", "steps_per_epoch", "epochs"),
+        *("save_last", "lr", "learner", "scheduler_type", "weight_decay", "warmup_steps"),
+    )
+
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
         super().__init__(config, whiten)
         self.epochs = [None] if config.drift is None else list(range(1, config.num_tokenizers + 1))

@@ -68,7 +68,8 @@ def announce_published(config: TokenizerConfig) -> bool:
 
 def training_settings(config: TokenizerConfig, **arrays: np.ndarray) -> dict[str, object]:
     """Return what determines a training: its settings, and the hash <name>_sha256 of each array."""
-    settings: dict[str, object] = {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
+    free = {*_FREE_SETTINGS, *KINDS[config.kind].unused}
+    settings: dict[str, object] = {key: value for key, value in asdict(config).items() if key not in free}
     settings["sent_emb_model"] = config.encoder_name
     if config.drift is None:
         del settings["num_tokenizers"]  # not used

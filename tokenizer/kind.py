@@ -25,6 +25,7 @@ class Tokenizer(ABC):
 
     title: str  # on the progress line
     flags: tuple[str, ...] = ()  # of those settings that not every kind has, the ones that this kind has
+    unused: tuple[str, ...] = ()  # settings that decide nothing for this kind: a training is reused whatever they are
     epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):

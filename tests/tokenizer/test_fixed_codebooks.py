@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data.interactions import load_interactions, training_items
 from tokenizer.config import TokenizerConfig
 from tokenizer.embed import load_embeddings
 from tokenizer.export import export
-from tokenizer.fixed_codebooks import nearest_residual_codes
+from tokenizer.fixed_codebooks import RQKMeans, nearest_residual_codes
 from tokenizer.folder import load_tokenizer
 from tokenizer.train import train
 from utils.errors import InputError
@@ -72,6 +73,16 @@ def test_a_codeword_without_items_is_never_near():
     codebook = torch.tensor([[0.0, 0.0], [torch.inf, torch.inf], [4.0, 0.0]])
     found = nearest_residual_codes(torch.tensor([[3.0, 0.0], [1.0, 0.0]]), [codebook, codebook])
     assert found.tolist() == [[2, 0], [0, 0]]
+
+
+def test_what_an_rqvaes_training_has_decides_nothing(make_config: Callable[..., TokenizerConfig], capsys):
+    train(make_config(kind="rqkmeans"))
+    of_rqvae = {"lr": 0.5, "scheduler_type": "linear", "epochs": 77, "hidden_sizes": [9, 8], "vq_type": "vq"}
+    train(make_config(kind="rqkmeans", **of_rqvae))
+    assert "reused, a finished training with the same settings" in capsys.readouterr().out
+    assert {*of_rqvae} < {*RQKMeans.unused} <= {field.name for field in fields(TokenizerConfig)}
+    with pytest.raises(InputError, match="rand_seed was 2024, now 1"):
+        train(make_config(kind="rqkmeans", rand_seed=1))
 
 
 def test_another_kind_is_another_training(make_config: Callable[..., TokenizerConfig]):
