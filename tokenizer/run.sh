@@ -21,8 +21,8 @@ CKPT_NAME="${CKPT_NAME:-rqvae}"
 # chosen so that the first and the last differ in about half of the items: that is how the paper's are related (its Table 5).
 # 600 epochs are 7,200 steps: 12,000 items take about half an hour on two cores, and more epochs drift slower. The paper's
 # 10,000 epochs end with tiny steps. So that 600 do, too, the learning rate falls to 0: with a constant one, codes jump back
-# and forth, and neighbours differ in 29% of the items instead of 5% (experiments/RESULTS.md). With --save_last the last epochs are taken,
-# at a constant rate.
+# and forth, and neighbours differ in 29% of the items instead of 5% (experiments/RESULTS.md). With --save_last the last
+# epochs are taken, at a constant rate.
 # dataset                   text encoder                             dim  PCA  encoder layers            epochs  tokenizers
 SETTINGS="
   Musical_Instruments       sentence-transformers/sentence-t5-base   768  128  [2048,1024,512,256,128]   10000   --save_last=51 --scheduler_type=constant
