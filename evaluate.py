@@ -38,7 +38,7 @@ from data.token_table import Vocabulary, check_semantic_ids, load_token_table, r
 from evaluation.compare import RESAMPLES, bootstrap_over_users, paired_differences
 from evaluation.metrics import METRICS, mean_metrics
 from evaluation.predict import predict
-from evaluation.results import Results, ensemble, mixture, read_comparable, read_results, user_bins, write_results
+from evaluation.results import Results, ensemble, read_comparable, read_results, user_bins, write_results
 from evaluation.run import Run, resolve_winner, run_around
 from inference.model_folder import read_settings
 from model.recommender import Recommender, load_recommender
@@ -226,7 +226,8 @@ def summary(
     `positions` are the target positions of the results' users, int [U].
     """
     ranks, k = results.ranks(), config.cutoff
-    counts = item_counts(training_part(interactions))
+    training = training_part(interactions)
+    counts = item_counts(training)
     lengths = positions - interactions.offsets[interactions.users_of(positions)]
 
     def by(values: np.ndarray, edges: list[int]) -> dict[str, dict]:
@@ -241,7 +242,7 @@ def summary(
         f"invalid@{k}": results.invalid_share(k),
         "by_popularity": by(counts[interactions.items[positions]], config.popularity_edges),
         "by_history_length": by(lengths, config.length_edges),
-        "by_transition": by(follow_counts(interactions, positions), config.transition_edges),
+        "by_transition": by(follow_counts(training, interactions, positions), config.transition_edges),
     }
 
 
@@ -279,8 +280,7 @@ def join(config: EvaluateConfig) -> dict:
     """Join result files, write the ensemble's, and print each alone, the best alone and the ensemble."""
     files = list(map(Path, config.ensemble))
     results = read_comparable(files, config.cutoff)
-    rule = {"votes": ensemble, "mixture": mixture}[config.ensemble_rule]
-    joined, target = rule(results), Path(config.output) / "ensemble_results.json"
+    joined, target = ensemble(results, config.ensemble_rule), Path(config.output) / "ensemble_results.json"
     joined.save(target)
     alone = {str(file): result.metrics(config.metrics) for file, result in zip(files, results, strict=True)}
     best = max(alone, key=lambda file: alone[file][f"ndcg@{config.cutoff}"])

@@ -98,22 +98,20 @@ def item_counts(interactions: Interactions) -> np.ndarray:
     return np.bincount(interactions.items, minlength=interactions.num_items + 1)
 
 
-def follow_counts(interactions: Interactions, positions: np.ndarray) -> np.ndarray:
-    """Return how often the training part has an item right after the one that it follows here: int64 [P].
+def follow_counts(training: Interactions, interactions: Interactions, positions: np.ndarray) -> np.ndarray:
+    """Return how often the training part has an item right after the one that it follows in `interactions`: int64 [P].
 
-    `positions`, int [P], are places in `items` that are not the first of their user.
+    `positions`, int [P], are places in `interactions.items` that are not the first of their user.
     """
-    width = interactions.num_items + 1
 
     def pairs(items: np.ndarray, places: np.ndarray) -> np.ndarray:
-        return items[places - 1].astype(np.int64) * width + items[places]
+        return items[places - 1].astype(np.int64) * (interactions.num_items + 1) + items[places]
 
-    training = training_part(interactions)
-    inner = np.delete(np.arange(len(training.items)), training.offsets[:-1][np.diff(training.offsets) > 0])
-    known, counts = np.unique(pairs(training.items, inner), return_counts=True)
-    wanted = pairs(interactions.items, positions)
-    found = np.minimum(np.searchsorted(known, wanted), max(0, len(known) - 1))
-    return np.where(known[found] == wanted, counts[found], 0) if len(known) else np.zeros(len(wanted), dtype=np.int64)
+    starts = training.offsets[:-1][np.diff(training.offsets) > 0]
+    known = pairs(training.items, np.delete(np.arange(len(training.items)), starts))
+    _, numbers = np.unique(np.concatenate([known, pairs(interactions.items, positions)]), return_inverse=True)
+    counts = np.bincount(numbers[: len(known)], minlength=len(numbers))
+    return counts[numbers[len(known) :]]
 
 
 def training_items(interactions: Interactions) -> np.ndarray:

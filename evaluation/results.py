@@ -3,8 +3,10 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -142,58 +144,54 @@ def read_comparable(files: list[Path], cutoff: int) -> list[Results]:
     return results
 
 
-def ensemble(results: list[Results]) -> Results:
-    """Join several tokenizers' results into one ranking.
+def ensemble(results: list[Results], rule: Literal["votes", "mixture"] = "votes") -> Results:
+    """Join several tokenizers' results into one ranking. Equal scores stand in the order of first appearance.
 
-    An item's score is the mean of its scores over all entries that list it, plus the number of these entries; what is
-    no item gets the mean alone. Equal scores stand in the order of first appearance (the reference code's rule).
+    votes: An item's score is the mean of its scores over all entries that list it, plus the number of these entries;
+    what is no item gets the mean alone (the reference code's rule).
+
+    mixture: An item's score is log(p)/L of the mean p of the probabilities that the tokenizers give it, exp(L s) for L
+    levels and the score s, 0 where it is not listed; what is no item is left out. This is not in the paper.
+
+    Raises:
+        InputError: For a mixture, a file does not say how many levels its semantic IDs have, or they differ.
     """
+    totals = _votes if rule == "votes" else partial(_mixture, count=len(results), levels=_common_levels(results))
     joined = Results(results[0].users, [], [], results[0].targets)
     for rows in zip(*(zip(result.items, result.scores, strict=True) for result in results), strict=True):
         entries: dict[str | None, list[float]] = defaultdict(list)
         for items, scores in rows:
             for item, score in zip(items, scores, strict=True):
                 entries[item].append(score)
-        total = {
-            item: sum(scores) / len(scores) + (len(scores) if item is not None else 0)
-            for item, scores in entries.items()
-        }
+        total = totals(entries)
         best = sorted(total, key=total.get, reverse=True)[: results[0].k]
         padding = results[0].k - len(best)  # all files list few different items
         joined.items.append(best + [None] * padding)
-        joined.scores.append([total[item] for item in best] + [min(total.values())] * padding)
+        joined.scores.append([total[item] for item in best] + [min(total.values(), default=0.0)] * padding)
     return joined
 
 
-def mixture(results: list[Results]) -> Results:
-    """Join several tokenizers' results into one ranking by the probability of each item, the mean over the tokenizers.
+def _votes(entries: dict[str | None, list[float]]) -> dict[str | None, float]:
+    return {
+        item: sum(scores) / len(scores) + (len(scores) if item is not None else 0) for item, scores in entries.items()
+    }
 
-    A tokenizer gives an item the probability of its semantic ID, exp(L s), of L levels and the score s; 0 where it does
-    not list the item. Scores of the joined ranking are log(mean)/L. Equal ones stand in the order of first appearance.
-    This is not in the paper.
 
-    Raises:
-        InputError: A file does not say how many levels its semantic IDs have, or they differ.
-    """
-    if len(levels := {result.levels for result in results}) > 1 or None in levels:
+def _mixture(entries: dict[str | None, list[float]], count: int, levels: int) -> dict[str | None, float]:
+    listed = {item: scores for item, scores in entries.items() if item is not None}
+    mean = {item: sum(math.exp(levels * score) for score in scores) / count for item, scores in listed.items()}
+    return {item: math.log(max(probability, 1e-300)) / levels for item, probability in mean.items()}
+
+
+def _common_levels(results: list[Results]) -> int:
+    levels = {result.levels for result in results}
+    if len(levels) > 1 or None in levels:
         found = ", ".join(str(result.levels or "none") for result in results)
         raise InputError(
             "a mixture needs result files with the generated sequences (preds), with the same number of levels in all; "
             f"found: {found}. Take files of fine-tuning or evaluate.py, or --ensemble_rule=votes"
         )
-    (depth,), k = levels, results[0].k
-    joined = Results(results[0].users, [], [], results[0].targets)
-    for rows in zip(*(zip(result.items, result.scores, strict=True) for result in results), strict=True):
-        total: dict[str, float] = defaultdict(float)
-        for items, scores in rows:
-            for item, score in zip(items, scores, strict=True):
-                if item is not None:
-                    total[item] += math.exp(depth * score) / len(results)
-        best = sorted(total, key=total.get, reverse=True)[:k]
-        scores = [math.log(max(total[item], 1e-300)) / depth for item in best]
-        joined.items.append(best + [None] * (k - len(best)))
-        joined.scores.append(scores + [min(scores, default=0.0)] * (k - len(best)))
-    return joined
+    return levels.pop()
 
 
 def most_popular(training: Interactions, k: int) -> tuple[np.ndarray, np.ndarray]:

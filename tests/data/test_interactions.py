@@ -78,10 +78,11 @@ def test_follow_counts_by_hand():
         items=np.concatenate(sequences).astype(np.int32),
         offsets=offsets_of([len(items) for items in sequences]),
     )
+    training = training_part(interactions)
     test, valid = (split_positions(interactions.offsets, split) for split in ("test", "valid"))
-    assert follow_counts(interactions, test).tolist() == [2, 1, 1, 2]  # 2 3, 1 2, 1 2, 2 3
-    assert follow_counts(interactions, valid).tolist() == [0, 1, 1]  # 3 2, 3 1, 1 2
-    assert follow_counts(interactions, test[:0]).tolist() == []
+    assert follow_counts(training, interactions, test).tolist() == [2, 1, 1, 2]  # 2 3, 1 2, 1 2, 2 3
+    assert follow_counts(training, interactions, valid).tolist() == [0, 1, 1]  # 3 2, 3 1, 1 2
+    assert follow_counts(training, interactions, test[:0]).tolist() == []
 
 
 def test_arrays_say_what_the_files_say(dataset: Path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.interactions import Interactions, training_part
-from evaluation.results import Results, ensemble, mixture, most_popular, read_comparable, read_results, user_bins
+from evaluation.results import Results, ensemble, most_popular, read_comparable, read_results, user_bins
 from utils.errors import InputError
 
 
@@ -47,13 +47,13 @@ def test_a_mixture_is_the_mean_of_the_probabilities_by_hand():
         return replace(results, levels=levels)
 
     results = [listed(["a", "b", None], [0.5, 0.3, 0.2]), listed(["b", None, "c"], [0.4, 0.3, 0.1])]
-    joined = mixture(results)
+    joined = ensemble(results, "mixture")
     assert joined.items == [["b", "a", "c"]]
     assert np.exp(levels * np.asarray(joined.scores[0])) == pytest.approx([0.35, 0.25, 0.05])
-    few = mixture([listed(["a", None], [0.5, 0.2]), listed([None, "a"], [0.5, 0.1])])
+    few = ensemble([listed(["a", None], [0.5, 0.2]), listed([None, "a"], [0.5, 0.1])], "mixture")
     assert few.items == [["a", None]]
     with pytest.raises(InputError, match=r"found: 2, none\. Take files of"):
-        mixture([results[0], replace(results[1], levels=None)])
+        ensemble([results[0], replace(results[1], levels=None)], "mixture")
 
 
 def test_groups():
