@@ -86,15 +86,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def tokenizer_config(job: Job) -> TokenizerConfig:
-    """Return the settings of an embed or tokenizer job; its folder is named after it.
+def tokenizer_flags(job: Job) -> dict[str, Any]:
+    """Return the flags of an embed or tokenizer job; its folder is named after it.
 
     A job of neighbour identifiers has the file of the tokenizer and epoch that they are made of.
     """
-    flags = dict(job.flags)
+    flags = job.flags | {"ckpt_name": job.id}
     if epochs := flags.pop("sem_id_epochs", None):
         flags["sem_ids"] = str(sem_ids_file(tokenizer_config(job.needs[-1]), epochs[0]))
-    return TokenizerConfig(**flags, ckpt_name=job.id)
+    return flags
+
+
+def tokenizer_config(job: Job) -> TokenizerConfig:
+    """Return the settings of an embed or tokenizer job."""
+    return TokenizerConfig(**tokenizer_flags(job))
 
 
 def product(job: Job, ckpt_dir: str) -> Path | None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.results import collect, open_jobs, take_in_files, tokenizer_config
+from experiments.results import collect, open_jobs, take_in_files, tokenizer_config, tokenizer_flags
 from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
@@ -70,9 +70,7 @@ def commands(job: Job, ckpt_dir: str) -> list[list[str]]:
     modules = {"embed": ["tokenizer.embed"], "tokenizer": ["tokenizer.train", "tokenizer.export"]}
     flags = dict(job.flags)
     if job.kind == "tokenizer":
-        flags |= {"ckpt_name": job.id}
-        if flags.pop("sem_id_epochs", None):
-            flags |= {"sem_ids": tokenizer_config(job).sem_ids}
+        flags = tokenizer_flags(job)
     elif job.kind == "baseline":
         modules[job.kind] = [job.kind]
         flags |= {"run_name": job.id, "ckpt_dir": ckpt_dir}
