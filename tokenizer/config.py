@@ -81,7 +81,8 @@ class TokenizerConfig:
     """iterations of Sinkhorn's algorithm"""
     cf_emb: str = "svd"
     """for letter: the items' collaborative embeddings: svd (made of the training part of the interactions), or a file,
-    .npy or raw float32, row i = item id i + 1, of as many dimensions as the codebooks"""
+    .npy or raw float32, row i = item id i + 1, of as many dimensions as the codebooks; tokenizer/run.sh also knows
+    sasrec, and trains one"""
     cf_weight: float = 0.02
     """for letter: weight of the alignment with the collaborative embeddings"""
     diversity_weight: float = 0.0001

@@ -36,7 +36,8 @@ FLAGS=(
   --rand_seed=2024
 )
 
-# What a kind sets instead. LETTER: the published sizes; its training of 20,000 epochs is --epochs=20000.
+# What a kind sets instead. LETTER: the published sizes; its training of 20,000 epochs is --epochs=20000, its collaborative
+# embeddings, a SASRec's, are --cf_emb=sasrec.
 # kind     flags
 KINDS="
   letter   --n_codebooks=4 --hidden_sizes=[2048,1024,512,256,128,64,32] --sent_emb_pca=-1 --vq_type=vq --learner=adamw --weight_decay=0.0001 --batch_size=1024 --balance=sinkhorn --sinkhorn_epsilon=0.003 --sinkhorn_iterations=50 --cf_emb=svd --cf_weight=0.02 --diversity_weight=0.0001
@@ -57,6 +58,14 @@ FLAGS=(
   --hidden_sizes="$HIDDEN_SIZES" --epochs="$EPOCHS" "${FLAGS[@]}" $TOKENIZERS $OF_KIND ${RESUME_FLAG:+"$RESUME_FLAG"}
 )
 
+GIVEN=("${FLAGS[@]}" "$@")
+if [ "$(value_of kind "$@"),$(value_of cf_emb "$@")" = letter,sasrec ]; then  # a SASRec as wide as the codebooks
+  WIDTH="$(value_of hidden_sizes "${GIVEN[@]}" | grep -o '[0-9]*' | tail -n 1)" SEED="$(value_of rand_seed "${GIVEN[@]}")"
+  DEVICE="$(value_of device "$@")" RUN="sasrec_${WIDTH}_seed$SEED"
+  run "$PYTHON" -m baseline --dataset="$DATASET" --data_dir="$(value_of data_dir "${GIVEN[@]}")" --ckpt_dir="$CKPT_DIR" \
+    --run_name="$RUN" --method=sasrec --d_model="$WIDTH" --rand_seed="$SEED" ${DEVICE:+--device="$DEVICE"} --resume
+  GIVEN+=(--cf_emb="$CKPT_DIR/$DATASET/$RUN/item_embeddings.npy")
+fi
 for step in embed train export; do
-  run "$PYTHON" -m "tokenizer.$step" "${FLAGS[@]}" "$@"
+  run "$PYTHON" -m "tokenizer.$step" "${GIVEN[@]}"
 done

@@ -1,13 +1,16 @@
+import hashlib
 import json
 import os
 import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import ROOT
 from warm_python import VARIABLES, warm_environment
 
+from data.token_table import TRAINING_FILE
 from tokenizer.config import TokenizerConfig
 from utils.config import parse_config
 
@@ -82,6 +85,24 @@ def test_letter_gets_its_published_sizes(tmp_path: Path):
         assert {key: getattr(config, key) for key in expected} == expected
     for config in dry_run(*flags, "--n_codebooks=3", folder=tmp_path, **environment).values():
         assert config.n_codebooks == 3
+
+
+def test_letter_with_sasrec_trains_one_as_wide_as_the_codebooks_and_takes_its_embeddings(dataset: Path, tmp_path: Path):
+    """Again, it reuses both; another kind refuses the flag before anything is trained."""
+    environment = {"DATASET": dataset.name, "DATA_DIR": str(dataset.parent), "CKPT_DIR": str(tmp_path / "runs")}
+    flags = "--kind=letter --ckpt_name=letter --cf_emb=sasrec --sent_emb_model=tfidf --sent_emb_dim=10 --device=cpu"
+    flags += " --codebook_size=8 --n_codebooks=3 --hidden_sizes=[8,4] --epochs=3 --save_last=2 --rand_seed=7"
+    result = run_script(*flags.split(), folder=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    embeddings = np.load(tmp_path / "runs" / dataset.name / "sasrec_4_seed7" / "item_embeddings.npy")
+    assert embeddings.shape == (60, 4)
+    settings = json.loads((dataset / "letter" / TRAINING_FILE).read_text())["settings"]
+    assert settings["cf_emb_sha256"] == hashlib.sha256(embeddings.tobytes()).hexdigest()
+    again = run_script(*flags.split(), folder=tmp_path, **environment)
+    assert "sasrec_4_seed7 is already finished with these settings" in again.stdout
+    assert "letter: reused, a finished training with the same settings" in again.stdout
+    refused = run_script("--cf_emb=sasrec", folder=tmp_path, **environment)
+    assert (refused.returncode, refused.stdout) == (2, "")
 
 
 def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
