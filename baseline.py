@@ -28,15 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     """Measure a baseline; `argv` are the flags, by default the command line's."""
     config, _ = parse_config(BaselineConfig, argv, "baseline.py", __doc__)
     path, device = config.run_folder, choose_device(config.device)
-    run = RunFolder(path, is_main=True, log_file=path / "log.txt")
-    if run.claim(config) == "reuse":
+    run, data = RunFolder(path, is_main=True, log_file=path / "log.txt"), load_data(config)
+    if run.claim(config, data.sources) == "reuse":
         print(f"{path} is already finished with these settings")
         return
     seed_everything(config.rand_seed)
-    data = load_data(config)
     run.lock()
     try:
-        run.claim_again(config)
+        run.claim_again(config, data.sources)
         run.create(config)
         write_json(path / ENVIRONMENT_FILE, describe_environment(device, num_processes=1))
         run.say(
@@ -73,7 +72,8 @@ def write_results(config: BaselineConfig, data: Data, method: Baseline, run: Run
     row = {"epoch": None, "prefix": config.method, "valid": valid, "test": test}
     write_json(
         run.path / RESULTS_FILE,
-        {"valid": valid, "test": test, "per_tokenizer": [row], **method.best, "num_users": len(data.test)},
+        {"valid": valid, "test": test, "per_tokenizer": [row], **method.best, "num_users": len(data.test)}
+        | {"sources": data.sources()},
     )
 
 

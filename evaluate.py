@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.batching import Tokenization
+from data.batching import Tokenization, training_users
 from data.interactions import (
     Interactions,
     dataset_folder,
@@ -156,9 +156,10 @@ def check_names(paths: list[Path]) -> None:
             )
 
 
-def open_model(path: Path, config: EvaluateConfig, device: torch.device) -> tuple[Recommender, Tokenization]:
-    """Read a model and its dataset, tokenized as in its training or by the tokenizers that `config` names."""
-    settings = read_settings(path, config.data_dir)
+def open_model(
+    path: Path, settings: dict, config: EvaluateConfig, device: torch.device
+) -> tuple[Recommender, Tokenization]:
+    """Read a model and its dataset, tokenized as in its training, `settings`, or by the tokenizers of `config`."""
     recommender = load_recommender(path).eval().to(device)
     vocabulary = Vocabulary(recommender.architecture.level_sizes, recommender.architecture.n_user_tokens)
     folder = dataset_folder(settings["data_dir"], settings["dataset"])
@@ -182,7 +183,8 @@ def evaluate_model(
 
     The main process yields what was evaluated and what came out, for each.
     """
-    recommender, tokenization = open_model(path, config, device)
+    settings = read_settings(path, config.data_dir)
+    recommender, tokenization = open_model(path, settings, config, device)
     interactions, table = tokenization.interactions, tokenization.table
     positions = split_positions(interactions.offsets, config.split)
     combinations = product(enumerate(table.groups), as_list(config.num_beams), as_list(config.constrained))
@@ -199,7 +201,7 @@ def evaluate_model(
                 **{"model": str(path), "prefix": group.prefix, "epoch": group.epoch},
                 **{"split": config.split, "num_beams": beams, "constrained": constrained, "file": str(file)},
                 **{"users": len(positions), "users_per_second": len(positions) / seconds},
-                **summary(read_results(file), interactions, positions, config),
+                **summary(read_results(file), interactions, positions, settings, config),
             }
 
 
@@ -212,21 +214,26 @@ def evaluate_baseline(run: Run, config: EvaluateConfig) -> dict[str, Any]:
     )
     positions = split_positions(interactions.offsets, config.split)
     (results,) = read_comparable([run.user_results_file], config.cutoff)
+    users = [str(interactions.user_names[user]) for user in interactions.users_of(positions)]
+    if (results.users, results.targets) != (users, [interactions.item_names[i] for i in interactions.items[positions]]):
+        raise InputError(f"{run.folder} was tested on other interactions than the dataset has now; run it again")
     return {
         **{"model": str(run.folder), "method": run.method, "split": config.split, "file": str(run.user_results_file)},
-        **{"users": len(positions), **summary(results, interactions, positions, config)},
+        **{"users": len(positions), **summary(results, interactions, positions, run.settings, config)},
     }
 
 
 def summary(
-    results: Results, interactions: Interactions, positions: np.ndarray, config: EvaluateConfig
+    results: Results, interactions: Interactions, positions: np.ndarray, settings: dict, config: EvaluateConfig
 ) -> dict[str, Any]:
     """Return metrics, coverage, share of invalid sequences, and the metrics of bins of users.
 
-    `positions` are the target positions of the results' users, int [U].
+    `positions` are the target positions of the results' users, int [U], `settings` those of the run, which say whose
+    histories it was trained on.
     """
     ranks, k = results.ranks(), config.cutoff
-    training = training_part(interactions)
+    drawn = settings.get("train_user_ratio", 1.0), settings.get("rand_seed", 0)
+    training = training_part(interactions, training_users(interactions.num_users, *drawn))
     counts = item_counts(training)
     lengths = positions - interactions.offsets[interactions.users_of(positions)]
 

@@ -34,7 +34,12 @@ read -r LAYERS TOKENIZERS TAUS SHARE <<<"$row"
 
 accumulation "$@"
 given_tau="$(value_of tau "$@")"
-for tau in $(tr ',' ' ' <<<"${given_tau:-${TAU_LIST:-$TAUS}}"); do
+taus="$(tr ',' ' ' <<<"${given_tau:-${TAU_LIST:-$TAUS}}")" given_name="$(value_of run_name "$@")"
+if [ -n "$given_name" ] && [ "$(wc -w <<<"$taus")" -gt 1 ]; then
+  echo "error: --run_name=$given_name is one run, taus are $taus: set RUN_NAME=$given_name instead, for one of each" >&2
+  exit 2
+fi
+for tau in $taus; do
   flags=(
     --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau"
     --reuse ${RESUME_FLAG:+"$RESUME_FLAG"}

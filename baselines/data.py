@@ -25,6 +25,10 @@ class Data:
     valid: np.ndarray  # int, target positions in interactions.items
     test: np.ndarray
 
+    def sources(self) -> dict[str, str]:
+        """Return the hash of what is read."""
+        return {"interactions": self.interactions.sha256}
+
 
 class Baseline(ABC):
     """A method that has learnt; `best` is what validation chose: best_epoch, or parameters by name."""

@@ -189,7 +189,9 @@ class Runner:
             running.process.send_signal(signal.SIGTERM)
         for running in self.running:
             running.process.wait()
-            print(f"saved  {running.job.id}: goes on next time", flush=True)
+            is_baseline = running.job.kind == "baseline"  # saves nothing on the way
+            what = f"ended  {running.job.id}: begins anew" if is_baseline else f"saved  {running.job.id}: goes on"
+            print(f"{what} next time", flush=True)
 
 
 def with_studies(argv: list[str]) -> list[str]:

@@ -136,14 +136,15 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:
-    """Return `options` with `changes`; a section of flags takes single flags over, null takes the section away."""
+    """Return `options` with `changes`; a section of flags takes single flags over, null takes it away for good."""
     unknown = [name for name in changes if name not in SECTIONS]
     if unknown:
         raise InputError(f"{file}: unknown {', '.join(unknown)}; a variant may change {', '.join(SECTIONS)}")
     merged = dict(options)
     for name, value in changes.items():
-        both = isinstance(value, dict) and isinstance(options.get(name), dict)
-        merged[name] = {**options[name], **value} if both else value
+        if isinstance(value, dict) and name in options:
+            value = {**options[name], **value} if options[name] is not None else None
+        merged[name] = value
     return merged
 
 

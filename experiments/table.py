@@ -222,7 +222,10 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
     if users := trained_users_table(study, rows):
         parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]
     if study.popularity_edges and rows:
-        parts += ["Recall@10 by the target's training interactions:", markdown(popularity_table(study, rows))]
+        parts += [
+            "Recall@10 by the target's interactions in the training part of all users:",
+            markdown(popularity_table(study, rows)),
+        ]
     if study.identifiers and rows:
         parts += ["The semantic IDs:", markdown(identifiers_table(study, rows, results_dir))]
     text = "\n\n".join(parts) + "\n"

@@ -196,6 +196,11 @@ def find_model_folder(path: Path | str) -> Path:
     raise InputError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run folder with model/")
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file of a model's weights: of a folder as in `find_model_folder`, or a reference checkpoint itself."""
+    return path if path.is_file() else find_model_folder(path) / WEIGHTS_FILE
+
+
 def read_weights(folder: Path | str) -> dict[str, Tensor]:
     """Read a model folder's weights; raise InputError if they are not whole, or not what was written."""
     try:

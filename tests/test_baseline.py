@@ -12,11 +12,11 @@ import baseline
 import evaluate
 import report
 from baselines.config import BaselineConfig
-from baselines.data import Data, load_data
 from baselines.methods import METHODS
 from evaluation.run import BASELINES, Run, baseline_runs, load_run, single_tokenizer_run
 from reporting.curves import phase_seconds
 from utils.errors import InputError
+from utils.files import read_json, write_json
 
 SMALL = ["--d_model=16", "--lr=0.01", "--dropout_rate=0.1", "--train_batch_size=16", "--max_item_seq_len=10"]
 LONG = ["--epochs=20", "--patience=20"]
@@ -126,8 +126,16 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_started_anew(runs, tmp_pat
     results.unlink()
     with pytest.raises(InputError, match="holds an unfinished run"):
         baseline.main(again)
-    baseline.main([*again, "--resume"])
+    baseline.main([*again, "--resume", "--device=auto"])  # nothing of it goes on, so it may run elsewhere
     assert results.read_text() == before
+    sequences = copy / "datasets" / "Tiny" / "all_item_seqs.json"
+    users = read_json(sequences)
+    write_json(sequences, {user: items[::-1] for user, items in users.items()})
+    with pytest.raises(InputError, match="but since then these changed: interactions; set another RUN_NAME"):
+        baseline.main([*again, "--resume"])
+    run = str(copy / "runs" / "Tiny" / "itemknn")
+    with pytest.raises(InputError, match="itemknn was tested on other interactions than the dataset has now"):
+        evaluate.main([f"--model={run}", f"--data_dir={copy / 'datasets'}", f"--output={tmp_path}"])
 
 
 @pytest.mark.parametrize(
@@ -138,11 +146,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_deleted(runs, tmp_
     folder = copy / "runs" / "Tiny" / "itemknn"
     folder.rename(tmp_path / "aside")
 
-    def load_slowly(config: BaselineConfig) -> Data:
-        (tmp_path / "aside").rename(folder)
-        return load_data(config)
-
-    monkeypatch.setattr(baseline, "load_data", load_slowly)
+    monkeypatch.setattr(baseline, "seed_everything", lambda _: (tmp_path / "aside").rename(folder))
     with pytest.raises(InputError, match=said):
         baseline.main(flags(copy / "datasets" / "Tiny", "itemknn", *LONG, *more))
     assert (folder / "results.json").read_bytes() == (runs / "itemknn" / "results.json").read_bytes()

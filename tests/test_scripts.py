@@ -131,6 +131,12 @@ def test_pre_training_by_taus_and_flags_of_the_user(world):
     assert (config.epoch_per_stage, config.overwrite, config.data_dir) == ([3, 3], True, "/elsewhere")
 
 
+def test_one_name_for_the_runs_of_several_temperatures_is_refused_at_once(world):
+    result = run_script("pretrain.sh", "--run_name=mine", DATASET="Video_Games", DRY_RUN="1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "error: --run_name=mine is one run, taus are 1 3 5: set RUN_NAME=mine instead" in result.stderr
+
+
 def test_a_temperature_given_as_a_flag_is_the_only_one(world):
     (command,) = dry_run(world, "pretrain.sh", "--tau=2", DATASET="Video_Games")
     assert (command.config.run_name, command.config.tau) == ("pretrain_tau2", 2.0)
@@ -173,6 +179,15 @@ except KeyboardInterrupt:
     (os.killpg if to_all else os.kill)(process.pid, number)
     assert set(process.stdout.read().split("\n")) == {said, ""}
     assert process.wait(10) == code
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [(1, True), (75, False), (130, False), (143, False)])
+def test_a_report_that_fails_ends_no_script_and_one_that_is_stopped_does(code, goes_on):
+    script = (
+        f"source {ROOT}/utils/launch.sh; run() {{ return {code}; }}; report run --ckpt_dir=a --dataset=b; echo next"
+    )
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == ((0, "next\n") if goes_on else (code, ""))
 
 
 def test_a_script_ends_with_the_code_of_the_command_that_failed():

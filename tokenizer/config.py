@@ -184,6 +184,7 @@ class TokenizerConfig:
         sizes = self.codebook_size if listed else [self.codebook_size]
         count = f"has {len(sizes)} entries, --n_codebooks={levels} takes {levels} or {levels + 1}"
         of_other_kinds = {name for other in KINDS.values() for name in other.flags} - {*kind.flags} if kind else set()
+        fits = self.drift is None or self.num_tokenizers <= self.epochs or (kind and "epochs" in kind.unused)
         default = TokenizerConfig(dataset="")
         foreign = [name for name in sorted(of_other_kinds) if getattr(self, name) != getattr(default, name)]
         rules = [  # (flag, whether its value is right, else what to say of it)
@@ -201,6 +202,7 @@ class TokenizerConfig:
             ("steps_per_epoch", self.steps_per_epoch is None or self.steps_per_epoch >= 1, "must be at least 1"),
             ("drift", self.drift is None or 0 <= self.drift < 1, "must be at least 0 and below 1"),
             ("num_tokenizers", self.num_tokenizers >= 2, "must be at least 2"),
+            ("num_tokenizers", fits, f"are more than there are epochs, --epochs={self.epochs}"),
             *((name, False, f"is nothing for --kind={self.kind}") for name in foreign),
             ("sinkhorn_epsilon", 0.003 <= self.sinkhorn_epsilon < inf, "must be at least 0.003"),
             ("codebook_size", not listed or len(sizes) in (levels, levels + 1), count),

@@ -118,8 +118,13 @@ class Neighbours(FixedCodebooks):
 
     @classmethod
     def problems(cls, config: TokenizerConfig) -> list[str]:
-        """Name what is wrong with the levels to keep, and a file that was not given."""
-        return super().problems(config) + ([] if config.sem_ids else ["--sem_ids is needed"])
+        """Name what is wrong with the levels to keep, and a file that was not given or would be replaced."""
+        found = super().problems(config)
+        if not config.sem_ids:
+            found.append("--sem_ids is needed")
+        elif Path(config.sem_ids).resolve().parent == config.tokenizer_folder.resolve():
+            found.append(f"--sem_ids lies in {config.tokenizer_folder}, where new ones go; give another --ckpt_name")
+        return found
 
     @classmethod
     def sources(cls, config: TokenizerConfig) -> dict[str, str]:

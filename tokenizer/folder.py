@@ -71,8 +71,7 @@ def training_settings(config: TokenizerConfig, **arrays: np.ndarray) -> dict[str
     free = {*_FREE_SETTINGS, *KINDS[config.kind].unused}
     settings: dict[str, object] = {key: value for key, value in asdict(config).items() if key not in free}
     settings["sent_emb_model"] = config.encoder_name
-    if config.drift is None:
-        del settings["num_tokenizers"]  # not used
+    settings.pop("num_tokenizers" if config.drift is None else "save_last", None)  # the one that is not used
     for name, values in arrays.items():
         settings[f"{name}_sha256"] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
     return settings

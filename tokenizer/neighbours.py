@@ -118,12 +118,17 @@ def _draw_level(residual: Tensor, codebook: Tensor, own: Tensor, noise: Tensor) 
     How near a codeword is: by how much its squared distance differs from that of the item's own code, int64 [B], or
     from the least where the levels before have changed (own is -1); in units of the mean gap of the two nearest.
     """
-    distances = torch.cdist(residual, codebook).square().nan_to_num(torch.inf)
+    distances = torch.cdist(residual, codebook).square().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    used = int(codebook.isfinite().all(dim=1).sum())  # an estimated codeword without items is nowhere
+    if used == 1:
+        return distances.argmin(1)
     nearest = distances.topk(2, largest=False).values
     gap = (nearest[:, 1] - nearest[:, 0]).mean().clamp(min=1e-12)
-    of_own = distances.gather(1, own.clamp(min=0).unsqueeze(1))
-    distances = (distances - torch.where(own.unsqueeze(1) >= 0, of_own, nearest[:, :1])).abs()
-    found, candidates = distances.topk(min(CANDIDATES, len(codebook)), largest=False)
+    known, place = own.unsqueeze(1) >= 0, own.clamp(min=0).unsqueeze(1)
+    distances = (distances - torch.where(known, distances.gather(1, place), nearest[:, :1])).abs()
+    # without noise the own code wins against a codeword that is equal to its own
+    distances = distances.scatter(1, place, torch.where(known, -1e-30, distances.gather(1, place)))
+    found, candidates = distances.topk(min(CANDIDATES, used), largest=False)
     scores = found / gap - noise.gather(1, candidates)
     return candidates.gather(1, scores.argmin(1, keepdim=True)).squeeze(1)
 

@@ -61,9 +61,10 @@ FLAGS=(
 GIVEN=("${FLAGS[@]}" "$@")
 if [ "$(value_of kind "$@"),$(value_of cf_emb "$@")" = letter,sasrec ]; then  # a SASRec as wide as the codebooks
   WIDTH="$(value_of hidden_sizes "${GIVEN[@]}" | grep -o '[0-9]*' | tail -n 1)" SEED="$(value_of rand_seed "${GIVEN[@]}")"
-  DEVICE="$(value_of device "$@")" RUN="sasrec_${WIDTH}_seed$SEED"
+  DEVICE="$(value_of device "$@")" RUN="sasrec_${WIDTH}_seed$SEED" START=--resume
+  case " $* " in *" --overwrite "* | *" --overwrite=true "*) START=--overwrite ;; esac
   run "$PYTHON" -m baseline --dataset="$DATASET" --data_dir="$(value_of data_dir "${GIVEN[@]}")" --ckpt_dir="$CKPT_DIR" \
-    --run_name="$RUN" --method=sasrec --d_model="$WIDTH" --rand_seed="$SEED" ${DEVICE:+--device="$DEVICE"} --resume
+    --run_name="$RUN" --method=sasrec --d_model="$WIDTH" --rand_seed="$SEED" ${DEVICE:+--device="$DEVICE"} $START
   GIVEN+=(--cf_emb="$CKPT_DIR/$DATASET/$RUN/item_embeddings.npy")
 fi
 for step in embed train export; do

@@ -47,15 +47,16 @@ class FineTuning:
     name: str  # what distinguishes it: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint
     model: str  # folder of the checkpoint, "" to train from scratch
     prefixes: tuple[str, ...]  # of its tokenizers' files; one, but for joint fine-tuning
-    epochs: tuple[int | str, ...]  # 1-based, of its tokenizers, likewise; in a dry run a word where not known yet
+    epochs: tuple[int | str | None, ...]  # 1-based, of its tokenizers; None: the best; in a dry run perhaps a word
 
     def line(self) -> str:
         """Return name, prefixes, epochs and model, tab-separated, as finetune.sh reads them."""
         prefixes = self.prefixes[0] if len(self.prefixes) == 1 else json.dumps(self.prefixes, separators=(",", ":"))
-        return "\t".join([self.name, prefixes, f"[{','.join(map(str, self.epochs))}]", self.model])
+        epochs = "null" if None in self.epochs else f"[{','.join(map(str, self.epochs))}]"
+        return "\t".join([self.name, prefixes, epochs, self.model])
 
 
-def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str]], joint: bool) -> list[FineTuning]:
+def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str | None]], joint: bool) -> list[FineTuning]:
     """Return every checkpoint {name: model folder} with every tokenizer (prefix, epoch), or with all together."""
     if joint:
         prefixes, epochs = (tuple(dict.fromkeys(part)) for part in zip(*tokenizers, strict=True))
@@ -143,10 +144,10 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
     epochs = expand_epochs(config.sem_id_epochs)
     if epochs is None:
         present = settings.get("sem_id_epochs") or sorted({group.epoch for group in groups if group.epoch is not None})
-        if not present:
-            raise InputError(f"{dataset} has no numbered .{config.token_suffix} files; make them with tokenizer/run.sh")
         word, _, count = places.partition(":")
-        if word == "middle":
+        if not present:  # one tokenizer without a number, of k-means for instance
+            epochs = [None]
+        elif word == "middle":
             if not count.isdecimal() or int(count) == 0:
                 raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")
             of_first = [group for group in groups if group.prefix == groups[0].prefix and group.epoch in present]

@@ -141,7 +141,7 @@ class Checkpointer:
                 "progress": asdict(self.state),
                 "metrics_size": self.run.metrics_size(),
                 "global_batch_size": self.data.order.global_batch_size,
-                "data": self.data.fingerprint,
+                "data": self.data.sources,
             }
             tensors = state_tensors(self.recommender, self.optimizer, processes)
             write_snapshot(self.run.states, tensors, values, self.run.model if self.state.best_epoch else None)

@@ -12,6 +12,7 @@ from data.interactions import Interactions, load_interactions, split_positions
 from data.token_table import Group, TokenTable, Vocabulary, load_token_table
 from training.config import TrainingConfig
 from utils.errors import InputError
+from utils.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Dataset:
     folder: Path
     groups: list[Group]
     vocabulary: Vocabulary
+    pretrained: Path | None = None  # the file of the weights that training starts from
 
     @cached_property
     def interactions(self) -> Interactions:
@@ -30,6 +32,14 @@ class Dataset:
     def table(self) -> TokenTable:
         """The semantic IDs of all groups, on the CPU."""
         return load_token_table(self.groups, self.interactions.item_names[1:], self.vocabulary)
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ..., ...}."""
+        table = zip(self.table.labels, self.table.sha256, strict=True)
+        weights = {"pre-trained weights": sha256_of(self.pretrained)} if self.pretrained else {}
+        semantic_ids = {f"semantic IDs of tokenizer {label}": digest for label, digest in table}
+        return {"interactions": self.interactions.sha256, **semantic_ids, **weights}
 
 
 @dataclass
@@ -41,19 +51,11 @@ class Data:
     valid: np.ndarray  # int, target positions of all validation examples (influence looks at these)
     valid_sample: np.ndarray  # those that evaluation looks at
     test: np.ndarray  # those of the test
+    sources: dict[str, str]  # the dataset's
 
     @property
     def table(self) -> TokenTable:
         return self.tokenization.table
-
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ...}."""
-        table = zip(self.table.labels, self.table.sha256, strict=True)
-        return {
-            "interactions": self.tokenization.interactions.sha256,
-            **{f"semantic IDs of tokenizer {label}": digest for label, digest in table},
-        }
 
 
 def load_data(config: TrainingConfig, dataset: Dataset, accelerator: Accelerator) -> Data:
@@ -76,4 +78,5 @@ def load_data(config: TrainingConfig, dataset: Dataset, accelerator: Accelerator
         valid,
         valid_sample=random_share(valid, config.val_ratio, random_stream(seed, Stream.VALIDATION_SAMPLE)),
         test=random_share(test, config.test_ratio, random_stream(seed, Stream.TEST_SAMPLE)),
+        sources=dataset.sources,
     )

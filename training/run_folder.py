@@ -26,7 +26,7 @@ MAY_DIFFER: dict[Found, tuple[str, ...]] = {
     "finished": ("checkpoint_minutes", "device", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
     "unfinished": (
         *("epochs", "patience", "save_interval", "checkpoint_minutes", "gradient_accumulation_steps"),
-        *("data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+        *("device", "data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
     ),
 }
 
@@ -57,11 +57,12 @@ class RunFolder:
         self.states = path / "state"  # what --resume goes on from
         self._lock: FileLock | None = None
 
-    def claim(self, config: Any, global_batch_size: int = 0, sha256: Callable[[], list[str]] = list) -> Claim:
+    def claim(self, config: Any, sources: Callable[[], dict[str, str]] = dict, global_batch_size: int = 0) -> Claim:
         """Decide what is to be done here, touching nothing; reuse: the run is already finished with the same settings.
 
-        A finished run of the same `global_batch_size` may have accumulated it otherwise. `sha256` returns the hashes of
-        the tokenizers' semantic IDs. Raises InputError where something else is there and `config.overwrite` is not set.
+        A finished run of the same `global_batch_size` may have accumulated it otherwise. `sources` returns the hashes
+        of what is read, by name; with others a finished run is another one. Raises InputError where something else is
+        there and `config.overwrite` is not set.
         """
         run = Run(self.path)
         # Hidden files alone are of a run that was killed before it had settings
@@ -81,11 +82,14 @@ class RunFolder:
             remedy = remedy if run.is_finished else "resume it with its own"
         refusal = f"{holds}; {remedy}, or start anew with --overwrite"
         answer = claim(self.path, found, different, resume=config.resume, reuse=asked, refusal=refusal)
-        if answer == "reuse" and run.trained_identifiers not in ([], sha256()):
-            raise InputError(
-                f"{self.path} holds a finished run with other semantic IDs of the same name: the tokenizer was trained "
-                "again since; set another RUN_NAME (--run_name), or start anew with --overwrite"
-            )
+        if answer == "reuse":
+            now, before = sources(), run.results.get("sources", {})
+            changed = [name for name in before if before[name] != now.get(name)]
+            if changed:
+                raise InputError(
+                    f"{self.path} holds a finished run of the same settings, but since then these changed: "
+                    f"{', '.join(changed)}; set another RUN_NAME (--run_name), or start anew with --overwrite"
+                )
         return answer
 
     def claim_again(self, *what: Any) -> None:

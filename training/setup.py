@@ -12,7 +12,14 @@ from data.advice import judge_tokenizers
 from data.interactions import dataset_folder
 from data.token_table import Vocabulary, check_semantic_ids, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE
-from model.recommender import Architecture, Recommender, build_recommender, load_recommender, read_architecture
+from model.recommender import (
+    Architecture,
+    Recommender,
+    build_recommender,
+    load_recommender,
+    read_architecture,
+    weights_file,
+)
 from model.reference_checkpoint import read_reference_checkpoint, sizes_of_weights
 from training.config import ARCHITECTURE_FLAGS, SIZE_FLAGS, TrainingConfig
 from training.data import Data, Dataset, load_data
@@ -47,11 +54,12 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
         numbered, labels = None, {prefix: ",".join(map(str, of_one)) for prefix, of_one in chosen.items()}
         prefixes = [f"{prefix}@{label.replace('None', 'best')}" for prefix, label in labels.items()]
     prefix = prefixes[0] if len(prefixes) == 1 else prefixes
-    config = replace(config, token_prefix=prefix, sem_id_epochs=numbered, num_tokenizers=None)
+    config, weights = replace(config, token_prefix=prefix, sem_id_epochs=numbered, num_tokenizers=None), None
     if config.pretrained_model:
         config = replace(config, pretrained_model=str(local_folder(config.pretrained_model)))
         config = _take_architecture(config, given)
-    return config, Dataset(folder, groups, vocabulary_of(config))
+        weights = weights_file(Path(config.pretrained_model))
+    return config, Dataset(folder, groups, vocabulary_of(config), weights)
 
 
 def vocabulary_of(config: TrainingConfig) -> Vocabulary:
@@ -109,7 +117,7 @@ def start_run(config: TrainingConfig, dataset: Dataset, check: Callable[[], Any]
     log_file = Path(config.log_dir) / f"{config.dataset}_{config.run_name}.log" if config.log_dir else path / "log.txt"
     run = RunFolder(path, accelerator.is_main_process, log_file, lambda *event: accelerator.log(*event))
     batch = config.train_batch_size * accelerator.num_processes * config.gradient_accumulation_steps
-    if on_main_process(lambda: run.claim(config, batch, lambda: dataset.table.sha256), accelerator) == "reuse":
+    if on_main_process(lambda: run.claim(config, lambda: dataset.sources, batch), accelerator) == "reuse":
         accelerator.print(f"{run.path} is already finished with these settings")
         return None
     seed_everything(config.rand_seed, config.reproducibility)
@@ -157,7 +165,7 @@ def open_run(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Ac
     """
     run.lock()
     try:
-        run.claim_again(config, data.order.global_batch_size, lambda: data.table.sha256)
+        run.claim_again(config, lambda: data.sources, data.order.global_batch_size)
         state, notes = newest_snapshot(run.states) if config.resume else (None, [])
         if state:
             values = read_values(state)
@@ -179,7 +187,7 @@ def open_run(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Ac
 def check_resumable(values: dict, config: TrainingConfig, data: Data) -> None:
     """Raise InputError if a saved state's values do not fit the data or the settings that may have changed."""
     progress, batch = values["progress"], data.order.global_batch_size
-    problems = [f"{name} changed" for name, there in values["data"].items() if data.fingerprint.get(name) != there]
+    problems = [f"{name} changed" for name, there in values["data"].items() if data.sources.get(name) != there]
     if values["global_batch_size"] != batch:
         problems.append(
             f"its global batch was {values['global_batch_size']}, now {batch}, which would change the order of the "

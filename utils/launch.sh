@@ -95,9 +95,14 @@ accumulation() {
 
 
 # Make report.html of what file or folder $1 of <ckpt_dir>/<dataset> names, both as in the flags after it. The run stands
-# even where its report fails.
+# even where its report fails; a signal that stops the report stops the script.
 report() {
   [ "$REPORT" = 1 ] || return 0
-  run "$PYTHON" -m report --run="$(value_of ckpt_dir "${@:2}")/$(value_of dataset "${@:2}")/$1" --users=0 --reuse ||
-    echo "the report could not be made; the run itself is finished" >&2
+  local code=0
+  run "$PYTHON" -m report --run="$(value_of ckpt_dir "${@:2}")/$(value_of dataset "${@:2}")/$1" --users=0 --reuse || code=$?
+  case $code in
+    0) ;;
+    75|130|143) return "$code" ;;
+    *) echo "the report could not be made; the run itself is finished" >&2 ;;
+  esac
 }

@@ -145,6 +145,18 @@ def test_settings_cross_with_variants(tmp_path):
     assert [cell.candidates[0].flags["d_model"] for cell in study.cells] == [16, 32]
 
 
+def test_a_section_that_a_variant_takes_away_is_not_brought_back_by_a_setting(tmp_path):
+    study = make_study(
+        tmp_path,
+        variants={"MTGRec": {}, "TIGER++": {"pretrain": None}},
+        settings={"tau 1": {"pretrain": {"tau": 1.0}}},
+        cpu={"seeds": [1]},
+    )
+    kinds = {cell.row: {job.kind for job in cell.candidates[0].with_needs()} for cell in study.cells}
+    assert kinds["MTGRec, tau 1"] == {"embed", "tokenizer", "pretrain", "finetune"}
+    assert kinds["TIGER++, tau 1"] == {"embed", "tokenizer", "finetune"}
+
+
 def test_unknown_keys_are_named(tmp_path):
     with pytest.raises(InputError, match="unknown pretraining; a variant may change dataset"):
         make_study(tmp_path, variants={"MTGRec": {"pretraining": {}}})

@@ -134,7 +134,8 @@ def test_popularity_groups_cut_the_users(dataset, tmp_path):
     assert list(single) == ["variant", *groups]
     assert [single[group] for group in groups] == ["0.0000", "0.0000"]
     assert [many[group] for group in groups] == ["1.0000", "1.0000"]
-    assert "Recall@10 by the target's training interactions" in write_table(study, "cpu", str(tmp_path))
+    title = "Recall@10 by the target's interactions in the training part of all users"
+    assert title in write_table(study, "cpu", str(tmp_path))
 
 
 def test_users_trained_on_and_new_ones_are_told_apart(dataset, tmp_path):

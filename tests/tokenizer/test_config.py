@@ -26,6 +26,14 @@ def test_no_pca_and_fewer_epochs_than_kept():
     assert (config.input_size, config.kept_epochs, config.encoder_name) == (768, [1, 2, 3, 4, 5], "all-MiniLM-L6-v2")
 
 
+def test_more_tokenizers_than_epochs_are_refused_where_epochs_are_tokenizers():
+    asked = ("--dataset=A", "--drift=0.5", "--epochs=10")
+    with pytest.raises(InputError, match="--num_tokenizers=25 are more than there are epochs, --epochs=10"):
+        parse(*asked)
+    assert parse(*asked, "--num_tokenizers=10").kept_epochs == list(range(1, 11))
+    assert parse(*asked, "--kind=rqkmeans").num_tokenizers == 25
+
+
 def test_all_problems_come_in_one_message():
     wrong = {
         "epochs": "0",

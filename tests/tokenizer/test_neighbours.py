@@ -69,6 +69,26 @@ def test_no_drift_is_the_tokenizer_itself(quantised):
     np.testing.assert_array_equal(found, np.broadcast_to(quantised[2], found.shape))
 
 
+def test_no_drift_is_the_tokenizer_itself_where_two_codewords_are_equal():
+    codebook = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    codes = torch.arange(4).repeat(5).unsqueeze(1).numpy()
+    found = neighbour_codes(
+        codebook.repeat(5, 1), [codebook], codes, num_tokenizers=3, drift=0.0, seed=1, kept_levels=0
+    )
+    np.testing.assert_array_equal(found, np.broadcast_to(codes, found.shape))
+
+
+def test_a_level_with_one_code_keeps_it_and_the_next_one_drifts(quantised):
+    latents, _, codes = quantised
+    codes = np.stack([codes[:, 0], np.full(NUM_ITEMS, 5), codes[:, 2]], 1)
+    codebooks = estimated_codebooks(latents.numpy(), codes, SIZES)
+    found = neighbour_codes(latents, codebooks, codes, num_tokenizers=5, drift=0.4, seed=1)
+    assert (found[:, :, 1] == 5).all()
+    assert share_differing(found[0], found[-1]) == pytest.approx(0.4, abs=0.01)
+    used = [set(level) for level in codes.T]
+    assert all(set(level) <= there for tokenizer in found for level, there in zip(tokenizer.T, used, strict=True))
+
+
 def test_a_drift_that_cannot_be_had_is_named(quantised):
     with pytest.raises(ValueError, match=r"at most \d+\.\d% of the items change, 100.0% are wanted"):
         neighbour_codes(*quantised, num_tokenizers=3, drift=1.0, seed=1, kept_levels=3)

@@ -109,5 +109,8 @@ def test_wrong_flags_and_files(dataset, given):
         main(flags(dataset, given, drift=0.99, kept_levels=2))
     with pytest.raises(InputError, match="--drift is needed"):
         main(flags(dataset, given, drift="null"))
+    with pytest.raises(InputError, match="where new ones go; give another --ckpt_name"):
+        main(flags(dataset, given, ckpt_name=given.parent.name, overwrite="true"))
+    assert given.is_file()
     with pytest.raises(InputError, match=r"nothing\.sem_ids"):
         main(flags(dataset, given.with_name("nothing.sem_ids")))

@@ -248,9 +248,18 @@ def test_absent_model_or_tokenizers(runs, dataset):
         plan([90], "0", make_config(runs, pretrained=str(runs / "absent")))
     for file in (dataset / "rqvae").glob("*.sem_ids"):
         file.unlink()
-    (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
-    with pytest.raises(InputError, match=r"has no numbered \.sem_ids files"):
+    with pytest.raises(InputError, match="sem_ids"):
         plan([90], "0", make_config(runs, pretrained="none"))
+
+
+@pytest.mark.parametrize("places", ["0", "middle:3"])
+def test_a_tokenizer_without_a_number_is_the_only_one(runs, dataset, places):
+    for file in (dataset / "rqvae").glob("toy*.sem_ids"):
+        file.unlink()
+    (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
+    (found,) = plan([90], places, make_config(runs, pretrained="none"))
+    assert found == FineTuning("scratch_best", "", (TOY,), (None,))
+    assert found.line() == f"scratch_best\t{TOY}\tnull\t"
 
 
 def result(epoch: int, valid: float, test: float, prefix: str = "rqvae/toy") -> dict:

@@ -309,23 +309,34 @@ def test_a_finished_run_stays_finished_where_it_is_moved_or_resumed_on_other_gpu
     (run.path / "results.json").write_text(json.dumps({"global_batch_size": 16}))
     moved = {"train_batch_size": 4, "resume": True, "checkpoint_minutes": 3, "log_with": "none"}
     config, found = inputs(gradient_accumulation_steps=1, **moved)
-    assert run.claim(config, 16, lambda: found.table.sha256) == "reuse"
+    assert run.claim(config, lambda: found.sources, 16) == "reuse"
     for settings in ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 4, "epochs": 7}):
         with pytest.raises(InputError, match="holds a finished run with other settings"):
-            run.claim(inputs(**settings, **moved)[0], 4 * settings["gradient_accumulation_steps"])
+            run.claim(inputs(**settings, **moved)[0], dict, 4 * settings["gradient_accumulation_steps"])
 
 
-def test_a_finished_run_of_a_tokenizer_trained_again_is_refused(inputs, dataset):
-    trainer = start_run(*inputs())
+def test_a_finished_run_of_a_tokenizer_trained_again_of_other_interactions_or_weights_is_refused(
+    inputs, dataset, model
+):
+    read = {"pretrained_model": model, "allow_other_identifiers": True}
+    trainer = start_run(*inputs(**read))
     trainer.run.unlock()
-    trainer.recommender.save_pretrained(trainer.run.path / "model")
-    (trainer.run.path / "results.json").write_text("{}")
-    assert start_run(*inputs(reuse=True)) is None
-    file = next(dataset.glob("rqvae/*_3.sem_ids"))
-    codes = json.loads(file.read_text())
-    file.write_text(json.dumps(dict(zip(codes, reversed(codes.values()), strict=True))))
-    with pytest.raises(InputError, match="other semantic IDs of the same name: the tokenizer was trained again since"):
-        start_run(*inputs(reuse=True))
+    (trainer.run.path / "results.json").write_text(json.dumps({"sources": trainer.data.sources}))
+    assert start_run(*inputs(**read, reuse=True)) is None
+
+    def turn_round(file: Path) -> None:
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps(dict(zip(values, reversed(values.values()), strict=True))))
+
+    changed = r"holds a finished run of the same settings, but since then these changed: "
+    turn_round(next(dataset.glob("rqvae/*_3.sem_ids")))
+    with pytest.raises(InputError, match=changed + "semantic IDs of tokenizer 3; set another RUN_NAME"):
+        start_run(*inputs(**read, reuse=True))
+    turn_round(next(dataset.glob("rqvae/*_3.sem_ids")))
+    turn_round(dataset / "all_item_seqs.json")
+    build_recommender(Architecture(level_sizes(3, 8), **MODEL)).save_pretrained(model / "model")
+    with pytest.raises(InputError, match=changed + "interactions, pre-trained weights; set another RUN_NAME"):
+        start_run(*inputs(**read, reuse=True))
 
 
 def test_a_start_that_fails_leaves_no_run(inputs, dataset, tmp_path):
