@@ -60,6 +60,8 @@ unset PRETRAINED RUN_NAME FINETUNE  # a shell that uses the scripts may have the
 export DATASET=Sample DATA_DIR CKPT_DIR NUM_GPUS TAU_LIST=1 RESUME=1  # what was interrupted goes on
 DATASET_DIR="$DATA_DIR/$DATASET" RUNS="$CKPT_DIR/$DATASET"
 PRETRAINING="$RUNS/pretrain_tau1"
+TUNED="$RUNS/mtgrec_best_$(value_of sem_id_epochs "${FINETUNE_FLAGS[@]}")"
+ALONE="$RUNS/single_scratch_$(value_of sem_id_epochs "${SINGLE_FLAGS[@]}")"
 WITH_MTGREC="$RUNS/mtgrec.winner.json" WITHOUT="$RUNS/single.winner.json"  # which run was picked by validation
 
 step() { STEP="$1"; echo; echo "== $STEP ($((SECONDS - STARTED)) s)"; }
@@ -87,7 +89,7 @@ step "Checking what is there"
 if [ "$FRESH" = 1 ]; then
   echo "Starting over: removing $DATASET_DIR and this script's runs in $RUNS"
   run rm -rf "$DATASET_DIR" "$RUNS/quickstart.settings" "$PRETRAINING" \
-    "$RUNS"/mtgrec_* "$WITH_MTGREC" "$RUNS"/single_* "$WITHOUT"
+    "$TUNED" "$WITH_MTGREC" "$ALONE" "$WITHOUT"
 fi
 check_settings
 
@@ -99,7 +101,7 @@ bash "$ROOT/tokenizer/run.sh" "${TOKENIZER_FLAGS[@]}"
 
 step "3/6 Multi-identifier pre-training: pretrain.sh"
 reused "$PRETRAINING/results.json" || {
-  run rm -rf "$WITH_MTGREC" "$RUNS"/mtgrec_*  # fine-tuned from an earlier pre-training
+  run rm -rf "$WITH_MTGREC" "$TUNED"  # fine-tuned from an earlier pre-training
   RUN_NAME=pretrain bash "$ROOT/pretrain.sh" "${MODEL_FLAGS[@]}" "${PRETRAIN_FLAGS[@]}"
 }
 
@@ -122,10 +124,10 @@ Where the files lie
   pre-training          $PRETRAINING
   MTGRec                $WITH_MTGREC
   one tokenizer only    $WITHOUT
-  reports               $RUNS/mtgrec_*/report.html, $PRETRAINING/report.html
+  reports               $TUNED/report.html, $PRETRAINING/report.html
 
 More recommendations
-  $PYTHON $ROOT/recommend.py --model=$WITH_MTGREC --users=U00001,U00002
+  $(printf '%q ' "$PYTHON" "$ROOT/recommend.py" "--model=$WITH_MTGREC")--users=U00001,U00002
 
 Done in $((SECONDS - STARTED)) s, $((SECONDS - READY)) s of it after installation.
 END

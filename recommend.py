@@ -14,7 +14,6 @@ An interrupted --output goes on where it stopped when the same command is run ag
 import hashlib
 import shutil
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from utils.errors import InputError
 from utils.files import sha256_of
 from utils.runtime import join_processes, run_command
 from utils.shards import Shards
+from utils.text_table import shorten
 
 USERS_PER_SHARD = 1024
 
@@ -117,7 +117,7 @@ def table(request: Request, found: Recommendations, row: int, model: Recommendat
     width = max([4, *(len(catalogue.names[item]) for item in items)])
 
     def text(item: int, indent: int) -> str:
-        return textwrap.shorten(catalogue.texts[item], max(20, columns - indent), placeholder=" ...")
+        return shorten(catalogue.texts[item], max(20, columns - indent))
 
     title = f"User {request.user}" if request.user else "This history"
     if found.by_popularity[row]:

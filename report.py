@@ -8,7 +8,6 @@ python report.py --compare ckpt/Sample/pretrain_tau1 'ckpt/Sample/finetune_*'
 import json
 import shutil
 import sys
-import textwrap
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -26,7 +25,7 @@ from reporting.users import users_section
 from utils.config import parse_config
 from utils.errors import InputError
 from utils.runtime import run_command
-from utils.text_table import text_table
+from utils.text_table import shorten, text_table
 
 SECTIONS = (headline_section, training_section, curriculum_section, tokenizer_section, users_section, settings_section)
 
@@ -87,7 +86,7 @@ def recommendations(data: ReportData, count: int) -> str:
     columns = min(120, shutil.get_terminal_size((100, 20)).columns)
 
     def line(item: str, mark: str = "-") -> str:
-        return "    " + textwrap.shorten(f"{mark} {data.text(item)}", columns - 4, placeholder=" ...")
+        return "    " + shorten(f"{mark} {data.text(item)}", max(20, columns - 4))
 
     blocks = []
     for row in list(range(step // 2, len(results.users), step))[:count]:
@@ -126,6 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     run = load_run(Path(config.run))
     baseline = load_run(Path(config.baseline)) if config.baseline else single_tokenizer_run(run)
+    if baseline and baseline.settings["dataset"] != run.settings["dataset"]:
+        raise InputError(f"--baseline={config.baseline} is of another dataset: {baseline.settings['dataset']}")
     data = ReportData(run, baseline)
     *others, own = [(row.name, row.metrics) for row in data.rows]
     name = f"MTGRec ({run.folder.name})" if baseline and not run.method else run.folder.name

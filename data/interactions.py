@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, read_json_pieces, remove, whole_characters
+from utils.files import read_json, read_json_pieces, remove, remove_leftovers_of, whole_characters
 from utils.locks import LOCK_FILE, FileLock
 
 PADDING = "[PAD]"
@@ -124,7 +124,7 @@ def dataset_folder(data_dir: str | Path, dataset: str) -> Path:
     folder = Path(data_dir) / dataset
     if folder.is_dir():
         return folder
-    present = sorted(path.name for path in Path(data_dir).glob("*") if path.is_dir())
+    present = sorted(path.name for path in Path(data_dir).glob("[!.]*") if path.is_dir())
     near = difflib.get_close_matches(dataset, present, n=3) or present
     hint = f"did you mean {' or '.join(near)}?" if near else "unzip a published dataset there or set --data_dir"
     raise InputError(f"the dataset folder {folder} does not exist; {hint}")
@@ -142,6 +142,7 @@ def making(folder: Path) -> Iterator[Path]:
                 remove(path)
         if interrupted:
             print(f"{work}: an earlier preparation was interrupted; starting over")
+        remove_leftovers_of(folder)
         try:
             yield work
         finally:

@@ -42,6 +42,7 @@ from utils.runtime import run_command
 from utils.text_table import text_table
 
 NO_VALUES = ("null", "none", "nan", "<na>", "na", "n/a", "nil", "undefined")  # as programs write it in lower case
+YEAR = 31_557_600  # seconds
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE, CARD_FILE}
 
 
@@ -154,6 +155,15 @@ class Preparation:
         for reason, count, example in reasons:
             if example is not None:
                 self.note(f"rows with {reason}: {count:,}, such as {example[:80]!r} in {accepted[reason]}")
+        first, last = self.run(
+            "SELECT epoch(make_timestamp(min(t))), epoch(make_timestamp(max(t))) FROM raw WHERE reason IS NULL"
+        ).fetchone()
+        if first is not None and first < 1 * YEAR and last > 10 * YEAR:
+            days = " to ".join(time.strftime("%Y-%m-%d", time.gmtime(second)) for second in (first, last))
+            self.note(
+                f"times lie from {days}; if these are not the true ones, some numbers are read in another unit "
+                "than others: export all times as dates, or all as seconds"
+            )
         dropped = Counter({reason: count for reason, count, _ in reasons}) + Counter({"unreadable row": lost})
         self.dropped = dict(sorted(dropped.items()))
         self.say(f"{rows:,} rows read, {dropped.total():,} of them unusable")

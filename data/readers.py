@@ -144,9 +144,9 @@ class RawFile:
             try:
                 with opened(self.file) as lines:
                     reader = csv.reader(lines, delimiter=delimiter)
-                    names = next(reader, [])
+                    names = next(filter(None, reader), [])
                     if re.fullmatch("sep=.?", "".join(names)):  # Excel's own first line
-                        names = next(reader, [])
+                        names = next(filter(None, reader), [])
                     names = [re.sub('^ *"(.*)" *$', r"\1", name.translate(_WINDOWS_1252)) for name in names]
             except _BROKEN as error:
                 raise self.unreadable(error) from None

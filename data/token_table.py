@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -276,6 +276,20 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
         span = f"{numbered[0]}..{numbered[-1]} ({len(numbered)} epochs)" if numbered else "none"
         raise InputError(f"{folder / full}_<epoch>.{suffix}: no file for epoch {', '.join(missing)}; present: {span}")
     return [Group(full, epoch, present[epoch]) for epoch in chosen]
+
+
+def flags_of_tokenizers(tokenizers: Iterable[tuple[str, int | None]]) -> tuple[list[str], list[int | None] | None]:
+    """Return what --token_prefix and --sem_id_epochs take for tokenizers (prefix, epoch): prefixes and epochs.
+
+    Of kinds whose epochs are not the same each prefix has its own behind an @, and the epochs are None.
+    """
+    epochs: dict[str, list[int | None]] = {}
+    for prefix, epoch in tokenizers:
+        epochs.setdefault(prefix, []).append(epoch)
+    first, *others = epochs.values()
+    if all(of_other == first for of_other in others):
+        return list(epochs), None if first == [None] else first
+    return [f"{prefix}@{','.join(str(epoch or 'best') for epoch in own)}" for prefix, own in epochs.items()], None
 
 
 def load_token_table(groups: list[Group], item_names: Sequence[str], vocabulary: Vocabulary) -> TokenTable:

@@ -75,7 +75,8 @@ class Results:
 
     def save(self, file: Path) -> None:
         """Write a result file without tokens."""
-        content = {"users": self.users, "scores": self.scores, "pred_ids": self.items, "label_ids": self.targets}
+        scores = [[None if score == -math.inf else score for score in row] for row in self.scores]
+        content = {"users": self.users, "scores": scores, "pred_ids": self.items, "label_ids": self.targets}
         said = NULL_IS_NO_ITEM if any(OLD_NO_ITEM in row for row in self.items) else {}
         write_json(file, {name: value for name, value in content.items() if value} | said, indent=None)
 
@@ -84,16 +85,18 @@ def write_results(file: Path, predictions: Predictions, tokenization: Tokenizati
     """Write a result file per user: users, preds, scores, labels (tokens with eos), pred_ids, label_ids.
 
     The reference code's format, but that it has no users, and the text "None" for what is null here: a sequence that is
-    no item's semantic ID.
+    no item's semantic ID. The score of a place that the search could not fill is null, too, as JSON has no infinity.
     """
     interactions, table = tokenization.interactions, tokenization.table
     names = np.asarray([None, *interactions.item_names[1:]], dtype=object)
     labels = table.tokens[predictions.group].cpu().numpy()[predictions.targets]
     eos = np.full((len(labels), 1), table.vocabulary.eos_token)
+    scores = predictions.scores.astype(object)
+    scores[np.isneginf(predictions.scores)] = None
     result = {
         "users": [interactions.user_names[user] for user in interactions.users_of(predictions.positions)],
         "preds": predictions.sequences.tolist(),
-        "scores": predictions.scores.tolist(),
+        "scores": scores.tolist(),
         "labels": np.concatenate([labels, eos], axis=1).tolist(),
         "pred_ids": names[predictions.items].tolist(),
         "label_ids": names[predictions.targets].tolist(),
@@ -108,7 +111,8 @@ def read_results(file: Path) -> Results:
     """
     content = read_json(file)
     try:
-        found = Results(content.get("users", []), content["pred_ids"], content["scores"], content["label_ids"])
+        scores = [[-math.inf if score is None else score for score in row] for row in content["scores"]]
+        found = Results(content.get("users", []), content["pred_ids"], scores, content["label_ids"])
         found.levels = len(content["preds"][0][0]) if content.get("preds") else None
         sizes = {len(column) for column in (found.items, found.scores, found.targets, found.users or found.targets)}
         widths = {len(row) for row in (*found.items, *found.scores)}

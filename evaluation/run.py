@@ -200,15 +200,17 @@ def comparable(run: Run) -> list[Run]:
     return [other for other in finished_runs(run.folder.parent) if other.drawn_users == run.drawn_users]
 
 
+def is_single(run: Run) -> bool:
+    """Return whether a finished run has one tokenizer and no pre-training."""
+    from_scratch = not run.is_pretraining and not run.settings.get("pretrained_model")
+    return from_scratch and not run.method and len(run.results["per_tokenizer"]) == 1
+
+
 def single_tokenizer_run(run: Run) -> Run | None:
     """Return the best on validation of the runs `comparable` with `run` with one tokenizer and no pre-training.
 
     None where there is none, or where `run` itself is such a run.
     """
-
-    def is_single(other: Run) -> bool:
-        from_scratch = not other.is_pretraining and not other.settings.get("pretrained_model")
-        return from_scratch and not other.method and len(other.results["per_tokenizer"]) == 1
 
     return None if is_single(run) else _best(list(filter(is_single, comparable(run))), run)
 

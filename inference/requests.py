@@ -5,7 +5,7 @@ It is JSON lines, CSV or Parquet, and written in shards, so that an interruption
 
 import difflib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from inference.recommend import RecommendationModel, Recommendations
 from utils.errors import InputError
 from utils.files import atomic_path
 
+SEARCHED = 20_000  # names among which near ones are looked for; of more, one search takes over a second
 NAMED = 5  # unknown names that a message spells out
 FORMATS = {".jsonl": "", ".csv": "csv, header", ".parquet": "parquet"}  # of the output, with DuckDB's words
 ROWS = """
@@ -41,6 +42,8 @@ def find_requests(
     model: RecommendationModel, users: str, history: str, users_file: str, all_users: bool
 ) -> list[Request]:
     """Return whom to recommend to, with their histories; the arguments are recommend.py's flags, one of which is given.
+
+    Whoever brings a history is taken for somebody new, also under the name of a user of the dataset.
 
     Raises InputError where a history has names and none is known: to take it for an empty one would hide a mistake.
     """
@@ -91,8 +94,10 @@ def names_in(text: str, known: Collection[str]) -> list[str]:
     return [part for part in (parts if parts[0] in known or parts[-1] in known else inner) if part]
 
 
-def near_matches(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean A, B?)", or nothing where no name is near."""
+def near_matches(name: str, names: Collection[str]) -> str:
+    """Return " (did you mean A, B?)", or nothing where no name is near, or where there are too many to look at."""
+    if len(names) > SEARCHED:
+        return ""
     near = difflib.get_close_matches(name, list(names), n=3)
     return f" (did you mean {', '.join(near)}?)" if near else ""
 

@@ -113,7 +113,10 @@ def curriculum_section(data: ReportData) -> Section:
     """Return the curriculum of the run, or of the pre-training it started from."""
     run = data.run.pretraining
     if run is None:
-        return section("Curriculum", ["This run had no pre-training with several tokenizers."], whose="")
+        lost = data.run.settings.get("pretrained_model")
+        said = f"This run started from {lost}, which is not there any more."
+        said = said if lost else "This run had no pre-training with several tokenizers."
+        return section("Curriculum", [said], whose="")
     if not run.events.get("influence"):
         return section("Curriculum", [f"{run.folder.name} drew all tokenizers equally often."], whose="")
     stages = [line["stage"] for line in run.events["influence"]]

@@ -19,7 +19,8 @@ from data.token_table import Group, Vocabulary, level_sizes, load_token_table
 from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
-from evaluation.run import BASELINES, Run, baseline_runs
+from evaluation.run import BASELINES, Run, baseline_runs, is_single
+from utils.errors import InputError
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 
@@ -63,7 +64,7 @@ def run_row(name: str, run: Run, folder: str = "") -> Row:
 
 @dataclass(frozen=True)
 class ReportData:
-    """A run, and `baseline`, one with a single tokenizer and no pre-training; all else is read when it is wanted."""
+    """A run, and `baseline`, which it is compared with; all else is read when it is wanted."""
 
     run: Run
     baseline: Run | None
@@ -77,7 +78,9 @@ class ReportData:
     def rows(self) -> list[Row]:
         """The test metrics of the most popular items, of the runs that are compared with, and of the run itself."""
         others = [(other.method, other) for other in self.other_methods]
-        others += [("One tokenizer, no pre-training", self.baseline)] if self.baseline else []
+        if self.baseline:
+            alone = "One tokenizer, no pre-training" if is_single(self.baseline) else "Another run"
+            others.append((self.baseline.method or alone, self.baseline))
         return [
             popularity_row(self.interactions, list(self.run.tokenizer["test"])),
             *(run_row(name, other, other.folder.name) for name, other in others),
@@ -86,8 +89,15 @@ class ReportData:
 
     @cached_property
     def interactions(self) -> Interactions:
-        """The dataset."""
-        return load_interactions(dataset_folder(self.run.settings["data_dir"], self.run.settings["dataset"]))
+        """The dataset; InputError where it has changed since the run."""
+        folder = dataset_folder(self.run.settings["data_dir"], self.run.settings["dataset"])
+        found = load_interactions(folder)
+        if self.run.results.get("sources", {}).get("interactions", found.sha256) != found.sha256:
+            raise InputError(
+                f"{self.run.folder} is of other interactions than {folder} has now, and a report on it would mix both; "
+                "bring the old ones back, or name their folder with --data_dir"
+            )
+        return found
 
     @cached_property
     def texts(self) -> list[str]:

@@ -74,7 +74,7 @@ def _embeddings(data: ReportData) -> np.ndarray | None:
     file, items = data.run.dataset_folder / f"{encoder}.sent_emb", len(data.texts)
     if not file.is_file() or file.stat().st_size % (4 * items):
         return None
-    return np.fromfile(file, dtype="<f4").reshape(items, -1)
+    return np.memmap(file, dtype="<f4", mode="r").reshape(items, -1)
 
 
 def _level_table(codes: np.ndarray, sizes: Sequence[int]) -> list[str]:

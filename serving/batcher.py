@@ -90,3 +90,4 @@ class Batcher:
             else:
                 for job, result in pairs:
                     job.future.set_result(result)
+            job = result = results = pairs = batch = None  # while it waits, nothing keeps a replaced model alive

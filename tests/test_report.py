@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,25 @@ per user: {tuned}/test_results_2.json
 report: {tuned}/report.html
 """
     )
+
+
+def test_a_baseline_is_called_what_it_is_and_is_of_the_same_dataset(runs, capsys):
+    tuned = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    two = [("rqvae/toy", 1, 0.9, 0.2), ("rqvae/toy", 2, 0.9, 0.2)]
+    other = make_run(runs / "other", two, "test_results_1.json")
+    report.main([str(tuned), f"--baseline={other}", "--users=0"])
+    assert re.search(r"\nAnother run +0\.2100 ", capsys.readouterr().out)
+    elsewhere = make_run(runs / "elsewhere", two, "test_results_1.json", dataset="Elsewhere")
+    with pytest.raises(InputError, match="elsewhere is of another dataset: Elsewhere"):
+        report.main([str(tuned), f"--baseline={elsewhere}", "--users=0"])
+
+
+def test_a_run_of_other_interactions_than_there_are_now_has_no_report(runs):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"sources": {"interactions": "others"}}))
+    with pytest.raises(InputError, match=r"tuned is of other interactions than .* has now"):
+        report.main([str(run), "--users=0"])
 
 
 def test_report_lies_in_the_run_or_where_it_is_said(runs, written, tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.distances import distances, most_central
 from data.interactions import dataset_folder
-from data.token_table import Vocabulary, group_labels, level_sizes, resolve_groups
+from data.token_table import Vocabulary, flags_of_tokenizers, group_labels, level_sizes, resolve_groups
 from evaluation.run import RESULTS_FILE, WINNER_SUFFIX, Run, finished_runs, run_around, winning_row
 from model.recommender import ARCHITECTURE_FILE, read_architecture
 from training.config import FinetuneConfig
@@ -59,8 +59,9 @@ class FineTuning:
 def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str | None]], joint: bool) -> list[FineTuning]:
     """Return every checkpoint {name: model folder} with every tokenizer (prefix, epoch), or with all together."""
     if joint:
-        prefixes, epochs = (tuple(dict.fromkeys(part)) for part in zip(*tokenizers, strict=True))
-        return [FineTuning(f"{name}_joint", model, prefixes, epochs) for name, model in models.items()]
+        prefixes, epochs = flags_of_tokenizers(tokenizers)
+        together = tuple(prefixes), tuple(epochs or [None])
+        return [FineTuning(f"{name}_joint", model, *together) for name, model in models.items()]
     labels = group_labels(tokenizers)
     return [
         FineTuning(f"{name}_{label}", model, (prefix,), (epoch,))
@@ -140,24 +141,34 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
     dataset = dataset_folder(config.data_dir, config.dataset)
     models, settings = starting_points(checkpoints, config)
     prefix = config.token_prefix or settings.get("token_prefix")
-    groups = resolve_groups(dataset, prefix, None, config.token_suffix, config.num_tokenizers)
-    epochs = expand_epochs(config.sem_id_epochs)
-    if epochs is None:
-        present = settings.get("sem_id_epochs") or sorted({group.epoch for group in groups if group.epoch is not None})
-        word, _, count = places.partition(":")
-        if not present:  # one tokenizer without a number, of k-means for instance
-            epochs = [None]
+    asked, trained = expand_epochs(config.sem_id_epochs), settings.get("sem_id_epochs")
+    last = None if asked or trained else config.num_tokenizers
+    groups = resolve_groups(dataset, prefix, None, config.token_suffix, last)
+    word, _, count = places.partition(":")
+    if word == "middle" and (not count.isdecimal() or int(count) == 0):
+        raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")
+    tokenizers: list[tuple[str, int | None]] = []
+    for name in dict.fromkeys(group.prefix for group in groups):
+        own = [group for group in groups if group.prefix == name]
+        present = trained or [group.epoch for group in own if group.epoch is not None]
+        if asked:  # kinds may have epochs of their own
+            chosen = [group.epoch for group in own if group.epoch in asked]
+        elif not present:  # one tokenizer without a number, of k-means for instance
+            chosen = [None]
         elif word == "middle":
-            if not count.isdecimal() or int(count) == 0:
-                raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")
-            of_first = [group for group in groups if group.prefix == groups[0].prefix and group.epoch in present]
             vocabulary = Vocabulary(sizes_of(next(iter(models.values())), settings, config))
-            epochs = middle_tokenizers(Dataset(dataset, of_first, vocabulary), int(count))
+            chosen = middle_tokenizers(Dataset(dataset, [g for g in own if g.epoch in present], vocabulary), int(count))
         else:
-            epochs = tokenizers_back(present, expand_epochs(places))
-    prefixes = dict.fromkeys(group.prefix for group in groups)
-    wanted, there = [(prefix, epoch) for prefix in prefixes for epoch in epochs], {(g.prefix, g.epoch) for g in groups}
-    return combine(models, [pair for pair in wanted if pair in there] or wanted, config.joint)
+            chosen = tokenizers_back(present, expand_epochs(places))
+        tokenizers += [(name, epoch) for epoch in chosen]
+    there = {(group.prefix, group.epoch) for group in groups}
+    absent = set(asked or []) - {epoch for _, epoch in there} | {pair[1] for pair in tokenizers if pair not in there}
+    if absent:
+        raise InputError(
+            f"{dataset} has no tokenizers of the epochs {', '.join(map(str, sorted(absent)))}; "
+            f"there are {', '.join(sorted(str(epoch or 'best') for _, epoch in there))}"
+        )
+    return combine(models, tokenizers, config.joint)
 
 
 def starting_points(checkpoints: list[int], config: PlanConfig) -> tuple[dict[str, str], dict]:

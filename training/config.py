@@ -100,7 +100,7 @@ class TrainingConfig(BaseConfig):
     resume: bool = False
     """Go on with the unfinished run in the folder, exactly where it was; without one, start anew."""
     checkpoint_minutes: float = 10.0
-    """Minutes between two saved states for --resume; 0 saves after every step."""
+    """Minutes between two saved states for --resume; 0 saves after every step, with several processes every tenth."""
     pretrained_model: str = ""
     """Run folder, model folder, hf:user/name or reference-code .pth file to start from. Empty: from scratch."""
     allow_other_identifiers: bool = False

@@ -26,7 +26,7 @@ MAY_DIFFER: dict[Found, tuple[str, ...]] = {
     "finished": ("checkpoint_minutes", "device", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
     "unfinished": (
         *("epochs", "patience", "save_interval", "checkpoint_minutes", "gradient_accumulation_steps"),
-        *("device", "data_dir", "ckpt_dir", "results_dir", "log_dir", "log_with", "tensorboard_log_dir"),
+        *("device", "data_dir", "ckpt_dir", "log_dir", "log_with", "tensorboard_log_dir"),
     ),
 }
 

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.advice import judge_tokenizers
 from data.interactions import dataset_folder
-from data.token_table import Vocabulary, check_semantic_ids, level_sizes, resolve_groups
+from data.token_table import Vocabulary, check_semantic_ids, flags_of_tokenizers, level_sizes, resolve_groups
 from evaluation.run import ENVIRONMENT_FILE
 from model.recommender import (
     Architecture,
@@ -45,14 +45,7 @@ def resolve_config(config: ConfigType, given: set[str]) -> tuple[ConfigType, Dat
     folder = dataset_folder(config.data_dir, config.dataset)
     epochs = expand_epochs(config.sem_id_epochs)
     groups = resolve_groups(folder, config.token_prefix, epochs, config.token_suffix, config.num_tokenizers)
-    chosen: dict[str, list[int | None]] = {}
-    for group in groups:
-        chosen.setdefault(group.prefix, []).append(group.epoch)
-    prefixes, (first, *others) = [*chosen], chosen.values()
-    numbered = None if first == [None] else first
-    if any(of_other != first for of_other in others):  # kinds of tokenizers whose epochs are not the same
-        numbered, labels = None, {prefix: ",".join(map(str, of_one)) for prefix, of_one in chosen.items()}
-        prefixes = [f"{prefix}@{label.replace('None', 'best')}" for prefix, label in labels.items()]
+    prefixes, numbered = flags_of_tokenizers((group.prefix, group.epoch) for group in groups)
     prefix = prefixes[0] if len(prefixes) == 1 else prefixes
     config, weights = replace(config, token_prefix=prefix, sem_id_epochs=numbered, num_tokenizers=None), None
     if config.pretrained_model:
@@ -198,6 +191,9 @@ def check_resumable(values: dict, config: TrainingConfig, data: Data) -> None:
         problems.append(f"epochs={config.epochs}, but epoch {begun} has begun")
     if config.epochs > progress["epoch"] and progress["testing"] and not (config.steps or progress["stopped"]):
         problems.append(f"epochs={config.epochs}, but its test after epoch {progress['epoch']} has begun")
+    back = progress["epoch"] - progress["best_epoch"]
+    if progress["stopped"] and (config.patience is None or back < config.patience):
+        problems.append(f"patience={config.patience}, but it has stopped early, {back} epochs after its best")
     if problems:
         raise InputError(f"the run {config.run_name} cannot be resumed: {'; '.join(problems)}")
 

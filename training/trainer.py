@@ -71,11 +71,11 @@ class Trainer:
         config, order, total = self.config, self.data.order, self.schedule_batches
         planned = order.steps_per_epoch * order.accumulation * order.num_processes * self.epochs
         if planned > 1.05 * total:
-            self.run.say(
-                f"the learning rate reaches 0 after {total / planned:.0%} of the steps: "
-                f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly; "
-                "lower --gradient_accumulation_steps"
-            )
+            why = f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly"
+            why += "; lower --gradient_accumulation_steps" if order.accumulation > 1 else ""
+            if config.steps:
+                why = f"--steps={config.steps:,} are rounded up to whole epochs of {order.steps_per_epoch:,}"
+            self.run.say(f"the learning rate reaches 0 after {total / planned:.0%} of the steps: {why}")
         if config.warmup_steps > total / 2:
             self.run.say(
                 f"warning: the learning rate rises for --warmup_steps={config.warmup_steps:,} of the run's "

@@ -5,11 +5,13 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +137,22 @@ def remove_leftovers(folder: Path) -> None:
     A folder that was put aside for a new one that never came is put back.
     """
     for path in [*folder.rglob(".*.tmp"), *folder.rglob(".*.old")]:
-        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if path.suffix == ".old" and not target.exists():
-            path.rename(target)
-        else:
-            remove(path)
+        _clear_leftover(path)
+
+
+def remove_leftovers_of(target: Path) -> None:
+    """Do the same with what was half-written of a file or folder, whatever else lies beside it."""
+    for path in target.parent.glob(f".{escape(target.name)}.*"):
+        if re.fullmatch(r"\.\d+\.(tmp|old)", path.name[1 + len(target.name) :]):
+            _clear_leftover(path)
+
+
+def _clear_leftover(path: Path) -> None:
+    target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+    if path.suffix == ".old" and not target.exists():
+        path.rename(target)
+    else:
+        remove(path)
 
 
 def read_json_pieces(path: Path | str, piece_size: int = 2**24) -> Iterator[Any]:

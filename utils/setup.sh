@@ -14,11 +14,12 @@ recent_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/
 
 # Print the interpreter to make .venv with.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+  local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11 python)
+  if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+  for candidate in "${candidates[@]}"; do
     if recent_python "$candidate"; then echo "$candidate"; return; fi
   done
-  echo "error: Python 3.11 or newer is needed, and ${PYTHON:-python3} is $(${PYTHON:-python3} --version 2>&1);" \
+  echo "error: Python 3.11 or newer is needed, and ${candidates[0]} is $("${candidates[0]}" --version 2>&1);" \
     "install it, or name one: PYTHON=/path/to/python3.11 bash $0" >&2
   return 2
 }
@@ -55,7 +56,7 @@ use_environment() {
   local python missing
   if [ -z "${VIRTUAL_ENV:-}" ]; then
     export VIRTUAL_ENV="$SETUP_ROOT/.venv"
-    if ! "$VIRTUAL_ENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    if ! "$VIRTUAL_ENV/bin/python" -c "" 2>/dev/null; then
       python="$(find_python)" || exit 2
       echo "Making $VIRTUAL_ENV with $("$python" --version)"
       "$python" -m venv --clear "$VIRTUAL_ENV" || {
@@ -71,6 +72,11 @@ use_environment() {
   [ "$SKIP_INSTALL" = 1 ] && return
   missing="$(missing_requirements "$VIRTUAL_ENV/bin/python" "$SETUP_ROOT/$1")"
   if [ -n "$missing" ]; then
+    # an environment whose making was interrupted, or one of uv, has no pip
+    "$VIRTUAL_ENV/bin/python" -m pip --version >/dev/null 2>&1 || "$VIRTUAL_ENV/bin/python" -m ensurepip >/dev/null || {
+      echo "error: $VIRTUAL_ENV has no pip; install $1 there yourself (missing: $missing), then set SKIP_INSTALL=1" >&2
+      exit 1
+    }
     echo "Installing $1 into $VIRTUAL_ENV (missing: $missing)"
     "$VIRTUAL_ENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$SETUP_ROOT/$1" || {
       echo "error: pip could not install $1; see its message above, then run the same command again" >&2

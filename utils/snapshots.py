@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from utils.errors import InputError
-from utils.files import atomic_folder, check_checksums, read_json, write_checksums, write_json
+from utils.files import atomic_folder, check_checksums, read_json, remove, write_checksums, write_json
 
 KEPT = 2
 
@@ -51,17 +51,21 @@ def write_snapshot(
 
 
 def newest_snapshot(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest whole state, and say for each newer one why it was skipped; InputError if none is whole."""
-    skipped = []
+    """Find the newest whole state, put newer ones aside, and say of each why; InputError if none is whole."""
+    skipped = {}
     for number in sorted(_numbers(folder), reverse=True):
         path = folder / str(number)
         try:
             check_checksums(path)
-            return path, skipped
         except (InputError, OSError) as error:
-            skipped.append(f"skipped the saved state {path}: {error}")
+            skipped[path] = f"skipped the saved state {path}: {error}"
+            continue
+        for damaged in skipped:  # under its number it would count among those that are kept
+            remove(damaged.with_suffix(".damaged"))
+            damaged.rename(damaged.with_suffix(".damaged"))
+        return path, list(skipped.values())
     if skipped:
-        raise InputError(f"no saved state is whole ({'; '.join(skipped)}); start anew with --overwrite")
+        raise InputError(f"no saved state is whole ({'; '.join(skipped.values())}); start anew with --overwrite")
     return None, []
 
 

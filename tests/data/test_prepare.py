@@ -13,7 +13,7 @@ from raw_files import START, Review, write_items, write_lines, write_reviews, wr
 from tiny_runs import ROOT
 
 from data import prepare
-from data.interactions import item_texts, load_interactions
+from data.interactions import dataset_folder, item_texts, load_interactions
 from data.raw import SOURCES, clean, sentence
 from data.readers import parse_line
 from utils.errors import InputError
@@ -229,7 +229,10 @@ def test_interrupted_nothing_is_half_written(
         run(tmp_path, *flags)
     assert list((tmp_path / "datasets").iterdir()) == []
     monkeypatch.undo()
-    (tmp_path / "datasets" / ".Shop.prepare").mkdir()  # as a killed process leaves it
+    for name in (".Shop.prepare", ".Shop.7.old", ".Shop.7.tmp"):  # as a killed process leaves them
+        (tmp_path / "datasets" / name).mkdir()
+    with pytest.raises(InputError, match=r"Shop does not exist; unzip a published dataset there"):
+        dataset_folder(tmp_path / "datasets", "Shop")
     run(tmp_path, *flags)
     assert "an earlier preparation was interrupted; starting over" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["Shop"]

@@ -128,6 +128,13 @@ TIMES = [
 ]
 
 
+@pytest.mark.parametrize(("moment", "said"), [(20010133, False), (20010131, True)])  # seconds, one reads as a date
+def test_times_in_two_units_are_pointed_to(moment, said, tmp_path: Path, capsys: pytest.CaptureFixture):
+    prepared(tmp_path, HEADER + f"ann,A,20010132\nann,B,{moment}\n")
+    note = "times lie from 1970-08-20 to 2001-01-31; if these are not the true ones, some numbers are read in another"
+    assert (note in capsys.readouterr().out) is said
+
+
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_times_are_instants(kind: str, zone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -454,6 +461,7 @@ ROW = '{"user": "é", "item": "A", "ts": 1}'
     ("name", "content"),
     [
         ("ORDERS.CSV", HEADER + "é,A,1\n"),
+        ("o.csv", "\n\r\n" + HEADER + "é,A,1\n"),
         ("o.CSV.GZ", gzip.compress((HEADER + "é,A,1\n").encode(), mtime=0)),
         ("o.csv", gzip.compress((HEADER + "é,A,1\n").encode(), mtime=0)),
         ("o.csv.gz", HEADER + "é,A,1\n"),

@@ -85,6 +85,13 @@ def test_files_are_checked(tmp_path: Path):
         read_results(other)
 
 
+def test_a_place_that_could_not_be_filled_has_no_infinity_in_json(tmp_path: Path):
+    results = make([["a", None]], ["a"], [[-1.5, -np.inf]])
+    results.save(tmp_path / "few.json")
+    assert '"scores": [[-1.5, null]]' in (tmp_path / "few.json").read_text()
+    assert read_results(tmp_path / "few.json") == results
+
+
 def test_an_item_may_be_named_none(tmp_path: Path):
     results = make([["None", None], ["a", "None"], [None, "b"]], ["None", "None", "a"])
     results.save(tmp_path / "new.json")

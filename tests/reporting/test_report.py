@@ -159,6 +159,10 @@ def test_run_without_records_still_has_a_report(finished, tmp_path):
     for name in ("config.yaml", "results.json"):
         shutil.copy(finished / "tuned" / name, folder)
     run = load_run(folder)
+    run.settings["pretrained_model"], run.tokenizer["prefix"] = "gone/model", "rqvae/gone_8,8,8,8"
+    write_report(ReportData(run, None), tmp_path / "report.html")
+    assert "This run started from gone/model, which is not there any more." in (tmp_path / "report.html").read_text()
+    run = load_run(folder)
     run.settings["pretrained_model"], run.tokenizer["prefix"] = "", "rqvae/gone_8,8,8,8"
     write_report(ReportData(run, None), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()

@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -101,6 +102,25 @@ def test_an_error_goes_to_its_batch_alone(compute: Recorder, batcher_of: Callabl
         with pytest.raises(ZeroDivisionError):
             future.result(SECONDS)
     assert results(right) == ["b2"]
+
+
+def test_nothing_of_a_batch_is_kept_while_the_thread_waits(batcher_of: Callable[..., Batcher]):
+    """The key holds the model that was asked, which may be replaced meanwhile."""
+
+    class Key:
+        pass
+
+    def compute(key: Key, payloads: list) -> list:
+        return payloads
+
+    key, batcher = Key(), batcher_of(0, 8, 8, function=compute)
+    alive = weakref.ref(key)
+    assert results(batcher.submit(key, [1])) == [1]
+    del key
+    deadline = time.monotonic() + SECONDS
+    while alive() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)  # the thread goes back to waiting
+    assert alive() is None
 
 
 def test_a_wrong_number_of_results_is_an_error(batcher_of: Callable[..., Batcher]):

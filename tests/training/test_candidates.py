@@ -62,8 +62,27 @@ def test_of_kinds_with_different_epochs_only_tokenizers_that_exist_are_planned(r
     for epoch in (14, 15):
         (other / f"twin_8,8,8,8_{epoch}.sem_ids").write_text("{}")
     pretraining(runs / "pretrain_tau1", token_prefix=[f"{TOY}@1,2,3", "other/twin_8,8,8,8@14,15"], sem_id_epochs=None)
-    found = plan([90], "0,2", make_config(runs))
-    assert [(one.prefixes, one.epochs) for one in found] == [((TOY,), (3,)), (("other/twin_8,8,8,8",), (15,))]
+    twin = "other/twin_8,8,8,8"
+    found = plan([90], "0,2", make_config(runs))  # of each kind the last and the third from there, if there is one
+    assert [(*one.prefixes, *one.epochs) for one in found] == [(TOY, 1), (TOY, 3), (twin, 15)]
+    found = plan([90], "0:9", make_config(runs, sem_id_epochs=[2, 14]))
+    assert [(*one.prefixes, *one.epochs) for one in found] == [(TOY, 2), (twin, 14)]
+    (together,) = plan([90], "0:1", make_config(runs, joint=True))
+    assert (together.prefixes, together.epochs) == ((f"{TOY}@2,3", f"{twin}@14,15"), (None,))
+
+
+def test_epochs_without_a_tokenizer_are_named(runs):
+    pretraining(runs / "pretrain_tau1")
+    with pytest.raises(InputError, match="has no tokenizers of the epochs 16, 17; there are 1, 10, 11, "):
+        plan([90], "0", make_config(runs, sem_id_epochs="14:17"))
+    pretraining(runs / "pretrain_tau2", sem_id_epochs=[14, 15, 16])
+    with pytest.raises(InputError, match="has no tokenizers of the epochs 16; "):
+        plan([90], "0", make_config(runs, pretrained=str(runs / "pretrain_tau2")))
+
+
+def test_how_many_tokenizers_pre_training_had_is_not_asked_again(runs):
+    pretraining(runs / "pretrain_tau1", sem_id_epochs=list(range(1, 16)))
+    assert [c.epochs for c in plan([90], "9:11", make_config(runs, num_tokenizers=11))] == [(4,), (5,), (6,)]
 
 
 def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):

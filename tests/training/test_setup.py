@@ -20,6 +20,7 @@ from training.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from training.curriculum import influence_positions
 from training.data import Dataset, load_data
 from training.setup import (
+    check_resumable,
     describe,
     make_recommender,
     open_run,
@@ -337,6 +338,18 @@ def test_a_finished_run_of_a_tokenizer_trained_again_of_other_interactions_or_we
     build_recommender(Architecture(level_sizes(3, 8), **MODEL)).save_pretrained(model / "model")
     with pytest.raises(InputError, match=changed + "interactions, pre-trained weights; set another RUN_NAME"):
         start_run(*inputs(**read, reuse=True))
+
+
+def test_a_run_that_stopped_early_is_not_resumed_with_more_patience(inputs):
+    config, found = inputs(patience=3)
+    data = load_data(config, found, Accelerator())
+    progress = {"step": 0, "epoch": 5, "best_epoch": 2, "stopped": True, "testing": True}
+    values = {"data": data.sources, "global_batch_size": data.order.global_batch_size, "progress": progress}
+    check_resumable(values, config, data)
+    check_resumable(values, inputs(patience=2)[0], data)
+    for patience in (4, "null"):
+        with pytest.raises(InputError, match=r"patience=\w+, but it has stopped early, 3 epochs after its best"):
+            check_resumable(values, inputs(patience=patience)[0], data)
 
 
 def test_a_start_that_fails_leaves_no_run(inputs, dataset, tmp_path):

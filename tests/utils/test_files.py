@@ -14,6 +14,7 @@ from utils.files import (
     read_json,
     read_json_pieces,
     remove_leftovers,
+    remove_leftovers_of,
     write_checksums,
     write_json,
     write_text,
@@ -131,6 +132,17 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path):
         "model",
         "model/a.json",
     ]
+
+
+def test_what_was_half_written_of_one_folder_goes_and_that_of_others_stays(tmp_path: Path):
+    for name in (".a.7.tmp", ".a.8.old", ".a.b.7.tmp", ".a.prepare", "b", ".b.7.old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".a.8.old" / "file").write_text("put aside")
+    remove_leftovers_of(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.b.7.tmp", ".a.prepare", ".b.7.old", "a", "b"]
+    assert (tmp_path / "a" / "file").read_text() == "put aside"
+    remove_leftovers_of(tmp_path / "b")
+    assert not (tmp_path / ".b.7.old").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])

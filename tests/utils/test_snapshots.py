@@ -23,6 +23,19 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path):
     assert snapshot.tensors["a"].tolist() == [11.0] * 3
 
 
+def test_a_damaged_state_does_not_count_among_those_that_are_kept(tmp_path):
+    for number in (1, 2):
+        path = write(tmp_path, number)
+    (path / "tensors.safetensors").write_bytes(b"half")
+    path, (said,) = newest_snapshot(tmp_path)
+    assert path.name == "1"
+    assert said.startswith(f"skipped the saved state {tmp_path / '2'}: ")
+    write(tmp_path, 3)
+    whole = [read_snapshot(tmp_path / name).values["step"] for name in ("1", "2")]
+    assert whole == [1, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "2.damaged"]
+
+
 def test_an_attachment_stays_what_it_was(tmp_path):
     best = tmp_path / "best"
     best.mkdir()

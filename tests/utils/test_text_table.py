@@ -1,6 +1,6 @@
 import pytest
 
-from utils.text_table import text_table
+from utils.text_table import shorten, text_table
 
 
 def test_names_stand_left_and_numbers_right():
@@ -10,6 +10,19 @@ def test_names_stand_left_and_numbers_right():
         "a          0.1234   10.5",
         "longer          -",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a short\n text", "a short text"),
+        ("several words that are too long", "several words that ..."),
+        ("字" * 40, "字" * 20 + " ..."),
+        ("- " + "字" * 40, "- " + "字" * 18 + " ..."),
+    ],
+)
+def test_a_text_is_cut_between_words_or_in_one(text, found):
+    assert shorten(text, 24) == found
 
 
 def test_a_row_with_another_number_of_cells_is_an_error():
