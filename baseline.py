@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run.claim_again(config, data.sources)
         run.create(config)
-        write_json(path / ENVIRONMENT_FILE, describe_environment(device, num_processes=1))
+        environment = describe_environment(device, num_processes=1)
+        write_json(path / ENVIRONMENT_FILE, environment | {"sources": data.sources()})
         run.say(
             f"{config.method} on {config.dataset}: {data.interactions.num_users:,} users, "
             f"{data.interactions.num_items:,} items, {len(data.training.items):,} training interactions, on {device}"
@@ -72,8 +73,7 @@ def write_results(config: BaselineConfig, data: Data, method: Baseline, run: Run
     row = {"epoch": None, "prefix": config.method, "valid": valid, "test": test}
     write_json(
         run.path / RESULTS_FILE,
-        {"valid": valid, "test": test, "per_tokenizer": [row], **method.best, "num_users": len(data.test)}
-        | {"sources": data.sources()},
+        {"valid": valid, "test": test, "per_tokenizer": [row], **method.best, "num_users": len(data.test)},
     )
 
 

@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """Command, versions and hardware; empty where they were not recorded."""
+        """Command, versions, hardware, and hashes of what is read, `sources`; empty where they were not recorded."""
         file = self.folder / ENVIRONMENT_FILE
         return read_json(file) if file.is_file() else {}
 

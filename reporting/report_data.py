@@ -92,7 +92,7 @@ class ReportData:
         """The dataset; InputError where it has changed since the run."""
         folder = dataset_folder(self.run.settings["data_dir"], self.run.settings["dataset"])
         found = load_interactions(folder)
-        if self.run.results.get("sources", {}).get("interactions", found.sha256) != found.sha256:
+        if self.run.environment.get("sources", {}).get("interactions", found.sha256) != found.sha256:
             raise InputError(
                 f"{self.run.folder} is of other interactions than {folder} has now, and a report on it would mix both; "
                 "bring the old ones back, or name their folder with --data_dir"

@@ -37,7 +37,8 @@ class Dataset:
     def sources(self) -> dict[str, str]:
         """Hashes of what training reads: {"interactions": ..., "semantic IDs of tokenizer <label>": ..., ...}."""
         table = zip(self.table.labels, self.table.sha256, strict=True)
-        weights = {"pre-trained weights": sha256_of(self.pretrained)} if self.pretrained else {}
+        there = self.pretrained and self.pretrained.is_file()  # what is absent is named when it is read
+        weights = {"pre-trained weights": sha256_of(self.pretrained)} if there else {}
         semantic_ids = {f"semantic IDs of tokenizer {label}": digest for label, digest in table}
         return {"interactions": self.interactions.sha256, **semantic_ids, **weights}
 

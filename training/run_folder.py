@@ -83,7 +83,7 @@ class RunFolder:
         refusal = f"{holds}; {remedy}, or start anew with --overwrite"
         answer = claim(self.path, found, different, resume=config.resume, reuse=asked, refusal=refusal)
         if answer == "reuse":
-            now, before = sources(), run.results.get("sources", {})
+            now, before = sources(), run.environment.get("sources", {})
             changed = [name for name in before if before[name] != now.get(name)]
             if changed:
                 raise InputError(

@@ -173,7 +173,8 @@ def open_run(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Ac
     for note in notes:
         run.say(note)
     if not state:
-        write_json(run.path / ENVIRONMENT_FILE, describe_environment(accelerator.device, accelerator.num_processes))
+        environment = describe_environment(accelerator.device, accelerator.num_processes)
+        write_json(run.path / ENVIRONMENT_FILE, environment | {"sources": data.sources})
     return state
 
 

@@ -149,7 +149,7 @@ class Trainer:
 
     def test(self) -> dict:
         """Test the best weights with every tokenizer, and end the run; return what results.json holds."""
-        results = self.evaluator.test() | {"sources": self.data.sources}
+        results = self.evaluator.test()
         log_hyperparameters(self.accelerator, self.config, results)
         self.leave()
         if self.accelerator.is_main_process:

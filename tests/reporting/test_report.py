@@ -42,7 +42,16 @@ def test_what_a_run_records(finished):
     run = load_run(finished / "pretrained")
     assert marks_of(run) == Marks([1, 2], [2, 3], run.results["best_epoch"])
     assert set(phase_seconds(run)) == {"training", "influence", "validation", "test"}
-    assert set(run.environment) == {"started", "command", "commit", "versions", "hardware", "threads", "system"}
+    assert set(run.environment) == {
+        "started",
+        "command",
+        "commit",
+        "versions",
+        "hardware",
+        "threads",
+        "system",
+        "sources",
+    }
     assert run.environment["versions"].keys() >= {"python", "torch", "transformers"}
     assert 50 < run.events["test"][0]["peak_memory_mb"]["machine"] < 20_000
     tuned = load_run(finished / "tuned")

@@ -119,7 +119,6 @@ def test_best_weights_are_tested_not_the_last(make_trainer, monkeypatch):
         "best_epoch": 3,
         "num_users": 28,
         "global_batch_size": 16,
-        "sources": trainer.data.sources,
     }
     assert not (trainer.run.path / "checkpoints").exists()
 
