@@ -158,7 +158,7 @@ class Preparation:
         first, last = self.run(
             "SELECT epoch(make_timestamp(min(t))), epoch(make_timestamp(max(t))) FROM raw WHERE reason IS NULL"
         ).fetchone()
-        if first is not None and first < 1 * YEAR and last > 10 * YEAR:
+        if first is not None and first < YEAR and last > 10 * YEAR:
             days = " to ".join(time.strftime("%Y-%m-%d", time.gmtime(second)) for second in (first, last))
             self.note(
                 f"times lie from {days}; if these are not the true ones, some numbers are read in another unit "

@@ -59,6 +59,7 @@ FLAGS=(
 )
 
 GIVEN=("${FLAGS[@]}" "$@")
+run "$PYTHON" -m tokenizer.embed "${GIVEN[@]}"  # first: it refuses wrong flags before anything is trained
 if [ "$(value_of kind "$@"),$(value_of cf_emb "$@")" = letter,sasrec ]; then  # a SASRec as wide as the codebooks
   WIDTH="$(value_of hidden_sizes "${GIVEN[@]}" | grep -o '[0-9]*' | tail -n 1)" SEED="$(value_of rand_seed "${GIVEN[@]}")"
   DEVICE="$(value_of device "$@")" RUN="sasrec_${WIDTH}_seed$SEED" START=--resume
@@ -67,6 +68,6 @@ if [ "$(value_of kind "$@"),$(value_of cf_emb "$@")" = letter,sasrec ]; then  # 
     --run_name="$RUN" --method=sasrec --d_model="$WIDTH" --rand_seed="$SEED" ${DEVICE:+--device="$DEVICE"} $START
   GIVEN+=(--cf_emb="$CKPT_DIR/$DATASET/$RUN/item_embeddings.npy")
 fi
-for step in embed train export; do
+for step in train export; do
   run "$PYTHON" -m "tokenizer.$step" "${GIVEN[@]}"
 done

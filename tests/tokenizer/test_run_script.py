@@ -103,6 +103,9 @@ def test_letter_with_sasrec_trains_one_as_wide_as_the_codebooks_and_takes_its_em
     assert "letter: reused, a finished training with the same settings" in again.stdout
     refused = run_script("--cf_emb=sasrec", folder=tmp_path, **environment)
     assert (refused.returncode, refused.stdout) == (2, "")
+    mistyped = run_script(*flags.split(), "--rand_seed=8", "--epochz=3", folder=tmp_path, **environment)
+    assert (mistyped.returncode, mistyped.stdout) == (2, "")
+    assert not (tmp_path / "runs" / dataset.name / "sasrec_4_seed8").exists()
 
 
 def test_flags_after_the_script_win_in_all_commands_and_any_folder_will_do():
