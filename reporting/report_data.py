@@ -95,7 +95,7 @@ class ReportData:
         if self.run.environment.get("sources", {}).get("interactions", found.sha256) != found.sha256:
             raise InputError(
                 f"{self.run.folder} is of other interactions than {folder} has now, and a report on it would mix both; "
-                "bring the old ones back, or name their folder with --data_dir"
+                "bring the old ones back"
             )
         return found
 
