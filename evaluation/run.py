@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from data.interactions import Interactions, dataset_folder, load_interactions
 from data.token_table import group_labels
 from evaluation.results import Results, read_results
 from utils.errors import InputError
@@ -69,6 +70,21 @@ class Run:
         """Command, versions, hardware, and hashes of what is read, `sources`; empty where they were not recorded."""
         file = self.folder / ENVIRONMENT_FILE
         return read_json(file) if file.is_file() else {}
+
+    def changed_sources(self, now: dict[str, str]) -> list[str]:
+        """Return the names of what it read whose hash was another than `now`; none where hashes were not recorded."""
+        return [name for name, before in self.environment.get("sources", {}).items() if before != now.get(name)]
+
+    def load_interactions(self, data_dir: str | None = None) -> Interactions:
+        """Read its dataset, in `data_dir` if given; InputError where the run was made with other interactions."""
+        folder = dataset_folder(data_dir or self.settings["data_dir"], self.settings["dataset"])
+        interactions = load_interactions(folder)
+        if "interactions" in self.changed_sources({"interactions": interactions.sha256}):
+            raise InputError(
+                f"{self.folder} was made with other interactions than {folder} has now, and their numbers cannot be "
+                "mixed; bring the old ones back, or run it again"
+            )
+        return interactions
 
     @property
     def is_finished(self) -> bool:

@@ -9,9 +9,7 @@ import yaml
 
 from data.interactions import (
     Interactions,
-    dataset_folder,
     item_texts,
-    load_interactions,
     split_positions,
     training_part,
 )
@@ -20,7 +18,6 @@ from evaluation.compare import Interval, bootstrap_over_users
 from evaluation.metrics import mean_metrics, parse_metric, per_user, target_ranks
 from evaluation.results import most_popular
 from evaluation.run import BASELINES, Run, baseline_runs, is_single
-from utils.errors import InputError
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
 
@@ -90,14 +87,7 @@ class ReportData:
     @cached_property
     def interactions(self) -> Interactions:
         """The dataset; InputError where it has changed since the run."""
-        folder = dataset_folder(self.run.settings["data_dir"], self.run.settings["dataset"])
-        found = load_interactions(folder)
-        if self.run.environment.get("sources", {}).get("interactions", found.sha256) != found.sha256:
-            raise InputError(
-                f"{self.run.folder} is of other interactions than {folder} has now, and a report on it would mix both; "
-                "bring the old ones back"
-            )
-        return found
+        return self.run.load_interactions()
 
     @cached_property
     def texts(self) -> list[str]:

@@ -154,7 +154,7 @@ def test_a_baseline_is_called_what_it_is_and_is_of_the_same_dataset(runs, capsys
 def test_a_run_of_other_interactions_than_there_are_now_has_no_report(runs):
     run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
     (run / "environment.json").write_text(json.dumps({"sources": {"interactions": "others"}}))
-    with pytest.raises(InputError, match=r"tuned is of other interactions than .* has now"):
+    with pytest.raises(InputError, match=r"tuned was made with other interactions than .* has now"):
         report.main([str(run), "--users=0"])
 
 

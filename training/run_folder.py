@@ -82,14 +82,11 @@ class RunFolder:
             remedy = remedy if run.is_finished else "resume it with its own"
         refusal = f"{holds}; {remedy}, or start anew with --overwrite"
         answer = claim(self.path, found, different, resume=config.resume, reuse=asked, refusal=refusal)
-        if answer == "reuse":
-            now, before = sources(), run.environment.get("sources", {})
-            changed = [name for name in before if before[name] != now.get(name)]
-            if changed:
-                raise InputError(
-                    f"{self.path} holds a finished run of the same settings, but since then these changed: "
-                    f"{', '.join(changed)}; set another RUN_NAME (--run_name), or start anew with --overwrite"
-                )
+        if answer == "reuse" and (changed := run.changed_sources(sources())):
+            raise InputError(
+                f"{self.path} holds a finished run of the same settings, but since then these changed: "
+                f"{', '.join(changed)}; set another RUN_NAME (--run_name), or start anew with --overwrite"
+            )
         return answer
 
     def claim_again(self, *what: Any) -> None:
