@@ -15,16 +15,17 @@ DATASET="${DATASET:-Musical_Instruments}"
 RUN_NAME="${RUN_NAME:-finetune}"
 
 # The paper's settings: epochs of pre-training that are fine-tuned from, and the tokenizers that are fine-tuned with,
-# counted back from the last one of pre-training (0). With 9976..10000, 9:14 are 9986..9991. Layers count from scratch.
+# counted back from the last one of pre-training (0). With the 25 tokenizers 9976..10000, 9:14/25 are 9986..9991; after a
+# pre-training with another number of tokenizers, it is as many of the middle. Layers count from scratch.
 # Other data: the epoch that pre-training's own evaluation found best, and the three tokenizers in the middle: those whose
 # semantic IDs are nearest to all others'. Before fine-tuning they are 7 to 11% ahead of the first and the last
 # (experiments/RESULTS.md).
-#                               checkpoints     tokenizers  layers
+#                               checkpoints     tokenizers layers
 case "$DATASET" in
-  Musical_Instruments)       row="90,100,110,120  9:14  6" ;;
-  Industrial_and_Scientific) row="90,100,110,120  5:9   5" ;;
-  Video_Games)               row="140,150,160     9:14  7" ;;
-  *)                         row="best       middle:3   6" ;;
+  Musical_Instruments)       row="90,100,110,120  9:14/25   6" ;;
+  Industrial_and_Scientific) row="90,100,110,120  5:9/15    5" ;;
+  Video_Games)               row="140,150,160     9:14/25   7" ;;
+  *)                         row="best            middle:3  6" ;;
 esac
 read -r CHECKPOINTS TOKENIZERS LAYERS <<<"$row"
 

@@ -1,6 +1,6 @@
 """Which fine-tunings finetune.sh runs, and which candidate of them wins on validation (paper section 2.4).
 
-python -m training.candidates plan 90,100,110,120 5:9 --dataset=Sample     one line per fine-tuning, tab-separated
+python -m training.candidates plan 90,100,110,120 5:9/15 --dataset=Sample  one line per fine-tuning, tab-separated
 python -m training.candidates plan best middle:3 --dataset=Sample          from pre-training's best epoch, with the
                                                                            tokenizers that are nearest to all others
 python -m training.candidates select finetune RUN... --dataset=Sample      table of candidates, <name>.winner.json
@@ -134,8 +134,8 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
 
     Args:
         checkpoints: 1-based epochs of pre-training that are wanted; none for its best one.
-        places: Of the tokenizers, counted back from the last, such as 9:14, or middle:<how many>; config.sem_id_epochs
-            overrides them.
+        places: Of the tokenizers, counted back from the last, such as 9:14, or middle:<how many>. 9:14/25 is for 25 of
+            them: after a pre-training with another number it is middle:6. config.sem_id_epochs overrides it.
         config: The flags.
     """
     dataset = dataset_folder(config.data_dir, config.dataset)
@@ -144,6 +144,10 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
     asked, trained = expand_epochs(config.sem_id_epochs), settings.get("sem_id_epochs")
     last = None if asked or trained else config.num_tokenizers
     groups = resolve_groups(dataset, prefix, None, config.token_suffix, last)
+    places, _, usual = places.partition("/")
+    if usual and trained and not asked and len(trained) != int(usual):
+        places = f"middle:{len(expand_epochs(places))}"
+        note(f"pre-training had {len(trained)} tokenizers, not {usual}: those in the middle are fine-tuned")
     word, _, count = places.partition(":")
     if word == "middle" and (not count.isdecimal() or int(count) == 0):
         raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")

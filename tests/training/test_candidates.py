@@ -91,7 +91,7 @@ def test_places_are_counted_from_the_tokenizers_of_pre_training(runs):
     assert [c.epochs for c in found] == [(3,), (7,)]
 
 
-def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, runs: Path):
+def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, runs: Path, capsys):
     """Epoch by epoch one more item changes its third code; epoch 8, in the middle, differs in all items."""
     names = load_interactions(dataset).item_names[1:]
     for epoch in range(1, 16):
@@ -103,10 +103,12 @@ def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, ru
     found = plan([90], "middle:3", make_config(runs, codebook_size=8))
     assert [c.epochs for c in found] == [(6,), (7,), (9,)]
     pretraining(runs / "pretrain_tau2", sem_id_epochs=[1, 2, 3])
-    assert [
-        c.name
-        for c in plan([90], "middle:1", make_config(runs, codebook_size=8, pretrained=str(runs / "pretrain_tau2")))
-    ] == ["90_2"]
+    config = make_config(runs, codebook_size=8, pretrained=str(runs / "pretrain_tau2"))
+    assert [c.name for c in plan([90], "middle:1", config)] == ["90_2"]
+    assert [c.name for c in plan([90], "0/3", config)] == ["90_3"]
+    assert [c.name for c in plan([90], "0/25", config)] == ["90_2"]  # the place is one of 25, not of 3
+    assert "pre-training had 3 tokenizers, not 25: those in the middle are fine-tuned" in capsys.readouterr().err
+    assert [c.name for c in plan([90], "0/25", replace(config, sem_id_epochs=[3]))] == ["90_3"]
 
 
 @pytest.mark.parametrize("places", ["middle", "middle:x", "middle:0"])
