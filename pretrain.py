@@ -89,7 +89,7 @@ def score_tokenizers(trainer: Trainer, config: PretrainConfig, rule: Callable[..
 
 
 def current_probabilities(state: TrainingState, num_groups: int, tau: float) -> np.ndarray:
-    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly."""
+    """Return the sampling probabilities [G] after the stages so far; the first stage samples uniformly (2.3.2)."""
     if not state.influences:
         return np.full(num_groups, 1 / num_groups)
     scores = curriculum.accumulate_scores(np.array(state.influences), np.array(state.learning_rates))

@@ -137,7 +137,7 @@ class TrainingOrder:
     def epoch(self, epoch: int, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a 1-based epoch's positions in visiting order, int [N], and the group drawn for each, unsigned [N].
 
-        Groups are drawn with the probabilities, float64 [G], at each visit anew.
+        Groups are drawn with the probabilities, float64 [G], at each visit anew (section 2.2.3).
         """
         positions = random_stream(self.seed, Stream.ORDER, epoch).permutation(self.positions)
         rng = random_stream(self.seed, Stream.GROUPS, epoch)

@@ -165,7 +165,7 @@ class TokenizerConfig:
 
     @property
     def kept_epochs(self) -> list[int]:
-        """The epochs whose weights training keeps, 1-based, in rising order; with drift some are chosen at its end."""
+        """The epochs whose weights training keeps (section 2.2.2, equations 4-5), 1-based; --drift chooses."""
         if self.drift is None:
             return evenly_spaced(self.epochs, self.save_last, 1)
         last, count = self.epochs, self.num_tokenizers

@@ -38,7 +38,7 @@ class ExportConfig(TokenizerConfig):
 
 
 def semantic_ids(codes: np.ndarray, size: int, name: str, item_names: list[str]) -> np.ndarray:
-    """Append the disambiguation level: int [N, H], 0-based, row i = item id i + 1, to int64 [N, H + 1].
+    """Append the disambiguation level: int [N, H], 0-based, row i = item id i + 1, to int64 [N, H + 1] (section 2.2.2).
 
     Differs from the reference code: a group larger than the level holds is an error; there, code 256 of 256 was let
     through and became the user token.

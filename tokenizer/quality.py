@@ -25,7 +25,7 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def disambiguation_codes(codes: np.ndarray, taken: np.ndarray | None = None) -> np.ndarray:
     """Count 1, 2, 3, ... in order within each group of items that share all codebook codes: int [N, H] to int64 [N].
 
-    Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
+    Source: section 2.2.2. Of semantic IDs that are `taken`, int [T, H + 1], counting goes on behind their highest.
     """
     taken = np.empty((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
     group, sizes = collision_groups(np.concatenate([taken[:, :-1], codes]))

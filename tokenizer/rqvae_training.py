@@ -90,7 +90,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: TokenizerConfig) -> f
 def initialize_codebooks_(model: RQVAE, inputs: Tensor, seed: int) -> None:
     """Set every level's codes to the k-means centres of what the levels before it leave of the encoder's output.
 
-    It takes all training items, float [N, input size].
+    It takes all training items, float [N, input size]. Source: section 2.2.1.
     """
     residual = model.latents(inputs)
     for layer in model.quantization_layer.quantization_layers:
@@ -140,7 +140,7 @@ def train_rqvae(
 ) -> TrainingState:
     """Train from k-means, or from a snapshot of the same training, to the last epoch.
 
-    Source: arXiv 2504.04400, section 2.2.1 and equations 4-5. The inputs are float [N, input size] of the training
+    Source: arXiv 2504.04400, section 2.2.1. The inputs are float [N, input size] of the training
     items, on the device to train on; `on_epoch` is called after every epoch with the state and the epoch's metrics.
     """
     torch.manual_seed(config.rand_seed)

@@ -33,8 +33,8 @@ class Whitening:
 def fit_whitening(embeddings: np.ndarray, dimensions: int, seed: int) -> Whitening:
     """Fit a PCA to P = dimensions on all items' embeddings, float32 [N, E], before the training items are selected.
 
-    Differs from the reference code: fitted once and saved, not fitted again for generation. Raises InputError if items
-    or dimensions are fewer than P, or if the embeddings vary in fewer directions.
+    Source: section 2.2.1. Differs from the reference code: fitted once and saved, not fitted again for generation.
+    Raises InputError if items or dimensions are fewer than P, or if the embeddings vary in fewer directions.
     """
     if dimensions > min(embeddings.shape):
         raise InputError(

@@ -26,7 +26,7 @@ Gradient = list[Tensor]  # one tensor per parameter, in the order of model.param
 
 
 def mean_gradient(recommender: Recommender, batches: Iterable[Batch], num_examples: int) -> Gradient:
-    """Return the gradient of the mean loss over all examples (equations 10 and 12).
+    """Return the gradient of the mean loss over all examples (equations 10 to 12).
 
     Gradients are accumulated in place, batch by batch; the parameters' own are cleared. Differs from the reference
     code: every example counts the same, not every batch, and the model is in eval mode, so that no dropout makes the
@@ -57,7 +57,7 @@ def adam_moments(recommender: Recommender, optimizer: Optimizer) -> tuple[Gradie
 
 
 def adam_direction(gradient: Gradient, first: Gradient, second: Gradient) -> Gradient:
-    """Return Gamma(g), the direction in which Adam would move for this gradient (equations 13-15).
+    """Return Gamma(g), the direction in which Adam would move for this gradient (equations 13 to 15).
 
     As the reference code, unlike the paper's text: no bias correction, and epsilon inside the root.
     """
@@ -128,7 +128,8 @@ def estimate_influence(
 def stage_ends(epoch_per_stage: list[int], epochs: int) -> tuple[list[int], list[int]]:
     """Return the 1-based last epoch of each stage, and the trailing stages that do not fit into `epochs` in all.
 
-    Where the stages end early, the remaining epochs are one more segment, after which nothing is estimated.
+    Source: section 2.3.2. Where the stages end early, the remaining epochs are one more segment, after which nothing
+    is estimated.
     """
     ends = [end for end in accumulate(epoch_per_stage) if end <= epochs]
     dropped = epoch_per_stage[len(ends) :]
@@ -146,9 +147,9 @@ def accumulate_scores(influences: np.ndarray, learning_rates: np.ndarray) -> np.
 
 
 def sampling_probabilities(scores: np.ndarray, tau: float) -> np.ndarray:
-    """Return softmax(scores / tau) (equation 18), float64 [G], stable for scores of any size.
+    """Return softmax(scores / tau) (equation 18), float64 [G].
 
-    Raises FloatingPointError where a score is not finite.
+    Differs from the reference code: stable for scores of any size. Raises FloatingPointError where one is not finite.
     """
     if not np.isfinite(scores).all():
         raise FloatingPointError(f"the influence scores are not finite: {scores}; lower --lr or raise --warmup_steps")
