@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data.interactions import dataset_folder, load_interactions
 from data.token_table import QUALITY_FILE, TRAINING_FILE
 from evaluation.metrics import mean_metrics
 from evaluation.results import ensemble, read_results
@@ -132,6 +133,29 @@ def open_jobs(jobs: list[Job], ckpt_dir: str, results_dir: str) -> list[Job]:
     return found
 
 
+def check_open(open_ones: list[Job], jobs: list[Job], ckpt_dir: str, results_dir: str) -> None:
+    """Raise InputError where what is to be run would not fit the outcomes that a study's jobs have already.
+
+    That is a training whose outcome others may rest on, but whose weights are gone, and other interactions than those
+    that results rest on.
+    """
+    outcomes = read_outcomes(jobs, results_dir)
+    for job in open_ones:
+        if job.kind in ("pretrain", "finetune") and job.id in outcomes:
+            raise InputError(
+                f"{job.id} is done, but its weights, which others need, are not in {_run(job, Path(ckpt_dir))}, and "
+                "trained again it would be another one; bring them back, take other --seeds, or --results_dir to begin "
+                "anew"
+            )
+    now: dict[Path, str] = {}
+    for job in jobs if open_ones else []:
+        if before := outcomes.get(job.id, {}).get("interactions"):
+            folder = dataset_folder(job.flags["data_dir"], job.dataset)
+            now[folder] = now.get(folder) or load_interactions(folder).sha256
+            if now[folder] != before:
+                raise InputError(f"{job.id} is of other interactions than {folder} has now; bring them back")
+
+
 def pack_ranks(ranks: np.ndarray) -> str:
     """Return 0-based ranks up to TOP (a miss), int [U], as text of about half a byte per user."""
     return base64.b64encode(zlib.compress(ranks.astype(np.uint8).tobytes(), 9)).decode()
@@ -143,14 +167,17 @@ def unpack_ranks(text: str) -> np.ndarray:
 
 
 def collect(job: Job, ckpt_dir: str, results_dir: str, began_in: dict[str, Any]) -> None:
-    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work and where it ran.
+    """Write a finished job's outcome: settings, metrics, every test user's rank, seconds at work, where it ran.
 
     A run says itself where it began; `began_in` is the environment of other jobs. A + is added to the commit of a
-    checkout whose files, but the results, differed from it; outside a checkout it is empty.
+    checkout whose files, but the results, differed from it; outside a checkout it is empty. Interactions are told by
+    their hash.
     """
     environment = began_in | Run(_run(job, Path(ckpt_dir))).environment
     where = {name: environment[name] for name in ("threads", "hardware")}
     where["commit"] = (environment["commit"] or "").replace("-dirty", "+")
+    if interactions := environment.get("sources", {}).get("interactions"):
+        where["interactions"] = interactions
     write_outcome(job, results_dir, _OUTCOMES[job.kind](job, Path(ckpt_dir)) | where)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.results import collect, open_jobs, take_in_files, tokenizer_config, tokenizer_flags
+from experiments.results import check_open, collect, open_jobs, take_in_files, tokenizer_config, tokenizer_flags
 from experiments.semantic_ids import keep_semantic_ids, restore_semantic_ids
 from experiments.study import Job, load_study
 from experiments.table import write_table
@@ -117,11 +117,12 @@ class Runner:
         """Run until nothing is left that can run, or the time is over; return whether every job is done.
 
         Raises:
-            InputError: A tokenizer's semantic IDs are not those that earlier results rest on.
+            InputError: What there is does not fit the earlier results: semantic IDs, weights, interactions.
             Stopped: SIGTERM or SIGINT came; what was running has saved itself.
         """
         restore_semantic_ids(self.open, self.config.results_dir)
         self.open = open_jobs(self.jobs, self.config.ckpt_dir, self.config.results_dir)
+        check_open(self.open, self.jobs, self.config.ckpt_dir, self.config.results_dir)
         deadline = time.monotonic() + 60 * self.config.minutes if self.config.minutes else float("inf")
         with listening():
             try:

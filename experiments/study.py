@@ -11,7 +11,8 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     num_tokenizers      how many of the RQ-VAE's epochs are pre-trained with, counted back from the last one
     last                the epoch that is counted back from, by default the RQ-VAE's last
     gap                 epochs between two of them
-    candidates          how many of them are fine-tuned with, or middle; the best one on validation is the cell's result
+    candidates          how many of them are fine-tuned with, counted back, or middle, or middle:3 for three there; the
+                        best one on validation is the cell's result
     independent         pre-train with as many tokenizers of different seeds instead, the last epoch of each; the own
                         one is then the middle
     neighbours          pre-train with as many neighbour identifiers of the middle epoch instead; their ends differ in
@@ -19,6 +20,9 @@ A study crosses `variants` with `settings` and seeds. Both override the sections
     ensemble            combine the candidates' recommendations instead of picking one
     method              a method of baseline.py instead of all this, on the users that the recommender is trained on
     flags               further flags of baseline.py
+
+`budgets` names those under which the study asks what its title says; others are refused. `further_baselines` are
+variants that gains are shown relative to as well, in tables of their own.
 """
 
 import hashlib
@@ -101,7 +105,8 @@ class Study:
     baseline: str  # variant that gains are relative to, at the same setting or, if it has none, at its only one
     cells: tuple[Cell, ...]  # every row and seed
     popularity_edges: tuple[int, ...] = ()  # by their target's training interactions, test users are also cut at these
-    identifiers: bool = False  # whether the semantic IDs' collisions and codes in use are shown
+    identifiers: bool = False  # whether the semantic IDs' collisions, codes in use and distances are shown
+    further_baselines: tuple[str, ...] = ()
 
     def jobs(self) -> list[Job]:
         """Return every job once, each after those that it needs, and all of a seed before the next seed."""
@@ -115,12 +120,16 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
     budgets.yaml lies beside the file, and the study's own section of the budget's name overrides the one there.
 
     Raises:
-        InputError: A file is absent or has other keys than those above.
+        InputError: A file is absent or has other keys than those above, the study is not for this budget, or under it
+            two rows are the same trainings.
     """
     study, budgets = _read(file), _read(file.with_name("budgets.yaml"))
     if budget not in budgets:
         raise InputError(f"{file.with_name('budgets.yaml')} has no budget {budget}; it has {', '.join(budgets)}")
+    if budget not in study.get("budgets", budgets):
+        raise InputError(f"{file} says nothing with --budget={budget}; it is for {', '.join(study['budgets'])}")
     keys = ("title", "baseline", "variants", "settings", "popularity_edges", "identifiers")
+    keys += ("budgets", "further_baselines")
     if set(study) - {*keys, *budgets} or "variants" not in study:
         raise InputError(f"{file}: expected {', '.join(keys)} or budgets, got {sorted(study)}")
     base = override(budgets[budget], study.get(budget) or {}, file)
@@ -131,8 +140,14 @@ def load_study(file: Path, budget: str, seeds: list[int] | None = None) -> Study
         if options.get("method") and setting:
             continue
         cells += [Cell(variant, setting, seed, candidates(options, seed)) for seed in seeds or options["seeds"]]
+    first: dict[tuple, Cell] = {}
+    for cell in cells:
+        other = first.setdefault((cell.seed, *(job.id for job in cell.candidates)), cell)
+        if other is not cell:
+            raise InputError(f"{file}: with --budget={budget} {other.row} and {cell.row} are the same trainings")
     shown = tuple(study.get("popularity_edges", ())), study.get("identifiers", False)
-    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), *shown)
+    further = tuple(study.get("further_baselines", ()))
+    return Study(file.stem, study.get("title", ""), study.get("baseline", ""), tuple(cells), *shown, further)
 
 
 def override(options: dict, changes: dict, file: Path) -> dict:
@@ -186,10 +201,19 @@ def candidates(options: dict, seed: int) -> tuple[Job, ...]:
         epochs = sorted({epoch for _, epoch in groups})
         before = (Job.of("pretrain", many, **{**flags, **options["pretrain"]}, sem_id_epochs=epochs),)
         stage = options["finetune"]
-    chosen = groups[middle : middle + 1] if options["candidates"] == "middle" else groups[: options["candidates"]]
+    word, _, count = str(options["candidates"]).partition(":")
+    if word == "middle":  # itself, then those next to it
+        places = sorted(range(len(groups)), key=lambda place: abs(place - middle))[: int(count or 1)]
+    else:
+        places = range(options["candidates"])
     flags |= stage
+    chosen = [groups[place] for place in places if place < len(groups)]
     jobs = tuple(Job.of("finetune", (job, *before), **flags, sem_id_epochs=[epoch]) for job, epoch in chosen)
-    return (Job.of("ensemble", jobs),) if options.get("ensemble") else jobs
+    if not options.get("ensemble"):
+        return jobs
+    if len(jobs) == 1:
+        raise InputError("an ensemble of one candidate joins nothing: give it more candidates, such as middle:3")
+    return (Job.of("ensemble", jobs),)
 
 
 def neighbours(tokenizer: Job, epoch: int, count: int, drift: float) -> Job:

@@ -1,13 +1,14 @@
 """The table of a study: mean and spread over seeds, gains over the baseline, and what users say to them."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.batching import training_users
+from data.distances import distances
 from data.interactions import (
     Interactions,
     dataset_folder,
@@ -21,7 +22,7 @@ from evaluation.metrics import mean_metrics, per_user
 from evaluation.results import user_bins
 from experiments.results import METRICS, read_outcomes, unpack_ranks
 from experiments.semantic_ids import kept_codes
-from experiments.study import Cell, Study
+from experiments.study import Cell, Job, Study
 from tokenizer.quality import collision_groups
 from utils.files import atomic_path, write_text
 
@@ -159,18 +160,23 @@ def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
 
 
 def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[Line]:
-    """Return each row's collisions and codes in use, and recall@10 for all targets and for those without collisions.
+    """Return each row's collisions, codes in use and distances, and recall@10 for all targets and those alone.
 
-    A target without collisions shares its codes with no other item. Rows without a tokenizer are left out.
+    A target alone shares its codes with no other item. Distances are those of the tokenizers of
+    pre-training. Rows without a tokenizer are left out, and those whose semantic IDs were not kept.
     """
     interactions, lines = _interactions(study), []
     targets = interactions.items[split_positions(interactions.offsets, "test")]
     for row in rows:
-        members, collisions, used = [], [], []
+        members, collisions, used, apart = [], [], [], []
         for cell, outcome in zip(row.cells, row.outcomes, strict=True):
             job = next(job for job in cell.candidates if job.id == outcome["id"])
             for tokenizer in [need for need in job.needs if need.kind == "tokenizer"]:
-                codes = kept_codes(tokenizer, results_dir)[job.flags["sem_id_epochs"][0]][:, :-1]
+                codes = kept_codes(tokenizer, results_dir).get(job.flags["sem_id_epochs"][0])
+                if codes is None:
+                    continue
+                codes = codes[:, :-1]
+                apart += [shares for need in job.needs if (shares := _distances(need, results_dir))]
                 group, sizes = collision_groups(codes)
                 members.append(sizes[group][targets - 1] == 1)
                 collisions.append((sizes[group] > 1).mean())
@@ -179,9 +185,26 @@ def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[L
             alone = row.among(members).test("recall@10").mean()
             lines.append({"variant": row.name, "items that collide": f"{np.mean(collisions):.1%}"})
             lines[-1]["codes in use"] = " ".join(f"{count:.0f}" for count in np.mean(used, axis=0))
+            neighbours, ends, first = (f"{share:.1%}" for share in np.mean(apart, axis=0)) if apart else ("", "", "")
+            lines[-1] |= {"neighbours differ": neighbours, "ends differ": ends, "first token, ends": first}
             lines[-1]["recall@10"] = f"{row.test('recall@10').mean():.4f}"
             lines[-1]["recall@10, targets that do not collide"] = f"{alone:.4f}"
     return lines
+
+
+def _distances(job: Job, results_dir: str) -> tuple[float, float, float] | None:
+    """Return the shares of items in which tokenizers of a pre-training differ: neighbours, the ends, their first token.
+
+    None for other jobs, and for one tokenizer. Unrelated ones are in the order of their seeds.
+    """
+    if job.kind != "pretrain":
+        return None
+    kept = [kept_codes(need, results_dir) for need in job.needs]
+    codes = np.array([one[epoch] for one in kept for epoch in job.flags["sem_id_epochs"] if epoch in one])
+    if len(codes) < 2:
+        return None
+    apart = distances(codes)
+    return apart.diagonal(1).mean(), apart[0, -1], (codes[0, :, 0] != codes[-1, :, 0]).mean()
 
 
 def trained_users_table(study: Study, rows: list[Row]) -> list[Line]:
@@ -215,9 +238,13 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
     rows = finished_rows(study, outcomes)
     lines = table(study, rows, outcomes)
     parts = [f"## {study.title}", markdown(lines)]
+    for baseline in study.further_baselines:
+        gains = table(replace(study, baseline=baseline), rows, outcomes)
+        shown = [{k: v for k, v in line.items() if k == "variant" or " gain" in k} for line in gains]
+        parts += [f"Gains over {baseline}:", markdown([line for line in shown if any(list(line.values())[1:])])]
     if any(len(cell.candidates) > 1 for cell in study.cells):
         fixed = table(study, finished_rows(study, outcomes, fixed=True), outcomes)
-        parts.append("The same with the last tokenizer, fixed beforehand, instead of the best on validation:")
+        parts.append("The same with one tokenizer, fixed beforehand, instead of the best on validation:")
         parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
     if users := trained_users_table(study, rows):
         parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from data.interactions import load_interactions
 from experiments import run
 from experiments.results import (
+    check_open,
     collect,
     open_jobs,
     pack_ranks,
@@ -112,6 +114,22 @@ def test_files_that_are_gone_are_made_again_if_an_open_job_needs_them(tmp_path, 
     assert open_jobs(*arguments) == [TOKENIZER, FINETUNING]
     write_json(tokenizer / "quality.json", {})
     assert open_jobs(*arguments) == [FINETUNING]
+
+
+def test_a_training_that_others_rest_on_is_not_repeated(dataset, tmp_path):
+    data = {"dataset": dataset.name, "data_dir": str(dataset.parent)}
+    pretraining = Job.of("pretrain", **data)
+    finetuning = Job.of("finetune", (pretraining,), **data)
+    jobs, folders = [pretraining, finetuning], (str(tmp_path), str(tmp_path / "results"))
+    check_open(open_jobs(jobs, *folders), jobs, *folders)
+    write_outcome(pretraining, tmp_path / "results", {"interactions": load_interactions(dataset).sha256})
+    with pytest.raises(InputError, match=f"{pretraining.id} is done, but its weights, .* are not in "):
+        check_open(open_jobs(jobs, *folders), jobs, *folders)
+    write_json(tmp_path / dataset.name / pretraining.id / "results.json", {})
+    check_open(open_jobs(jobs, *folders), jobs, *folders)
+    write_outcome(pretraining, tmp_path / "results", {"interactions": "others"})
+    with pytest.raises(InputError, match=f"{pretraining.id} is of other interactions than .* has now"):
+        check_open(open_jobs(jobs, *folders), jobs, *folders)
 
 
 def test_outcomes_are_lines_sorted_by_id(tmp_path):

@@ -208,14 +208,34 @@ def test_neighbours_are_counted_once_for_all_seeds_unless_these_draw_the_users(t
     assert config.run_folder.name == ("itemknn" if seeds == [None] else "itemknn_seed1")
 
 
-@pytest.mark.parametrize("budget", ["cpu", "quarter", "all_users", "gpu"])
+def test_an_ensemble_joins_several_candidates(tmp_path):
+    variants = {"MTGRec, ensemble": {"ensemble": True, "candidates": "middle:3"}}
+    ((job,), _) = (cell.candidates for cell in make_study(tmp_path, variants=variants).cells)
+    assert [need.flags["sem_id_epochs"] for need in job.needs] == [[18], [20], [16]]  # the middle one first
+    with pytest.raises(InputError, match="an ensemble of one candidate joins nothing"):
+        make_study(tmp_path, variants={"MTGRec, ensemble": {"ensemble": True, "candidates": "middle"}})
+
+
+def test_a_study_is_refused_where_it_says_nothing(tmp_path):
+    with pytest.raises(InputError, match="with --budget=cpu MTGRec and tau 3 are the same trainings"):
+        make_study(tmp_path, variants={"MTGRec": {}, "tau 3": {"pretrain": {"tau": 3.0}}})
+    with pytest.raises(InputError, match=r"study\.yaml says nothing with --budget=cpu; it is for gpu, tpu"):
+        make_study(tmp_path, variants={"MTGRec": {}}, budgets=["gpu", "tpu"])
+
+
+@pytest.mark.parametrize("budget", yaml.safe_load((ROOT / "experiments/budgets.yaml").read_text()))
 @pytest.mark.parametrize(
     "file",
     sorted(set((ROOT / "experiments").glob("*.yaml")) - {ROOT / "experiments/budgets.yaml"}),
     ids=lambda file: file.stem,
 )
 def test_every_study_reads(file: Path, budget: str):
+    if budget not in yaml.safe_load(file.read_text()).get("budgets", [budget]):
+        with pytest.raises(InputError, match=f"says nothing with --budget={budget}"):
+            load_study(file, budget)
+        return
     study = load_study(file, budget)
     assert study.title
-    assert not study.baseline or study.baseline in {cell.variant for cell in study.cells}
+    variants = {cell.variant for cell in study.cells}
+    assert {*study.further_baselines, *filter(None, [study.baseline])} <= variants
     assert len({(cell.row, cell.seed) for cell in study.cells}) == len(study.cells)

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,12 @@ def test_table_has_means_spreads_gains_and_time(study, tmp_path):
     assert text == (tmp_path / "tables" / "seeds-cpu.md").read_text()
 
 
+def test_gains_may_be_shown_over_further_baselines(study, tmp_path):
+    text = write_table(replace(study, further_baselines=("MTGRec",)), "cpu", str(tmp_path))
+    (line,) = text.split("Gains over MTGRec:\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    assert line.startswith("| TIGER++ | -28.6% (-")  # 25 hits instead of 35
+
+
 def test_one_job_for_all_seeds_has_no_spread(study, tmp_path):
     job, ranks = Job.of("baseline", dataset="Tiny", method="popular"), np.where(np.arange(100) < 10, 0, 10)
     outcome = {"test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 120.0}
@@ -96,21 +103,24 @@ def test_identifiers_are_shown_with_what_their_collisions_cost(dataset, tmp_path
     codes[1] = [0, 0, 2]
     data = {"dataset": dataset.name, "data_dir": str(dataset.parent)}
     tokenizer = Job.of("tokenizer", **data, kind="rqvae")
-    job = Job.of("finetune", (tokenizer,), **data, sem_id_epochs=[3])
+    pretraining = Job.of("pretrain", (tokenizer,), **data, sem_id_epochs=[2, 3])
+    job = Job.of("finetune", (tokenizer, pretraining), **data, sem_id_epochs=[3])
     popular = Job.of("baseline", **data, method="popular")
     ranks = np.where(targets <= 2, 10, 0)
     for done in (job, popular):
         outcome = {"valid": None, "test": mean_metrics(ranks, METRICS), "ranks": pack_ranks(ranks), "seconds": 1.0}
         write_outcome(done, tmp_path, outcome)
     with open(kept_file(tokenizer, tmp_path), "wb") as file:
-        np.savez(file, **{"3": codes})
+        np.savez(file, **{"2": codes + np.eye(1, 3, 0, dtype=np.uint8) * (np.arange(20) < 5)[:, None], "3": codes})
     cells = tuple(Cell(name, "", 1, (done,)) for name, done in (("Most popular", popular), ("rqvae", job)))
     study = Study("kinds", "Which?", "", cells, identifiers=True)
     (line,) = identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path))
     recall = (targets > 2).mean()
     assert 0 < recall < 1
-    assert list(line.values()) == ["rqvae", "10.0%", "10 2", f"{recall:.4f}", "1.0000"]
+    assert list(line.values()) == ["rqvae", "10.0%", "10 2", "25.0%", "25.0%", "25.0%", f"{recall:.4f}", "1.0000"]
     assert "| rqvae | 10.0% | 10 2 |" in write_table(study, "cpu", str(tmp_path))
+    kept_file(tokenizer, tmp_path).unlink()  # of early studies none were kept
+    assert identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path)) == []
 
 
 def test_popularity_groups_cut_the_users(dataset, tmp_path):
