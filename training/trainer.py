@@ -189,8 +189,8 @@ class Trainer:
         """Take one optimizer step over a global batch.
 
         Differs from the reference code: every example weighs the same, however unevenly the batch is cut: sums of
-        losses over the global batch's size. Returns this process's sum of losses, the global batch's size, and the gradient's
-        norm before clipping.
+        losses over the global batch's size. Returns this process's sum of losses, the global batch's size, and the
+        gradient's norm before clipping.
         """
         slices, size = self.data.order.micro_batches(step)
         for parameter_group in self.optimizer.param_groups:
