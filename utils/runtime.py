@@ -24,6 +24,7 @@ from utils.interrupts import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")  # whose versions are noted
+OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)  # failures of disk and memory
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume goes on
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def run_command(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    except (InputError, FloatingPointError, OSError, MemoryError, Stopped, KeyboardInterrupt) as error:
+    except (InputError, FloatingPointError, *OF_THE_MACHINE, Stopped, KeyboardInterrupt) as error:
         if errors.show_traceback and not isinstance(error, Stopped):
             raise
         # The main process may know nothing of memory and disk, and of what another machine lacks.
         first_of_machine = os.environ.get("LOCAL_RANK") == "0"
         if is_main_process():
             print(_sentence(error), file=sys.stderr)
-        elif isinstance(error, (OSError, MemoryError)) or (isinstance(error, InputError) and first_of_machine):
+        elif isinstance(error, OF_THE_MACHINE) or (isinstance(error, InputError) and first_of_machine):
             print(f"process {os.environ['RANK']}: {_sentence(error)}", file=sys.stderr)
         sys.exit({InputError: 2, Stopped: STOPPED_CODE, KeyboardInterrupt: 130}.get(type(error), 1))
 
@@ -66,6 +67,8 @@ def _sentence(error: BaseException) -> str:
         return "error: interrupted"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return f"error: writing failed: {error}; what was written before is whole: make room and go on with --resume"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"error: {str(error).splitlines()[0]} A smaller batch needs less (--help names its flag)"
     return f"error: {error}"
 
 
@@ -107,7 +110,12 @@ def join_processes(
         InputError: There is no such device, or the processes do not meet.
     """
     from accelerate import Accelerator  # takes a second to import, and most commands do without
+    from accelerate.utils import parse_flag_from_env
 
+    on_gpus = device != "cpu" and torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Accelerate would let processes share a GPU, which NCCL refuses
+    if on_gpus and here > (gpus := torch.cuda.device_count()):
+        raise InputError(f"{here} processes were started, but this machine shows {gpus} GPUs; {remedy}")
     processes = Accelerator(cpu=device == "cpu", **options)
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != processes.num_processes:

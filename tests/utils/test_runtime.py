@@ -149,6 +149,24 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch):
         join_processes("cpu", remedy="lower NUM_GPUS")
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="4 processes were started, but this machine shows 2 GPUs; lower NUM_GPUS"):
+        join_processes(remedy="lower NUM_GPUS")
+    assert join_processes("cpu")[1].type == "cpu"
+
+
+def test_a_gpu_without_memory_is_said_in_a_sentence(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        run_command(raising(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore")))
+    assert caught.value.code == 1
+    sentence = "error: CUDA out of memory. Tried 2 GiB. A smaller batch needs less (--help names its flag)\n"
+    assert capsys.readouterr().err == sentence
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
