@@ -46,12 +46,15 @@ def predict(
     by_position, was_training = np.argsort(positions), recommender.training
     if was_training:
         recommender.eval()
-    for part, batch in tokenization.batches(tokenization.by_length(positions)[index::count], group, batch_size):
+    mine = tokenization.by_length(positions)[index::count]
+    rows = torch.from_numpy(by_position[np.searchsorted(positions, mine, sorter=by_position)]).to(device)
+    of_batch = iter(rows.split(batch_size))  # on the device already: to copy them for each batch would wait for it
+    for part, batch in tokenization.batches(mine, group, batch_size):
         stop_if_requested()
-        rows = torch.from_numpy(by_position[np.searchsorted(positions, part, sorter=by_position)]).to(device)
         not_these = banned(part) if banned else None
         found = recommender.generate(batch.input_ids, batch.lengths, num_beams, k, trie, not_these)
-        sequences[rows], scores[rows] = found
+        now = next(of_batch)
+        sequences[now], scores[now] = found
         advance(len(part) * count)
     if was_training:
         recommender.train()

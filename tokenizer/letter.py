@@ -103,9 +103,12 @@ def diversity_loss(codebook: Tensor, codes: Tensor, positives: Tensor) -> Tensor
 
 
 def draw_positives(codes: Tensor, groups: Tensor) -> Tensor:
-    """Draw, for codes int64 [B], others of the same groups, int64 [K]: int64 [B]."""
-    others = (groups == groups.unsqueeze(1)).float().fill_diagonal_(0)  # [K, K]
-    return others[codes].multinomial(1).squeeze(1)
+    """Draw, for codes int64 [B], others of the same groups, int64 [K]: int64 [B].
+
+    As torch's multinomial draws one, but without its checks, for which the host would wait for a GPU.
+    """
+    others = (groups == groups.unsqueeze(1)).float().fill_diagonal_(0)[codes]  # [B, K]
+    return (others / torch.empty_like(others).exponential_()).argmax(dim=1)
 
 
 def balanced_groups(points: np.ndarray, seed: int) -> np.ndarray:

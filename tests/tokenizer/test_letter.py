@@ -57,8 +57,12 @@ def test_diversity_equals_its_formula():
 
 def test_positives_are_the_other_codes_of_the_group():
     groups = torch.tensor([0, 1, 0, 1, 0, 1, 1])
+    codes = torch.tensor([4]).repeat(4000)
     torch.manual_seed(0)
-    drawn = draw_positives(torch.tensor([4]).repeat(4000), groups).bincount(minlength=7)
+    found = draw_positives(codes, groups)
+    torch.manual_seed(0)
+    assert torch.equal(found, (groups == groups.unsqueeze(1)).float().fill_diagonal_(0)[codes].multinomial(1)[:, 0])
+    drawn = found.bincount(minlength=7)
     assert drawn[[1, 3, 4, 5, 6]].sum() == 0
     assert drawn[0].item() == pytest.approx(2000, abs=150)
     assert drawn[2].item() == pytest.approx(2000, abs=150)
