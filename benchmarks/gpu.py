@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class GpuConfig:
 
     minutes: float = 12.0
     """budget of all stages together"""
-    output: str = "benchmarks/results/gpu"
+    output: str = str(ROOT / "benchmarks/results/gpu")
     """folder of stages.jsonl, the logs and the results"""
     device: str = "cuda"
     """cuda, or cpu for a rehearsal with tiny sizes"""
@@ -87,6 +88,7 @@ def plan(config: GpuConfig) -> list[Stage]:
         Stage("tests", module("pytest", "-p", "no:cacheprovider", "tests/cuda"), 150),
         Stage("check", check, 150),
         Stage("resume", module("benchmarks.gpu_resume", device, f"--output={output}/resume.json"), 120),
+        Stage("commands", module("benchmarks.gpu_commands", device, f"--output={output}/commands.json"), 150),
     ]
     if tiny:
         stages.append(Stage("speed", speed(*SPEED_STAGES), 120))
@@ -130,12 +132,15 @@ def run_stage(stage: Stage, limit: float, output: Path, environment: dict[str, s
 
 def end_group(process: subprocess.Popen) -> None:
     """Ask a stage and all that it started to save themselves; kill what is still there after GRACE."""
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
+    end = time.monotonic() + GRACE
+    with suppress(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < end:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def run_stages(

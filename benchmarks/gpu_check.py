@@ -128,14 +128,15 @@ class Check:
         """Count the times that the host waits for the device, and what for."""
         recommender, batch = self.workload.recommender(), self.batch(self.sizes[0])
         step, tokenization = self.make_step(recommender, VARIANTS[0]), self.workload.tokenization
-        search = {"num_beams": 20, "num_return": 10}
+
+        def search(**options: object) -> None:
+            recommender.eval().generate(batch.input_ids, batch.lengths, num_beams=20, num_return=10, **options)
+
         calls = {
             "training step": lambda: step(self.batch(self.sizes[0])),
             "influence batch": lambda: mean_gradient(recommender, [batch], len(batch)),
-            "beam search": lambda: recommender.generate(batch.input_ids, batch.lengths, **search),
-            "beam search among items": lambda: recommender.generate(
-                batch.input_ids, batch.lengths, **search, trie=tokenization.table.trie(0)
-            ),
+            "beam search": search,
+            "beam search among items": lambda: search(trie=tokenization.table.trie(0)),
         }
         for name, call in calls.items():
             call()  # whatever the first call makes ready
@@ -146,7 +147,7 @@ class Check:
                 call()
             if self.on_gpu:
                 torch.cuda.set_sync_debug_mode("default")
-            messages = [str(warning.message) for warning in caught]
+            messages = [text for warning in caught if "synchroniz" in (text := str(warning.message))]
             self.record(f"host waits, {name}", count=len(messages), messages=sorted({text[:120] for text in messages}))
 
     def timing(self, size: int, variant: Variant) -> None:

@@ -20,7 +20,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def device_problems(name: str) -> list[str]:
     """Name what is wrong with --device."""
-    return [] if name.split(":")[0] in ("cpu", "cuda") else [f"--device={name} must be cpu or cuda"]
+    return [] if name in ("cpu", "cuda") else [f"--device={name} must be cpu or cuda (CUDA_VISIBLE_DEVICES chooses)"]
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:

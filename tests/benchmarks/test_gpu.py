@@ -84,13 +84,25 @@ def test_an_interrupt_ends_what_runs(tmp_path: Path):
     assert found == {"long": ("stopped", "interrupted"), "other": ("skipped", "interrupted")}
 
 
+def test_what_a_stage_started_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The stage dies of SIGTERM, a process that it started does not."""
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    child = "import signal, time, os; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    stage = fake("long", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])", 60)
+    assert run([stage], 3, tmp_path) == {"long": ("stopped", "its time was over")}
+    pid = int((tmp_path / "pid").read_text())
+    while (status := Path(f"/proc/{pid}/status")).exists() and "State:\tZ" not in status.read_text():
+        time.sleep(0.05)  # it has been killed, and ends at once
+
+
 def test_the_plan_is_in_order_of_value_and_fits():
     stages = plan(GpuConfig())
     names = [stage.name for stage in stages]
     speed = [f"speed_{name}" for name in ("train_step", "eval_beam20", "eval_beam50", "influence", "rqvae_epoch")]
     studies = [f"study_{seed}" for seed in (2024, 2025, 2026)]
-    assert names == ["tests", "check", "resume", *speed, *studies, "compiled"]
-    on_device = [stage for stage in stages if stage.name.startswith(("check", "resume", "speed", "compiled"))]
+    assert names == ["tests", "check", "resume", "commands", *speed, *studies, "compiled"]
+    on_device = [stage for stage in stages if not stage.name.startswith(("tests", "study"))]
     assert all("--device=cuda" in stage.command for stage in on_device)
     assert not any("pip" in word for stage in stages for word in stage.command)
     folder = ROOT / "datasets" / "Industrial_and_Scientific_2018"
@@ -101,7 +113,7 @@ def test_the_plan_is_in_order_of_value_and_fits():
 def test_wrong_flags(tmp_path: Path):
     with pytest.raises(InputError, match=r"--device=tpu must be cpu or cuda"):
         gpu.main(["--device=tpu"])
-    with pytest.raises(InputError, match=r"--stages has nothing; there are tests,check,resume,speed,study_2024"):
+    with pytest.raises(InputError, match=r"--stages has nothing; there are tests,check,resume,commands,speed,"):
         gpu.main(["--stages=nothing", "--device=cpu"])
     if not gpu.torch.cuda.is_available():
         with pytest.raises(InputError, match="shows no GPU; --device=cpu rehearses"):
@@ -130,12 +142,13 @@ def no_such_kernel() -> None:
 @pytest.mark.slow
 def test_a_rehearsal_of_all_stages_but_studies(tmp_path: Path):
     """And but the compiled step, which has a test of its own."""
-    flags = ["--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", "--stages=tests,check,resume,speed"]
+    names = ("tests", "check", "resume", "commands", "speed")
+    flags = ["--device=cpu", "--minutes=8", f"--output={tmp_path / 'out'}", f"--stages={','.join(names)}"]
     quick = {"PYTEST_ADDOPTS": "-k 'not one_seed and not fifty and not influence'"}
     script = run_script("benchmarks/gpu.sh", *flags, **quick)
     assert script.returncode == 0, script.stdout + script.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "stages.jsonl").read_text().splitlines()]
-    assert {row["stage"]: row["outcome"] for row in rows} == dict.fromkeys(("tests", "check", "resume", "speed"), "ok")
+    assert {row["stage"]: row["outcome"] for row in rows} == dict.fromkeys(names, "ok")
     log = (tmp_path / "out" / "tests.log").read_text()
     assert re.search(r"1\d passed, 2 skipped", log), log
     assert "failed" not in (tmp_path / "out" / "check.jsonl").read_text()

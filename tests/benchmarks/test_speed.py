@@ -49,8 +49,9 @@ def test_stages_are_added_to_the_file(tmp_path: Path):
 def test_a_compiled_step_is_equal_to_the_reference_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stages, "COMPILE", {"backend": "aot_eager", "dynamic": False, "fullgraph": True})
     rows = measure(tmp_path / "a.json", "--stages=train_step_compiled")["rows"]
-    expected = [("train_step_compiled", precision, True) for precision in ("float32", "bf16")]
-    assert [(row["stage"], row["precision"], row["equal"]) for row in rows] == expected
+    assert [(row["stage"], row["precision"], row["equal"]) for row in rows] == [
+        ("train_step_compiled", "float32", True)
+    ]
     assert model.packing.PACKING_DEVICES == ("cpu",)
 
 
@@ -83,6 +84,8 @@ def test_a_wrong_result_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SystemExit, match="the two ways do not agree"):
         measure(tmp_path / "a.json", f"--stages={stage}")
     assert not any(row["equal"] for row in json.loads((tmp_path / "a.json").read_text())["rows"])
+    monkeypatch.undo()
+    measure(tmp_path / "a.json", "--stages=load")  # the row above, which the file keeps, is not this call's
 
 
 @pytest.mark.parametrize("stage", [stages.train_step, stages.influence])

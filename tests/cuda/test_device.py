@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_runs import MODEL, assert_same_weights, flags
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 
@@ -150,6 +152,25 @@ def make_trainer(dataset: Path, tmp_path: Path, device: torch.device) -> Callabl
         return trainer
 
     return make
+
+
+def test_gradients_in_a_process_group_are_those_without(on_device, device):
+    """A group of one, as Accelerate wraps the model in larger ones: accumulation, and influence past DDP's hooks."""
+    batches = [on_device.batch(examples(on_device)[part], 0) for part in (slice(16), slice(16, 40))]
+    plain, grouped = make_recommender(device), make_recommender(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(grouped, device_ids=[0] if device.type == "cuda" else None)
+        for model, accumulating in ((plain, no_context), (wrapped, wrapped.no_sync)):
+            for batch, context in zip(batches, (accumulating, no_context), strict=True):
+                with context(), as_on_a_gpu():
+                    model(batch.input_ids, batch.labels, batch.lengths).sum().backward()
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), grouped.parameters(), strict=True))
+        gradients = [mean_gradient(model, batches, 40) for model in (plain, grouped)]
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    finally:
+        dist.destroy_process_group()
 
 
 def take_steps(trainer: Trainer, count: int, first: int = 0) -> None:
