@@ -24,7 +24,7 @@ from utils.interrupts import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")  # whose versions are noted
-OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)  # failures of disk and memory
+OF_THE_MACHINE = (OSError, MemoryError, torch.cuda.OutOfMemoryError)  # failures of disk and memory
 STOPPED_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command with --resume goes on
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _sentence(error: BaseException) -> str:
         return "error: interrupted"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return f"error: writing failed: {error}; what was written before is whole: make room and go on with --resume"
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         return f"error: {str(error).splitlines()[0]} A smaller batch needs less (--help names its flag)"
     return f"error: {error}"
 
