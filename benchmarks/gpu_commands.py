@@ -10,10 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import device_problems
+from benchmarks.machine import DeviceConfig
 from utils.config import parse_config
 from utils.files import write_json
 from utils.runtime import run_command
@@ -24,20 +23,6 @@ LETTER = "--kind=letter --vq_type=vq --balance=sinkhorn --ckpt_name=letter --epo
 MODEL = "--codebook_size=32 --num_layers=1 --num_decoder_layers=1 --d_model=32 --d_ff=64 --num_heads=2 --d_kv=16"
 BEAMS = "--num_beams=10 --test_num_beams=10"
 PRETRAINING = "--run_name=pretrained --epochs=2 --epoch_per_stage=[1,1] --val_delay=1 --num_tokenizers=5"
-
-
-@dataclass
-class CommandsConfig:
-    """Where they run, and where the outcome goes."""
-
-    device: str = "cuda"
-    """cuda or cpu"""
-    output: str | None = None
-    """JSON file: seconds and exit code of each command"""
-
-    def problems(self) -> list[str]:
-        """Name everything that is wrong with the settings."""
-        return device_problems(self.device)
 
 
 def commands(folder: Path, device: str) -> list[str]:
@@ -60,7 +45,7 @@ def commands(folder: Path, device: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run them; exit with 1 where one failed."""
-    config, _ = parse_config(CommandsConfig, argv, "python -m benchmarks.gpu_commands", __doc__)
+    config, _ = parse_config(DeviceConfig, argv, "python -m benchmarks.gpu_commands", __doc__)
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if config.device == "cpu" else {})
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

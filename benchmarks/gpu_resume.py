@@ -12,14 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.generated import write_dataset
-from benchmarks.machine import device_problems
+from benchmarks.machine import DeviceConfig
 from utils.config import parse_config
 from utils.files import write_json
 from utils.runtime import STOPPED_CODE, run_command
@@ -33,20 +32,6 @@ COMMON = {
     **{"dataset": "generated", "epochs": 4, "epoch_per_stage": "[2,2]", "val_delay": 3, "val_ratio": 0.2},
     **{"test_ratio": 0.2, "num_beams": 10, "test_num_beams": 10, "influence_sample_ratio": 0.2, "log_with": "none"},
 }
-
-
-@dataclass
-class ResumeConfig:
-    """Where it runs, and where the outcome goes."""
-
-    device: str = "cuda"
-    """cuda, or cpu for a rehearsal with tiny sizes"""
-    output: str | None = None
-    """JSON file"""
-
-    def problems(self) -> list[str]:
-        """Name everything that is wrong with the settings."""
-        return device_problems(self.device)
 
 
 class Runs:
@@ -96,7 +81,7 @@ def alone_in_a_group() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run and compare; exit with 1 where weights differ."""
-    config, _ = parse_config(ResumeConfig, argv, "python -m benchmarks.gpu_resume", __doc__)
+    config, _ = parse_config(DeviceConfig, argv, "python -m benchmarks.gpu_resume", __doc__)
     outcome: dict[str, object] = {"device": config.device}
 
     def note(**found: object) -> None:

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,20 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def device_problems(name: str) -> list[str]:
     """Name what is wrong with --device."""
     return [] if name in ("cpu", "cuda") else [f"--device={name} must be cpu or cuda (CUDA_VISIBLE_DEVICES chooses)"]
+
+
+@dataclass
+class DeviceConfig:
+    """Where something runs, and where its outcome goes."""
+
+    device: str = "cuda"
+    """cuda, or cpu for a rehearsal"""
+    output: str | None = None
+    """JSON file"""
+
+    def problems(self) -> list[str]:
+        """Name everything that is wrong with the settings."""
+        return device_problems(self.device)
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:

@@ -48,12 +48,12 @@ def predict(
         recommender.eval()
     mine = tokenization.by_length(positions)[index::count]
     rows = torch.from_numpy(by_position[np.searchsorted(positions, mine, sorter=by_position)]).to(device)
-    of_batch = iter(rows.split(batch_size))  # on the device already: to copy them for each batch would wait for it
-    for part, batch in tokenization.batches(mine, group, batch_size):
+    batches = tokenization.batches(mine, group, batch_size)
+    # the rows are on the device already: to copy them for each batch would wait for it
+    for (part, batch), now in zip(batches, rows.split(batch_size), strict=False):  # of no rows there is one split
         stop_if_requested()
         not_these = banned(part) if banned else None
         found = recommender.generate(batch.input_ids, batch.lengths, num_beams, k, trie, not_these)
-        now = next(of_batch)
         sequences[now], scores[now] = found
         advance(len(part) * count)
     if was_training:

@@ -162,8 +162,8 @@ def popularity_table(study: Study, rows: list[Row]) -> list[Line]:
 def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[Line]:
     """Return each row's collisions, codes in use and distances, and recall@10 for all targets and those alone.
 
-    A target alone shares its codes with no other item. Distances are those of the tokenizers of
-    pre-training. Rows without a tokenizer are left out, and those whose semantic IDs were not kept.
+    A target alone shares its codes with no other item. Distances are those of the tokenizers of pre-training. Rows
+    without a tokenizer are left out, and those whose semantic IDs were not kept.
     """
     interactions, lines = _interactions(study), []
     targets = interactions.items[split_positions(interactions.offsets, "test")]
@@ -171,12 +171,12 @@ def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[L
         members, collisions, used, apart = [], [], [], []
         for cell, outcome in zip(row.cells, row.outcomes, strict=True):
             job = next(job for job in cell.candidates if job.id == outcome["id"])
+            apart += [shares for need in job.needs if (shares := _distances(need, results_dir))]
             for tokenizer in [need for need in job.needs if need.kind == "tokenizer"]:
                 codes = kept_codes(tokenizer, results_dir).get(job.flags["sem_id_epochs"][0])
                 if codes is None:
                     continue
                 codes = codes[:, :-1]
-                apart += [shares for need in job.needs if (shares := _distances(need, results_dir))]
                 group, sizes = collision_groups(codes)
                 members.append(sizes[group][targets - 1] == 1)
                 collisions.append((sizes[group] > 1).mean())
