@@ -28,6 +28,7 @@ from utils.files import atomic_path, write_text
 
 VALID_METRIC = "ndcg@10"
 GAINS = ("recall@10", "ndcg@10")  # the metrics whose gain over the baseline is shown
+COUNTING = {"first": "one tokenizer, fixed beforehand", "all": "the mean over the candidates"}
 Outcomes = dict[str, dict[str, Any]]  # of every finished job, by its id
 Line = dict[str, str]  # column: text
 
@@ -38,7 +39,7 @@ class Row:
 
     name: str
     cells: list[Cell]  # one for each seed
-    outcomes: list[dict]  # of each seed, the one that counts: of the candidate that is best on validation
+    outcomes: list[list[dict]]  # of each seed, those of its candidates that count, by their mean
 
     def of(self, seeds: set[int]) -> "Row":
         """Return the row with some of its seeds only, in rising order."""
@@ -48,32 +49,38 @@ class Row:
 
     def test(self, metric: str) -> np.ndarray:
         """Return a test metric for each seed, float64 [S]."""
-        return np.asarray([outcome["test"][metric] for outcome in self.outcomes])
+        return np.asarray([np.mean([outcome["test"][metric] for outcome in each]) for each in self.outcomes])
 
     def among(self, members: list[np.ndarray]) -> "Row":
         """Return the row with the test metrics of some users alone; `members` has each seed's, bool [U]."""
-        ranks = [unpack_ranks(outcome["ranks"])[mask] for outcome, mask in zip(self.outcomes, members, strict=True)]
-        return Row(self.name, self.cells, [{"test": mean_metrics(each, METRICS)} for each in ranks])
+        tests = [
+            [{"test": mean_metrics(unpack_ranks(outcome["ranks"])[mask], METRICS)} for outcome in each]
+            for each, mask in zip(self.outcomes, members, strict=True)
+        ]
+        return Row(self.name, self.cells, tests)
 
     def per_user(self, metric: str) -> np.ndarray:
         """Return each test user's metric, the mean over the seeds, float64 [U]."""
-        return np.mean([per_user(metric, unpack_ranks(outcome["ranks"])) for outcome in self.outcomes], axis=0)
+        users = [[per_user(metric, unpack_ranks(outcome["ranks"])) for outcome in each] for each in self.outcomes]
+        return np.mean([np.mean(each, axis=0) for each in users], axis=0)
 
 
-def finished_rows(study: Study, outcomes: Outcomes, fixed: bool = False) -> list[Row]:
+def finished_rows(study: Study, outcomes: Outcomes, counting: str = "best") -> list[Row]:
     """Return the study's rows with the seeds whose jobs are all done.
 
-    `fixed` takes each cell's first candidate, which was fixed beforehand, instead of the best one on validation.
+    `counting` says which of a cell's candidates count: "best", the one that is best on validation, "first", the one
+    fixed beforehand, or "all", by their mean.
     """
     rows: dict[str, Row] = {}
     for cell in study.cells:
-        found = [outcomes.get(job.id) for job in (cell.candidates[:1] if fixed else cell.candidates)]
+        found = [outcomes.get(job.id) for job in (cell.candidates[:1] if counting == "first" else cell.candidates)]
         if None in found:
             continue
         row = rows.setdefault(cell.row, Row(cell.row, [], []))
         row.cells.append(cell)
-        several = len(found) > 1  # what stands alone may have no validation
-        row.outcomes.append(max(found, key=lambda outcome: outcome["valid"][VALID_METRIC]) if several else found[0])
+        if counting == "best" and len(found) > 1:  # what stands alone may have no validation
+            found = [max(found, key=lambda outcome: outcome["valid"][VALID_METRIC])]
+        row.outcomes.append(found)
     return list(rows.values())
 
 
@@ -122,7 +129,7 @@ def _relative(interval: Interval, reference: float, digits: int) -> str:
 def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
     lines = []
     for row in rows:
-        trainings = len({outcome["id"] for outcome in row.outcomes})  # one for all seeds, where none is used
+        trainings = len({each[0]["id"] for each in row.outcomes})  # one for all seeds, where none is used
         seeds = [str(cell.seed) for cell in row.cells]
         line = {"variant": row.name, "seeds": " ".join(seeds) if trainings == len(seeds) else "any"}
         for metric in METRICS:
@@ -135,7 +142,8 @@ def table(study: Study, rows: list[Row], outcomes: Outcomes) -> list[Line]:
             line[f"{metric} gain by seed"] = gains_by_seed(*pair, metric) if pair else ""
         jobs = [need for cell in row.cells for job in cell.candidates for need in job.with_needs()]
         seconds = sum(outcomes[name]["seconds"] for name in dict.fromkeys(job.id for job in jobs) if name in outcomes)
-        line["best epoch"] = " ".join(str(outcome.get("best_epoch", "")) for outcome in row.outcomes)
+        epochs = [[str(outcome.get("best_epoch", "")) for outcome in each] for each in row.outcomes]
+        line["best epoch"] = " ".join("/".join(each) for each in epochs)
         line["minutes a seed"] = f"{seconds / 60 / trainings:.0f}"
         lines.append(line)
     return lines
@@ -169,7 +177,7 @@ def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[L
     targets = interactions.items[split_positions(interactions.offsets, "test")]
     for row in rows:
         members, collisions, used, apart = [], [], [], []
-        for cell, outcome in zip(row.cells, row.outcomes, strict=True):
+        for cell, (outcome,) in zip(row.cells, row.outcomes, strict=True):
             job = next(job for job in cell.candidates if job.id == outcome["id"])
             apart += [shares for need in job.needs if (shares := _distances(need, results_dir))]
             for tokenizer in [need for need in job.needs if need.kind == "tokenizer"]:
@@ -243,9 +251,10 @@ def write_table(study: Study, label: str, results_dir: str) -> str:
         shown = [{k: v for k, v in line.items() if k == "variant" or " gain" in k} for line in gains]
         parts += [f"Gains over {baseline}:", markdown([line for line in shown if any(list(line.values())[1:])])]
     if any(len(cell.candidates) > 1 for cell in study.cells):
-        fixed = table(study, finished_rows(study, outcomes, fixed=True), outcomes)
-        parts.append("The same with one tokenizer, fixed beforehand, instead of the best on validation:")
-        parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in fixed]))
+        for counting, says in COUNTING.items():
+            others = table(study, finished_rows(study, outcomes, counting), outcomes)
+            parts.append(f"The same with {says}, instead of the best on validation:")
+            parts.append(markdown([{k: v for k, v in line.items() if not k.startswith("minutes")} for line in others]))
     if users := trained_users_table(study, rows):
         parts += ["Test users that training saw, and those that are new to the model:", markdown(users)]
     if study.popularity_edges and rows:

@@ -78,21 +78,30 @@ def test_gains_are_between_the_seeds_that_both_have(study, tmp_path):
     assert (single["seeds"], single["recall@10"], many["seeds"]) == ("1 2", "0.2500 ± 0.0707", "1")
     assert many["recall@10 gain"].startswith("+50.0% (+")
     assert many["recall@10 gain by seed"] == ""
-    row, base = (Row(name, [Cell(name, "", seed, ())], [{}]) for name, seed in (("MTGRec", 1), ("TIGER++", 2)))
+    row, base = (Row(name, [Cell(name, "", seed, ())], [[{}]]) for name, seed in (("MTGRec", 1), ("TIGER++", 2)))
     assert with_baseline(row, [row, base], study) is None
 
 
 def test_interval_over_seeds_is_the_paired_t_tests():
     """Differences .1 and .2: mean .15, standard error .05, times 12.706 with one degree of freedom; baseline .25."""
     base, row = (
-        Row("", [], [{"test": {"recall@10": value}} for value in values]) for values in ((0.2, 0.3), (0.3, 0.5))
+        Row("", [], [[{"test": {"recall@10": value}}] for value in values]) for values in ((0.2, 0.3), (0.3, 0.5))
     )
     assert gains_by_seed(row, base, "recall@10") == "+50% +67% (-194% to +314%)"
 
 
 def test_the_fixed_tokenizer_is_the_first_candidate(study, tmp_path):
-    fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1]
+    fixed = write_table(study, "cpu", str(tmp_path)).split("fixed beforehand")[1].split("mean over")[0]
     assert "| MTGRec | 1 2 | 0.1000 ± 0.0000 |" in fixed
+
+
+def test_the_mean_over_the_candidates_counts_each_of_them(study, tmp_path):
+    """10 and 30 of 100 users are hit with seed 1, 10 and 40 with seed 2, against 20 and 30."""
+    mean = write_table(study, "cpu", str(tmp_path)).split("mean over the candidates")[1]
+    (line,) = [line for line in mean.splitlines() if line.startswith("| MTGRec | 1 2 | 0.2250 ± 0.0354 |")]
+    assert "| +0% -17% (-137% to +117%) |" in line  # differences 0 and -.05, of .25
+    assert "-10.0% (" in line
+    assert "| 1/1 2/2 |" in line  # the best epochs
 
 
 def test_identifiers_are_shown_with_what_their_collisions_cost(dataset, tmp_path):
