@@ -102,12 +102,17 @@ class Running:
     began_in: dict[str, Any]  # the environment at the beginning of this stretch
 
 
+def _cores() -> int:
+    """Return how many cores this process may run on, which taskset and containers narrow down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Runner:
     """Runs jobs side by side; `jobs` has each after those that it needs."""
 
     def __init__(self, config: RunConfig, jobs: list[Job]):
         self.config = config
-        self.threads = max(1, (os.cpu_count() or 1) // config.jobs)
+        self.threads = max(1, _cores() // config.jobs)
         self.jobs = jobs
         self.open = open_jobs(jobs, config.ckpt_dir, config.results_dir)
         self.failed: set[str] = set()

@@ -62,9 +62,15 @@ def test_jobs_run_after_what_they_need_and_never_again(make_runner, tmp_path):
     assert make_runner().run()
     assert order(tmp_path) == [job.id for job in JOBS]
     outcomes = read_outcomes(JOBS, tmp_path / "results").values()
-    assert {outcome["threads"] for outcome in outcomes} == {os.cpu_count()}
+    assert {outcome["threads"] for outcome in outcomes} == {len(os.sched_getaffinity(0))}
     assert make_runner().run()
     assert len(order(tmp_path)) == len(JOBS)
+
+
+@pytest.mark.parametrize(("cores", "jobs", "threads"), [({0, 1, 5}, 1, 3), ({0, 1, 5}, 2, 1), ({4}, 2, 1)])
+def test_jobs_share_the_cores_that_the_process_may_use(cores, jobs: int, threads: int, make_runner, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert make_runner(jobs=jobs).threads == threads
 
 
 def test_what_needs_a_failed_job_does_not_run_and_the_rest_does(make_runner, tmp_path, capsys):
