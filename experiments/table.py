@@ -171,7 +171,7 @@ def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[L
     """Return each row's collisions, codes in use and distances, and recall@10 for all targets and those alone.
 
     A target alone shares its codes with no other item. Distances are those of the tokenizers of pre-training. Rows
-    without a tokenizer are left out, and those whose semantic IDs were not kept.
+    without a tokenizer are left out, and those whose semantic IDs were not kept for each seed.
     """
     interactions, lines = _interactions(study), []
     targets = interactions.items[split_positions(interactions.offsets, "test")]
@@ -189,7 +189,7 @@ def identifiers_table(study: Study, rows: list[Row], results_dir: str) -> list[L
                 members.append(sizes[group][targets - 1] == 1)
                 collisions.append((sizes[group] > 1).mean())
                 used.append([len(np.unique(level)) for level in codes.T])
-        if members:
+        if len(members) == len(row.cells):
             alone = row.among(members).test("recall@10").mean()
             lines.append({"variant": row.name, "items that collide": f"{np.mean(collisions):.1%}"})
             lines[-1]["codes in use"] = " ".join(f"{count:.0f}" for count in np.mean(used, axis=0))

@@ -122,12 +122,15 @@ def test_identifiers_are_shown_with_what_their_collisions_cost(dataset, tmp_path
     with open(kept_file(tokenizer, tmp_path), "wb") as file:
         np.savez(file, **{"2": codes + np.eye(1, 3, 0, dtype=np.uint8) * (np.arange(20) < 5)[:, None], "3": codes})
     cells = tuple(Cell(name, "", 1, (done,)) for name, done in (("Most popular", popular), ("rqvae", job)))
+    both = (*cells, Cell("rqvae", "", 2, (popular,)))  # a seed without semantic IDs
     study = Study("kinds", "Which?", "", cells, identifiers=True)
     (line,) = identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path))
     recall = (targets > 2).mean()
     assert 0 < recall < 1
     assert list(line.values()) == ["rqvae", "10.0%", "10 2", "25.0%", "25.0%", "25.0%", f"{recall:.4f}", "1.0000"]
     assert "| rqvae | 10.0% | 10 2 |" in write_table(study, "cpu", str(tmp_path))
+    study = replace(study, cells=both)
+    assert identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path)) == []
     kept_file(tokenizer, tmp_path).unlink()  # of early studies none were kept
     assert identifiers_table(study, finished_rows(study, read_outcomes(study.jobs(), tmp_path)), str(tmp_path)) == []
 
