@@ -147,7 +147,7 @@ def plan(checkpoints: list[int], places: str, config: PlanConfig) -> list[FineTu
     places, _, usual = places.partition("/")
     if usual and trained and not asked and len(trained) != int(usual):
         places = f"middle:{len(expand_epochs(places))}"
-        note(f"pre-training had {len(trained)} tokenizers, not {usual}: those in the middle are fine-tuned")
+        note(f"tokenizers in pre-training: {len(trained)}, not {usual}; those in the middle are fine-tuned")
     word, _, count = places.partition(":")
     if word == "middle" and (not count.isdecimal() or int(count) == 0):
         raise InputError(f"{places} names no tokenizers; write how many, such as middle:3")

@@ -107,7 +107,7 @@ def test_the_middle_tokenizers_are_those_nearest_to_all_others(dataset: Path, ru
     assert [c.name for c in plan([90], "middle:1", config)] == ["90_2"]
     assert [c.name for c in plan([90], "0/3", config)] == ["90_3"]
     assert [c.name for c in plan([90], "0/25", config)] == ["90_2"]  # the place is one of 25, not of 3
-    assert "pre-training had 3 tokenizers, not 25: those in the middle are fine-tuned" in capsys.readouterr().err
+    assert "tokenizers in pre-training: 3, not 25; those in the middle are fine-tuned" in capsys.readouterr().err
     assert [c.name for c in plan([90], "0/25", replace(config, sem_id_epochs=[3]))] == ["90_3"]
 
 
