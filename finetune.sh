@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune a pre-trained recommender with single tokenizers; the best one on VALIDATION is tested.
+# Fine-tune a pre-trained recommender with single tokenizers; the winner is the best one on VALIDATION.
 #
 #   bash finetune.sh                                               from the dataset's newest finished pre-training
 #   DATASET=Video_Games PRETRAINED=ckpt/Video_Games/pretrain_tau3 bash finetune.sh
