@@ -281,14 +281,15 @@ def _groups_of(folder: Path, prefix: str, epochs: list[int] | None, suffix: str,
 def flags_of_tokenizers(tokenizers: Iterable[tuple[str, int | None]]) -> tuple[list[str], list[int | None] | None]:
     """Return what --token_prefix and --sem_id_epochs take for tokenizers (prefix, epoch): prefixes and epochs.
 
-    Of kinds whose epochs are not the same each prefix has its own behind an @, and the epochs are None.
+    Of kinds whose epochs are not the same each prefix has its own behind an @, and the epochs are None. So it is with
+    best checkpoints, which no number names.
     """
     epochs: dict[str, list[int | None]] = {}
     for prefix, epoch in tokenizers:
         epochs.setdefault(prefix, []).append(epoch)
     first, *others = epochs.values()
-    if all(of_other == first for of_other in others):
-        return list(epochs), None if first == [None] else first
+    if first != [None] and all(of_other == first for of_other in others):
+        return list(epochs), first
     return [f"{prefix}@{','.join(str(epoch or 'best') for epoch in own)}" for prefix, own in epochs.items()], None
 
 

@@ -74,7 +74,7 @@ class Catalogue:
         """Read the items of a run's dataset, by the run's settings, as one of its tokenizers names them."""
         folder = dataset_folder(settings["data_dir"], settings["dataset"])
         interactions = load_interactions(folder)
-        groups = resolve_groups(folder, prefix, None if epoch is None else [epoch], settings["token_suffix"])
+        groups = resolve_groups(folder, prefix, [epoch], settings["token_suffix"])
         names = interactions.item_names
         counts = item_counts(training_part(interactions))
         table = load_token_table(groups[:1], names[1:], vocabulary)

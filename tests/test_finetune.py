@@ -7,6 +7,7 @@ import torch
 from tiny_dataset import make_dataset
 from tiny_runs import MODEL, flags, read_results, read_weights, sizes_of_files
 
+import evaluate
 import finetune
 from data.token_table import level_sizes
 from evaluation.run import Run
@@ -62,6 +63,21 @@ def test_architecture_and_weights_come_from_the_pre_trained_folder(world):
     assert results["best_epoch"] == 1
     assert not (run / "checkpoints").exists()  # save_interval is null: only the best
     assert f"weights from {world.pretrained}" in (run / "log.txt").read_text()
+
+
+def test_the_best_checkpoint_beside_numbered_ones(world, tmp_path):
+    numbered = world.dataset / "rqvae" / "twin_8,8,8,8_2.sem_ids"
+    best = numbered.with_name("twin_8,8,8,8.sem_ids")
+    best.write_bytes(numbered.read_bytes())
+    run = fine_tune(world, "best", model=True, token_prefix="twin_8,8,8,8@best", sem_id_epochs="null")
+    settings = Run(run).settings
+    assert (settings["token_prefix"], settings["sem_id_epochs"]) == ("rqvae/twin_8,8,8,8@best", None)
+    assert [row["epoch"] for row in read_results(run)["per_tokenizer"]] == [None]
+    assert json.loads((run / "model" / "mtgrec.json").read_text())["tokenizer"]["epoch"] is None
+    evaluate.main([f"--model={run}", "--num_beams=10", f"--output={tmp_path}"])
+    (row,) = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (row["prefix"], row["epoch"]) == ("rqvae/twin_8,8,8,8", None)
+    best.unlink()
 
 
 def test_a_flag_against_the_model_is_an_error(world, capsys):

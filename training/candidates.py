@@ -58,15 +58,14 @@ class FineTuning:
 
 def combine(models: dict[str, str], tokenizers: list[tuple[str, int | str | None]], joint: bool) -> list[FineTuning]:
     """Return every checkpoint {name: model folder} with every tokenizer (prefix, epoch), or with all together."""
-    if joint:
-        prefixes, epochs = flags_of_tokenizers(tokenizers)
-        together = tuple(prefixes), tuple(epochs or [None])
-        return [FineTuning(f"{name}_joint", model, *together) for name, model in models.items()]
-    labels = group_labels(tokenizers)
+    parts = {"joint": tokenizers}
+    if not joint:
+        parts = {label: [own] for label, own in zip(group_labels(tokenizers), tokenizers, strict=True)}
+    flags = {label: flags_of_tokenizers(own) for label, own in parts.items()}
     return [
-        FineTuning(f"{name}_{label}", model, (prefix,), (epoch,))
+        FineTuning(f"{name}_{label}", model, tuple(prefixes), tuple(epochs or [None]))
         for name, model in models.items()
-        for label, (prefix, epoch) in zip(labels, tokenizers, strict=True)
+        for label, (prefixes, epochs) in flags.items()
     ]
 
 

@@ -279,8 +279,18 @@ def test_a_tokenizer_without_a_number_is_the_only_one(runs, dataset, places):
         file.unlink()
     (dataset / "rqvae" / "toy_8,8,8,8.sem_ids").write_text("{}")
     (found,) = plan([90], places, make_config(runs, pretrained="none"))
-    assert found == FineTuning("scratch_best", "", (TOY,), (None,))
-    assert found.line() == f"scratch_best\t{TOY}\tnull\t"
+    assert found == FineTuning("scratch_best", "", (f"{TOY}@best",), (None,))
+    assert found.line() == f"scratch_best\t{TOY}@best\tnull\t"
+
+
+@pytest.mark.parametrize("places", ["0", "middle:3"])
+def test_the_best_checkpoint_is_not_taken_for_all_numbered_ones(runs, dataset, places):
+    numbered = dataset / "rqvae" / "toy_8,8,8,8_1.sem_ids"
+    numbered.with_name("toy_8,8,8,8.sem_ids").write_bytes(numbered.read_bytes())
+    config = make_config(runs, pretrained="none", token_prefix=f"{TOY}@best")
+    assert [c.line() for c in plan([], places, config)] == [f"scratch_best\t{TOY}@best\tnull\t"]
+    pretraining(runs / "pretrain_tau1", token_prefix=[f"{TOY}@best"], sem_id_epochs=None)
+    assert [c.prefixes for c in plan([90], places, make_config(runs))] == [(f"{TOY}@best",)]
 
 
 def result(epoch: int, valid: float, test: float, prefix: str = "rqvae/toy") -> dict:
