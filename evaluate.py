@@ -167,8 +167,12 @@ def open_model(
     if len(split_positions(interactions.offsets, config.split)) == 0:
         raise InputError(f"{folder}: no user has enough items for a {config.split} example")
     prefix = config.token_prefix or settings["token_prefix"]
-    epochs = expand_epochs(config.sem_id_epochs) or settings["sem_id_epochs"]
-    groups = resolve_groups(folder, prefix, epochs, settings["token_suffix"])
+    asked = expand_epochs(config.sem_id_epochs)
+    groups = resolve_groups(folder, prefix, asked or settings["sem_id_epochs"], settings["token_suffix"])
+    if asked and not config.token_prefix:  # the run's prefixes may have epochs of their own
+        groups = [group for group in groups if group.epoch in asked]
+        if not groups:
+            raise InputError(f"{path} has no tokenizer of the epochs {', '.join(map(str, asked))}")
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
     if not config.token_prefix and not config.sem_id_epochs:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"

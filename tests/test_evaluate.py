@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from tiny_runs import flags, read_results
 
 import evaluate
@@ -73,6 +74,20 @@ def test_checkpoints_by_their_runs_settings(joint_run: Path, tmp_path: Path):
     ]
     assert rows[0]["metrics"] == rows[2]["metrics"]
     assert len({row["file"] for row in rows}) == 4
+
+
+def test_epochs_are_chosen_of_kinds_with_epochs_of_their_own(joint_run: Path, dataset: Path, tmp_path: Path):
+    shutil.copytree(dataset / "rqvae", dataset / "other")
+    file = joint_run / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    kinds = ["rqvae/toy_8,8,8,8@1,2", "other/toy_8,8,8,8@2,3"]
+    file.write_text(yaml.safe_dump(settings | {"token_prefix": kinds, "sem_id_epochs": None}))
+    command = [f"--model={joint_run}", "--num_beams=10", f"--output={tmp_path / 'out'}"]
+    evaluate.main([*command, "--sem_id_epochs=[2,3]"])
+    found = [(row["prefix"].split("/")[0], row["epoch"]) for row in read(tmp_path / "out")]
+    assert found == [("rqvae", 2), ("other", 2), ("other", 3)]
+    with pytest.raises(InputError, match="has no tokenizer of the epochs 4, 5"):
+        evaluate.main([*command, "--sem_id_epochs=4:5"])
 
 
 def test_ensemble_and_comparison(joint_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
