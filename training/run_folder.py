@@ -115,9 +115,15 @@ class RunFolder:
                 path.unlink()
         self._write_config(config)
 
-    def reopen(self, config: Any, metrics_size: int) -> None:
-        """Take back an unfinished run: its metrics after the first `metrics_size` bytes are to be made again."""
+    def reopen(self, config: Any, metrics_size: int, closed: int) -> None:
+        """Take back an unfinished run: what it wrote after its saved state is to be made again.
+
+        That are its metrics after the first `metrics_size` bytes, and checkpoints of epochs above `closed`.
+        """
         remove_leftovers(self.path)
+        for folder in self.checkpoints.glob("epoch_*"):
+            if int(folder.name.removeprefix("epoch_")) > closed:
+                shutil.rmtree(folder)
         with open(self.metrics_file, "ab") as file:
             file.truncate(min(metrics_size, file.tell()))
         self._write_config(config)

@@ -163,7 +163,7 @@ def open_run(run: RunFolder, config: TrainingConfig, data: Data, accelerator: Ac
         if state:
             values = read_values(state)
             check_resumable(values, config, data)
-            run.reopen(config, values["metrics_size"])
+            run.reopen(config, values["metrics_size"], values["progress"]["closed"])
         else:
             run.create(config)
             notes = [f"{run.path} has no saved state to resume: starting anew"] if config.resume else []

@@ -133,6 +133,7 @@ class Trainer:
         config, state = self.config, self.state
         while state.closed < last_epoch and not state.stopped:
             if state.epoch == state.closed:
+                state.valid_parts = []  # of an interrupted evaluation before --epochs was raised
                 self._train_epoch(state.epoch + 1, probabilities)
                 state.epoch += 1
                 self.checkpointer.pause()

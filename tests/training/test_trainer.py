@@ -311,6 +311,31 @@ def test_tensorboard_hides_what_the_resumed_run_logs_again(dataset, tmp_path, mo
     assert trainer.state.step == 22
 
 
+def test_an_interrupted_evaluation_does_not_speak_for_later_weights(make_trainer, monkeypatch):
+    """As where the only evaluation, before the test, is stopped, and more --epochs are asked for."""
+    trainer = make_trainer(epochs=2, val_delay=1)
+    script_scores(monkeypatch, trainer, [0.1, 0.2])
+    trainer.fit(1, UNIFORM)
+    trainer.state.valid_parts = [{"ndcg@10": 9.0, "recall@10": 9.0}]
+    trainer.fit(2, UNIFORM)
+    assert [values["ndcg@10"] for values in trainer.state.best_valid] == [0.2, 1.2, 2.2]
+
+
+def test_checkpoints_behind_the_saved_state_are_made_again(dataset, tmp_path, monkeypatch):
+    """A run of fewer epochs would be left with those of another schedule."""
+    argv = flags(dataset, tmp_path / "runs", run_name="run", save_interval=1, val_delay=9, epochs=5)
+    trainer = start_run(*resolve_config(*parse_config(FinetuneConfig, argv, "test", "")))
+    monkeypatch.setattr(trainer, "_train_epoch", lambda *_: None)
+    trainer.fit(2, UNIFORM)
+    trainer.checkpointer.save()
+    trainer.fit(4, UNIFORM)
+    trainer.run.unlock()
+    folder = trainer.run.checkpoints
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch_1", "epoch_2", "epoch_3", "epoch_4"]
+    start_run(*resolve_config(*parse_config(FinetuneConfig, [*argv, "--epochs=3", "--resume"], "test", "")))
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch_1", "epoch_2"]
+
+
 def test_loss_on_record_is_the_mean_over_examples(make_trainer, monkeypatch):
     """With a learning rate of zero the epoch's loss is the model's mean loss, whatever the batches' sizes."""
     trainer = make_trainer(FinetuneConfig, epochs=1, val_delay=9, dropout_rate=0, warmup_steps=10**9, sem_id_epochs=2)
