@@ -16,7 +16,7 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Each item's group, int64 [N], in ascending order of codes, and the groups' sizes, int64 [groups].
     """
-    group = np.zeros(len(codes), dtype=np.int64)
+    group, sizes = np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
     for level in codes.T:  # ranked anew at each level, so that no product of sizes overflows
         _, group, sizes = np.unique(group * (int(codes.max()) + 1) + level, return_inverse=True, return_counts=True)
     return group, sizes

@@ -12,6 +12,11 @@ def test_collision_groups():
     assert sizes.tolist() == [3, 1, 2]
 
 
+def test_without_levels_all_items_are_one_group():
+    group, sizes = collision_groups(np.empty((3, 0), dtype=np.int64))
+    assert (group.tolist(), sizes.tolist()) == ([0, 0, 0], [3])
+
+
 def test_many_large_levels_do_not_overflow():
     codes = np.random.default_rng(0).integers(0, 2**20, size=(100, 8))
     codes[7] = codes[3]

@@ -101,6 +101,15 @@ def test_separated_items_differ_and_all_others_stay():
     np.testing.assert_array_equal(found[~before], codes[~before])
 
 
+def test_one_level_is_separated():
+    latents, codebook = torch.tensor([[0.0], [0.1], [5.0]]), torch.tensor([[0.0], [1.0], [5.0], [9.0]])
+    codes = nearest_residual_codes(latents, [codebook])
+    assert codes.tolist() == [[0], [0], [2]]
+    found = separate(latents, [codebook], codes, Sinkhorn(0.003, 50))
+    assert len(set(found[:, 0].tolist())) == 3
+    assert found[2] == 2
+
+
 @pytest.mark.parametrize("kind", ["rqvae", "rqkmeans"])
 def test_export_separates_and_new_items_get_the_nearest_code(make_config: MakeConfig, dataset, kind: str):
     changes = {"kind": kind, "codebook_size": [4, 2, 32], "sent_emb_pca": -1}
