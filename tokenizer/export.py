@@ -37,15 +37,20 @@ class ExportConfig(TokenizerConfig):
     """JSON file {item: text} of new items that get semantic IDs beside the old ones"""
 
 
-def semantic_ids(codes: np.ndarray, size: int, name: str, item_names: list[str]) -> np.ndarray:
+def semantic_ids(
+    codes: np.ndarray, size: int, name: str, item_names: list[str], order: np.ndarray | None = None
+) -> np.ndarray:
     """Append the disambiguation level: int [N, H], 0-based, row i = item id i + 1, to int64 [N, H + 1] (section 2.2.2).
 
     Differs from the reference code: a group larger than the level holds is an error; there, code 256 of 256 was let
     through and became the user token.
 
     Of the level's `size` codes 1..size-1 are used; the names, of tokenizer and items in id order, are for the error.
+    Items of the same codes are counted in the `order`, a permutation int [N], by default that of their ids.
     """
-    extra = disambiguation_codes(codes)
+    order = np.arange(len(codes)) if order is None else order
+    extra = np.empty(len(codes), dtype=np.int64)
+    extra[order] = disambiguation_codes(codes[order])
     if extra.max() >= size:
         example = int(extra.argmax())
         members = int(extra[example])
@@ -70,18 +75,24 @@ def export(config: TokenizerConfig) -> dict[str, object]:
         inputs = tokenizer.prepare(embeddings)
         remove_leftovers(config.tokenizer_folder)
         codes = ((epoch, tokenizer.dataset_codes(inputs, epoch)) for epoch in tokenizer.epochs)
-        return write_tokenizers(config, names, codes)
+        return write_tokenizers(config, names, codes, tokenizer.order())
 
 
 def write_tokenizers(
-    config: TokenizerConfig, names: list[str], tokenizers: Iterable[tuple[int | None, np.ndarray]]
+    config: TokenizerConfig,
+    names: list[str],
+    tokenizers: Iterable[tuple[int | None, np.ndarray]],
+    order: np.ndarray | None = None,
 ) -> dict[str, object]:
-    """Write semantic IDs of tokenizers (1-based epoch, None the best; codes int [N, H]) and the quality report."""
+    """Write semantic IDs of tokenizers (1-based epoch, None the best; codes int [N, H]) and the quality report.
+
+    `order` is that of `semantic_ids`.
+    """
     (config.tokenizer_folder / QUALITY_FILE).unlink(missing_ok=True)  # written last: without it, files are missing
     qualities, sem_ids = {}, {}
     for epoch, codes in tokenizers:
         name = str(epoch or "best")
-        ids = semantic_ids(codes, config.level_sizes[-1], name, names)
+        ids = semantic_ids(codes, config.level_sizes[-1], name, names, order)
         write_sem_ids(sem_ids_file(config, epoch), names, ids)
         qualities[name] = tokenizer_quality(codes, config.codebook_sizes)
         if epoch is not None:

@@ -17,6 +17,7 @@ from tokenizer.epoch_writer import EpochWriter
 from tokenizer.kind import BALANCE_FLAGS, Tokenizer
 from tokenizer.kmeans import fit_kmeans
 from tokenizer.neighbours import estimated_codebooks, neighbour_codes
+from tokenizer.quality import disambiguation_codes
 from tokenizer.quantizer import nearest_codes
 from tokenizer.rqvae import save_weights
 from tokenizer.sinkhorn import separate
@@ -24,6 +25,9 @@ from utils.errors import InputError
 from utils.files import sha256_of
 
 _FILE = "codebooks.safetensors"
+
+# Codebooks, H of float32 [K, D]; all items' codes, int64 [N, H]; the order in which items of the same codes count.
+Start = tuple[list[Tensor], np.ndarray, np.ndarray]
 
 
 class FixedCodebooks(Tokenizer):
@@ -50,27 +54,37 @@ class FixedCodebooks(Tokenizer):
 
     @classmethod
     @abstractmethod
-    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
-        """Return the codebooks, H of float32 [K, D], and all items' codes, int64 [N, H]; arguments as `train` has."""
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> Start:
+        """Return the codebooks, all items' codes, and the order of counting; arguments as `train` has."""
+
+    @classmethod
+    def check(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> None:
+        """Draw the tokenizers in vain."""
+        cls._draw(config, inputs, items)
 
     @classmethod
     def train(
         cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray, writer: EpochWriter
     ) -> dict[str, object]:
-        """Write codebooks.safetensors: the codebooks, and the codes of all items, int32 [tokenizers, N, H]."""
-        codebooks, codes = cls.start(config, inputs, items)
-        related = codes[None]
-        if config.drift is not None:
-            settings = (config.num_tokenizers, config.drift, config.rand_seed, config.kept_levels)
-            try:
-                related = neighbour_codes(torch.from_numpy(inputs), codebooks, codes, *settings)
-            except ValueError as error:
-                complaint = f"--drift={config.drift} cannot be had: {error}"
-                raise InputError(f"{complaint}; lower it, or --kept_levels") from None
+        """Write codebooks.safetensors: the codebooks, the codes of all items, int32 [tokenizers, N, H], and `order`."""
+        codebooks, codes, order = cls._draw(config, inputs, items)
         state = {f"codebook_{level}": codebook for level, codebook in enumerate(codebooks)}
-        state["codes"] = torch.from_numpy(related).int()
+        state |= {"codes": torch.from_numpy(codes).int(), "order": torch.from_numpy(order).int()}
         save_weights(config.tokenizer_folder / _FILE, state)
         return {}
+
+    @classmethod
+    def _draw(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> Start:
+        """Return what `start` does, but with the codes of each tokenizer, int64 [tokenizers, N, H]."""
+        codebooks, codes, order = cls.start(config, inputs, items)
+        if config.drift is None:
+            return codebooks, codes[None], order
+        settings = (config.num_tokenizers, config.drift, config.rand_seed, config.kept_levels)
+        try:
+            return codebooks, neighbour_codes(torch.from_numpy(inputs), codebooks, codes, *settings), order
+        except ValueError as error:
+            complaint = f"--drift={config.drift} cannot be had: {error}"
+            raise InputError(f"{complaint}; lower it, or --kept_levels") from None
 
     def prepare(self, embeddings: np.ndarray) -> np.ndarray:
         """Return the nearest codes: int64 [N, H]."""
@@ -84,6 +98,10 @@ class FixedCodebooks(Tokenizer):
     def dataset_codes(self, inputs: np.ndarray, epoch: int | None) -> np.ndarray:
         """Return those that were drawn for the tokenizer `epoch`."""
         return self._stored["codes"][self.epochs.index(epoch)].long().numpy()
+
+    def order(self) -> np.ndarray | None:
+        """Return that of the file that the tokenizers were made of; by item id where there was none."""
+        return self._stored["order"].numpy() if "order" in self._stored else None
 
     @cached_property
     def _stored(self) -> dict[str, Tensor]:
@@ -99,7 +117,7 @@ class RQKMeans(FixedCodebooks):
     title, flags = "k-means", ("kept_levels", *BALANCE_FLAGS)
 
     @classmethod
-    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> Start:
         """Fit the codebooks to the training items, then let --balance separate items that collide."""
         residual, codebooks = inputs[items - 1], []
         for size in config.codebook_sizes:
@@ -108,13 +126,15 @@ class RQKMeans(FixedCodebooks):
             residual = residual - centers[labels]
         latents = torch.from_numpy(inputs)
         codes = nearest_residual_codes(latents, codebooks)
-        return codebooks, separate(latents, codebooks, codes, config.sinkhorn) if config.sinkhorn else codes
+        if config.sinkhorn:
+            codes = separate(latents, codebooks, codes, config.sinkhorn)
+        return codebooks, codes, np.arange(len(codes))
 
 
 class Neighbours(FixedCodebooks):
     """Semantic IDs from a file, of any origin; a codeword is the mean of what its items leave."""
 
-    title, flags = "neighbours", ("kept_levels", "sem_ids")
+    title, flags, fits = "neighbours", ("kept_levels", "sem_ids"), False
 
     @classmethod
     def problems(cls, config: TokenizerConfig) -> list[str]:
@@ -134,11 +154,14 @@ class Neighbours(FixedCodebooks):
         return {"sem_ids_sha256": sha256_of(Path(config.sem_ids))}
 
     @classmethod
-    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> tuple[list[Tensor], np.ndarray]:
+    def start(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> Start:
         """Read the file."""
         names = load_interactions(config.folder).item_names[1:]
-        codes = read_sem_ids(Path(config.sem_ids), names, config.level_sizes)[:, :-1].astype(np.int64)
-        return estimated_codebooks(inputs, codes, config.codebook_sizes), codes
+        ids = read_sem_ids(Path(config.sem_ids), names, config.level_sizes).astype(np.int64)
+        codes, counts, order = ids[:, :-1], ids[:, -1], np.arange(len(ids))
+        if not np.array_equal(disambiguation_codes(codes), counts):  # another program's, in another order
+            order = np.argsort(counts, kind="stable")
+        return estimated_codebooks(inputs, codes, config.codebook_sizes), codes, order
 
 
 def nearest_residual_codes(inputs: Tensor, codebooks: list[Tensor]) -> np.ndarray:

@@ -26,6 +26,7 @@ class Tokenizer(ABC):
     title: str  # on the progress line
     flags: tuple[str, ...] = ()  # of those settings that not every kind has, the ones that this kind has
     unused: tuple[str, ...] = ()  # settings that decide nothing for this kind: a training is reused whatever they are
+    fits = True  # whether codebooks are fitted to the training items, which must then be as many as codes
     epochs: list[int | None]  # the related tokenizers, in order: 1-based epochs, None for the best one; may be set
 
     def __init__(self, config: TokenizerConfig, whiten: Callable[[np.ndarray], np.ndarray]):
@@ -43,6 +44,11 @@ class Tokenizer(ABC):
         Raises InputError where something is not there.
         """
         return {}
+
+    @classmethod
+    def check(cls, config: TokenizerConfig, inputs: np.ndarray, items: np.ndarray) -> None:
+        """Raise InputError where `train` would at once; asked before an earlier training is removed."""
+        return
 
     @classmethod
     @abstractmethod
@@ -70,3 +76,7 @@ class Tokenizer(ABC):
     def dataset_codes(self, inputs: Any, epoch: int | None) -> np.ndarray:
         """Return the codes of all of the dataset's items, where they are others than an item alone would get."""
         return self.codes(inputs, epoch)
+
+    def order(self) -> np.ndarray | None:
+        """Return the order in which items of the same codes are counted, a permutation int [N]; None: by item id."""
+        return None

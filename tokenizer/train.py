@@ -51,7 +51,7 @@ def train(config: TokenizerConfig) -> None:
 def _check_sizes(config: TokenizerConfig, embeddings: np.ndarray, items: np.ndarray) -> None:
     """Refuse embeddings, float32 [N, E], that cannot fill the codebooks or have too many alike to be told apart."""
     largest, last_size = max(config.codebook_sizes), config.level_sizes[-1]
-    if len(items) < largest:
+    if KINDS[config.kind].fits and len(items) < largest:
         raise InputError(f"{len(items)} training items cannot fill {largest} codes; lower --codebook_size")
     identical = max(Counter(hash(row.tobytes()) for row in embeddings).values())
     if identical >= last_size:
@@ -98,7 +98,7 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
             found = f"{folder}: resumed after epoch {snapshot.values['epoch']}, from {path}"
         print(*notes, found, sep="\n")
     if snapshot is None:
-        _begin_anew(config, settings, embeddings)
+        _begin_anew(config, settings, embeddings, items)
     inputs = load_pca(config)(embeddings)
     print(f"{folder}: training on {len(items)} of {len(embeddings)} items, {device}")
     with EpochWriter(kind.title, config, snapshot) as writer, listening():
@@ -111,10 +111,14 @@ def _train(config: TokenizerConfig, settings: dict[str, object], embeddings: np.
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
 
 
-def _begin_anew(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
+def _begin_anew(
+    config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray, items: np.ndarray
+) -> None:
     """Remove what an earlier training made, whose semantic IDs would not fit, and write the settings and the PCA."""
-    folder = config.tokenizer_folder  # untouched where there is no such PCA
+    folder = config.tokenizer_folder  # untouched where there is no such PCA, or the new training is impossible
     whitening = fit_whitening(embeddings, config.sent_emb_pca, config.rand_seed) if config.has_pca else None
+    if (folder / TRAINING_FILE).is_file():
+        KINDS[config.kind].check(config, whitening.apply(embeddings) if whitening else embeddings, items)
     write_json(folder / TRAINING_FILE, {"finished": False, "settings": settings})
     for name in ("epochs", STATE_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)

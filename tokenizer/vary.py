@@ -6,13 +6,20 @@
 Works on any semantic IDs, published ones too: codewords are taken to be the means of their items' embeddings. The same
 as tokenizer.train and tokenizer.export with --kind=neighbours. Writes
 <dataset>/<ckpt_name>/<encoder>_<sizes,...>_<number>.sem_ids, numbers 1 to num_tokenizers, quality.json and quality.txt.
-The middle number is the given tokenizer: fine-tune with it.
+The middle number is the given tokenizer: fine-tune with it. (If its last level does not count items of the same
+codes 1, 2, 3, it is counted anew; the command says so.)
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from data.interactions import load_interactions
+from data.token_table import read_sem_ids
 from tokenizer.config import TokenizerConfig
 from tokenizer.export import export
+from tokenizer.folder import sem_ids_file
 from tokenizer.quality import drift_of_ends, format_report
 from tokenizer.train import train
 from utils.config import parse_config
@@ -40,9 +47,13 @@ def main(argv: list[str] | None = None) -> None:
     if not report:  # the folder has semantic IDs that were not made here
         return
     print(format_report(report))
+    number, names = 1 + config.num_tokenizers // 2, load_interactions(config.folder).item_names[1:]
+    files = (Path(config.sem_ids), sem_ids_file(config, number))
+    given, middle = (read_sem_ids(file, names, config.level_sizes) for file in files)
+    anew = "" if np.array_equal(given, middle) else ", its last level counted anew"
     print(
-        f"{config.tokenizer_folder}: {config.num_tokenizers} tokenizers; {1 + config.num_tokenizers // 2} is the given "
-        f"tokenizer, the ends differ in {drift_of_ends(report)['any']:.1%} of the items"
+        f"{config.tokenizer_folder}: {config.num_tokenizers} tokenizers; {number} is the given tokenizer{anew}, "
+        f"the ends differ in {drift_of_ends(report)['any']:.1%} of the items"
     )
 
 

@@ -61,6 +61,34 @@ def test_what_is_there_stays_unless_it_may_be_replaced(dataset, given):
     assert list(read(dataset / "neighbours")) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("impossible", [{"drift": 0.99, "kept_levels": 2}, {"codebook_size": 4}])
+def test_what_is_there_stays_where_nothing_can_replace_it(dataset, given, impossible):
+    main(flags(dataset, given))
+    files = {file: file.read_bytes() for file in (dataset / "neighbours").iterdir()}
+    with pytest.raises(InputError):
+        main(flags(dataset, given, overwrite="true", **impossible))
+    assert {file: file.read_bytes() for file in (dataset / "neighbours").iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kept"), [([3, 1, 2, 5, 4], True), ([3, 1, 2, 6, 5], False)], ids=["another order", "a gap"]
+)
+def test_the_middle_counts_colliding_items_as_the_given_one_does(dataset, given, capsys, numbers, kept):
+    """Other programs may count in another order than by item id, or leave numbers out, which cannot be kept."""
+    table = json.loads(given.read_text())
+    table |= {name: [7, 7, 7, number] for name, number in zip(list(table)[-5:], numbers, strict=True)}
+    given.write_text(json.dumps(table))
+    main(flags(dataset, given))
+    middle = json.loads((dataset / "neighbours" / "encoder_8,8,8,8_3.sem_ids").read_text())
+    assert (middle == table) == kept
+    assert (", its last level counted anew, the ends" in capsys.readouterr().out) != kept
+
+
+def test_a_catalogue_may_have_fewer_items_than_codes(dataset, given):
+    main(flags(dataset, given, codebook_size=100))
+    np.testing.assert_array_equal(read(dataset / "neighbours")[3], list(json.loads(given.read_text()).values()))
+
+
 def test_again_with_the_same_flags_it_is_reused(dataset, given, capsys):
     main(flags(dataset, given))
     capsys.readouterr()
