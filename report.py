@@ -66,7 +66,7 @@ def with_lists(argv: list[str]) -> list[str]:
     if "--compare" in argv:
         start = argv.index("--compare")
         end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
-        return [*argv[:start], f"--compare={json.dumps(argv[start + 1 : end])}", *argv[end:]]
+        return [*argv[:start], f"--compare={json.dumps(argv[start + 1 : end], ensure_ascii=False)}", *argv[end:]]
     return argv
 
 
@@ -127,6 +127,8 @@ def main(argv: list[str] | None = None) -> None:
     baseline = load_run(Path(config.baseline)) if config.baseline else single_tokenizer_run(run)
     if baseline and baseline.settings["dataset"] != run.settings["dataset"]:
         raise InputError(f"--baseline={config.baseline} is of another dataset: {baseline.settings['dataset']}")
+    if baseline and not baseline.has_data_of(run):
+        raise InputError(f"--baseline={config.baseline} was made with other interactions than {run.folder}")
     data = ReportData(run, baseline)
     *others, own = [(row.name, row.metrics) for row in data.rows]
     name = f"MTGRec ({run.folder.name})" if baseline and not run.method else run.folder.name

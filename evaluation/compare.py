@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import sem, t
 
 from evaluation.results import Results
+from utils.errors import InputError
 
 # Bootstrap samples: with so many an interval's ends are off by 3% of its half-width, in seconds even for 100,000 users.
 RESAMPLES = 2000
@@ -63,11 +64,14 @@ def t_interval_over_seeds(differences: np.ndarray) -> Interval:
 def paired_differences(first: Results, second: Results, metrics: list[str]) -> np.ndarray:
     """Return how much better the second result is for each user that both have, in the first's order: float64 [U, M].
 
-    Where one names no users, they must be the same in the same order.
+    Where one names no users, they must be the same in the same order. Raises InputError where targets differ.
     """
     before, after = first.per_user(metrics), second.per_user(metrics)
     if first.users and second.users:
         rows = {user: row for row, user in enumerate(second.users)}
         both = [row for row, user in enumerate(first.users) if user in rows]
-        before, after = before[both], after[[rows[first.users[row]] for row in both]]
+        others = [rows[first.users[row]] for row in both]
+        if any(first.targets[row] != second.targets[other] for row, other in zip(both, others, strict=True)):
+            raise InputError("users have other targets in one result than in the other: their data or splits differ")
+        before, after = before[both], after[others]
     return after - before

@@ -100,13 +100,19 @@ class Run:
         return BASELINES.get(self.settings.get("method"))
 
     @property
-    def drawn_users(self) -> tuple[float, str, int | None]:
-        """What decides whom it is trained and validated on: train_user_ratio, val_users and, of a share, the seed.
+    def drawn_users(self) -> tuple[float, str, float, int | None]:
+        """What decides whom it is trained, validated and tested on: train_user_ratio, val_users, test_ratio, the seed.
 
-        Runs are older than these settings; where they lack them, all users are meant.
+        The seed only where one is a share. Runs may be older than these settings; without them all users are meant.
         """
-        ratio, validated = self.settings.get("train_user_ratio", 1.0), self.settings.get("val_users", "all")
-        return ratio, validated, self.settings.get("rand_seed") if ratio < 1 else None
+        trained, validated, tested = map(self.settings.get, ("train_user_ratio", "val_users", "test_ratio"))
+        trained, validated, tested = trained or 1.0, validated or "all", tested or 1.0
+        return trained, validated, tested, self.settings.get("rand_seed") if min(trained, tested) < 1 else None
+
+    def has_data_of(self, other: "Run") -> bool:
+        """Whether both were made with the same interactions, as far as they say: runs of earlier versions do not."""
+        said = {run.environment.get("sources", {}).get("interactions") for run in (self, other)}
+        return len(said - {None}) < 2
 
     @property
     def dataset_folder(self) -> Path:
@@ -212,8 +218,9 @@ def finished_runs(folder: Path) -> list[Run]:
 
 
 def comparable(run: Run) -> list[Run]:
-    """Return the finished runs beside `run` that were trained and validated on the same users, itself among them."""
-    return [other for other in finished_runs(run.folder.parent) if other.drawn_users == run.drawn_users]
+    """Return the finished runs beside `run` with the same users and interactions, itself among them."""
+    beside = finished_runs(run.folder.parent)
+    return [other for other in beside if other.drawn_users == run.drawn_users and other.has_data_of(run)]
 
 
 def is_single(run: Run) -> bool:

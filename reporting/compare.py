@@ -23,12 +23,15 @@ def compare_runs(runs: Sequence[Run], file: Path) -> str:
     """Write the comparison of finished runs on one dataset as HTML, and return its table as text.
 
     Raises:
-        InputError: The runs have different datasets or validation metrics.
+        InputError: The runs have different datasets, interactions or validation metrics.
     """
     for key in ("dataset", "val_metric"):
         values = list(dict.fromkeys(run.settings[key] for run in runs))
         if len(values) > 1:
             raise InputError(f"the runs differ in {key} ({', '.join(values)}) and cannot be compared")
+    for run in runs[1:]:
+        if not run.has_data_of(runs[0]):
+            raise InputError(f"{runs[0].folder} and {run.folder} were made with other interactions than each other")
     metric = runs[0].settings["val_metric"]
     runs = sorted(runs, key=lambda run: -run.tokenizer["valid"][metric])
     names = short_names(runs)

@@ -43,10 +43,14 @@ class Row:
         return dict(zip(self.metrics, bootstrap_over_users(self.values), strict=True))
 
 
-def popularity_row(interactions: Interactions, names: list[str]) -> Row:
-    """Return the most-popular baseline."""
+def popularity_row(interactions: Interactions, names: list[str], users: list[str] | None = None) -> Row:
+    """Return the most-popular baseline, for `users` of the test only where they are given."""
     items, _ = most_popular(training_part(interactions), max(parse_metric(name)[1] for name in names))
-    targets = interactions.items[split_positions(interactions.offsets, "test")]
+    positions = split_positions(interactions.offsets, "test")
+    if users:
+        tested = np.isin(np.asarray(interactions.user_names), users)
+        positions = positions[tested[interactions.users_of(positions)]]
+    targets = interactions.items[positions]
     ranks = target_ranks(np.broadcast_to(items, (len(targets), len(items))), targets)
     values = np.stack([per_user(name, ranks) for name in names], axis=1)
     return Row(BASELINES["popular"], mean_metrics(ranks, names), values)
@@ -78,8 +82,9 @@ class ReportData:
         if self.baseline:
             alone = "One tokenizer, no pre-training" if is_single(self.baseline) else "Another run"
             others.append((self.baseline.method or alone, self.baseline))
+        users = self.run.user_results.users if self.run.user_results_file.is_file() else None
         return [
-            popularity_row(self.interactions, list(self.run.tokenizer["test"])),
+            popularity_row(self.interactions, list(self.run.tokenizer["test"]), users),
             *(run_row(name, other, other.folder.name) for name, other in others),
             run_row(self.run.folder.name, self.run),
         ]

@@ -186,6 +186,34 @@ def test_baseline_is_the_best_run_beside_it_with_one_tokenizer_from_scratch(runs
     assert single_tokenizer_run(load_run(single)) is None
 
 
+def test_runs_of_other_interactions_are_not_mixed(runs):
+    """Where both say what they were made with, as runs of earlier versions do not."""
+    one = [("rqvae/toy", 1, 0.5, 0.2)]
+    single = make_run(runs / "single", one, "test_results_1.json", pretrained_model="")
+    tuned = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json", pretrained_model="model")
+    (single / "environment.json").write_text('{"sources": {"interactions": "before"}}')
+    assert single_tokenizer_run(load_run(tuned)).folder == single
+    (tuned / "environment.json").write_text('{"sources": {"interactions": "after"}}')
+    assert single_tokenizer_run(load_run(tuned)) is None
+    with pytest.raises(InputError, match=r"--baseline=.*single was made with other interactions than .*tuned"):
+        report.main([str(tuned), f"--baseline={single}"])
+    with pytest.raises(InputError, match="were made with other interactions than each other"):
+        report.main(["--compare", str(single), str(tuned)])
+
+
+def test_a_share_of_the_test_users_is_compared_with_itself(runs, capsys):
+    run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json", test_ratio=0.5, rand_seed=1)
+    make_run(runs / "all", [("rqvae/toy", 1, 0.5, 0.2)], "test_results_1.json", pretrained_model="")
+    file = run / "test_results_2.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: values[:2] for name, values in content.items()}))  # user1 and user2
+    report.main([str(run), "--users=0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Tiny: 2 test users"
+    assert lines[3].split() == ["Most", "popular", "items", "1.0000", "1.0000", "0.8155", "0.8155"]  # ranks 1 and 2
+    assert lines[4].startswith("tuned")
+
+
 def test_users_are_spread_over_all_and_a_miss_is_told(runs, capsys):
     run = make_run(runs / "tuned", [("rqvae/toy", 2, 0.5, 0.3)], "test_results_2.json")
     report.main([str(run), "--users=2"])
@@ -237,6 +265,7 @@ def test_absent_runs_and_wrong_flags(runs):
 
 def test_compare_takes_any_number_of_runs():
     assert with_lists(["--compare", "a", "b c", "--users=0"]) == ['--compare=["a", "b c"]', "--users=0"]
+    assert with_lists(["--compare", "😀/a"]) == ['--compare=["😀/a"]']
     assert with_lists(["a", "--users=0"]) == ["--run=a", "--users=0"]
 
 

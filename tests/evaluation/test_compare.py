@@ -6,6 +6,7 @@ from scipy.stats import ttest_rel
 
 from evaluation.compare import Interval, bootstrap_over_users, paired_differences, t_interval_over_seeds
 from evaluation.results import Results
+from utils.errors import InputError
 
 
 def test_bootstrap_of_a_share_is_near_the_textbooks_interval():
@@ -62,3 +63,6 @@ def test_differences_are_of_the_users_that_both_have():
     assert paired_differences(first, second, ["recall@1", "mrr@1"]).tolist() == [[-1, -1], [1, 1]]  # u, w
     unnamed = Results([], second.items, second.scores, second.targets)
     assert paired_differences(first, unnamed, ["recall@1"]).tolist() == [[0], [-1], [1]]
+    other = Results(second.users, second.items, second.scores, ["a", "b", "a"])  # u has another target
+    with pytest.raises(InputError, match="users have other targets in one result than in the other"):
+        paired_differences(first, other, ["recall@1"])
