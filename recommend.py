@@ -15,6 +15,7 @@ import hashlib
 import shutil
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,30 +148,30 @@ def write_output(
         "requests": hashlib.sha256(wanted.encode()).hexdigest(),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
-    shards = Shards(output, made_from, len(parts))
-    if processes.is_main_process and (note := shards.open()):
-        print(f"{output}: {note}")
-    processes.wait_for_everyone()
-    missing = shards.missing()
-    processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
-    mine = missing[processes.process_index :: processes.num_processes]
-    started = time.perf_counter()
-    shown, total = processes.is_main_process and sys.stderr.isatty(), sum(len(parts[index]) for index in mine)
-    with tqdm(total=total, unit="user", disable=not shown) as bar:
-        for index in mine:
-            write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
-            bar.update(len(parts[index]))
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)
-        combine_shards(shards.paths(), output)
-        shards.remove()
-        popular = sum(len(request.history) == 0 for request in requests)
-        print(
-            f"{output}: {config.k} items for {len(requests):,} users, {done:,} of them now in {seconds:.1f} s "
-            f"({done / seconds:,.0f} users/s)"
-            + (f"; {popular:,} users have no known history and got the most popular items" if popular else "")
-        )
+    with closing(Shards(output, made_from, len(parts))) as shards:
+        if processes.is_main_process and (note := shards.open()):
+            print(f"{output}: {note}")
+        processes.wait_for_everyone()
+        missing = shards.missing()
+        processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+        mine = missing[processes.process_index :: processes.num_processes]
+        started = time.perf_counter()
+        shown, total = processes.is_main_process and sys.stderr.isatty(), sum(len(parts[index]) for index in mine)
+        with tqdm(total=total, unit="user", disable=not shown) as bar:
+            for index in mine:
+                write_shard(shards.path(index), parts[index], recommend(config, model, parts[index]), catalogue.names)
+                bar.update(len(parts[index]))
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            seconds, done = time.perf_counter() - started, sum(len(parts[index]) for index in missing)
+            combine_shards(shards.paths(), output)
+            shards.remove()
+            popular = sum(len(request.history) == 0 for request in requests)
+            print(
+                f"{output}: {config.k} items for {len(requests):,} users, {done:,} of them now in {seconds:.1f} s "
+                f"({done / seconds:,.0f} users/s)"
+                + (f"; {popular:,} users have no known history and got the most popular items" if popular else "")
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ Processes share the work and make the same file as one. Interrupted, it goes on 
 import hashlib
 import json
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,8 @@ TEXTS_PER_SHARD = 4096
 # What the side file says of the encoder itself; older ones do not, and not every encoder is at hand.
 _ENCODER_FACTS = ("encoder_sha256", "commit", "default_prompt")
 
+UNFINISHED = {"unfinished": True}  # the side file while embeddings are written
+
 # How the networks call their table of learnt positions.
 _POSITIONS = (".position_embeddings", ".embed_positions", ".wpe")
 
@@ -54,6 +56,8 @@ def embed(config: TokenizerConfig) -> Path:
     if file.exists():
         before = _made_with(config) or settings  # published files have no settings beside them
         found = [f"{name} was {before.get(name)!r}, now {settings.get(name)!r}" for name in _changed(before, settings)]
+        if before == UNFINISHED:
+            found = ["an interrupted run left it there"]
         differences = "; ".join(filter(None, [_size_problem(config, len(texts)), *found]))
         refusal = f"does not fit: {differences}; --overwrite replaces it"
         decision = claim(file, "finished", differences, overwrite=config.overwrite, reuse=True, refusal=refusal)
@@ -66,16 +70,22 @@ def embed(config: TokenizerConfig) -> Path:
         _encode_shards(config, texts, settings, processes, device)
     elif processes.is_main_process:
         encoder = tfidf.fit_tfidf(texts, config.sent_emb_dim, config.rand_seed)
-        encoder.save(folder)
-        _write(config, settings, encoder.encode(texts))
+        _write(config, settings, encoder.encode(texts), encoder)
     processes.wait_for_everyone()
     return file
 
 
-def _write(config: TokenizerConfig, settings: dict[str, object], embeddings: np.ndarray) -> None:
-    """Write the embedding file, float32 [N, E], and the settings beside it."""
+def _write(
+    config: TokenizerConfig,
+    settings: dict[str, object],
+    embeddings: np.ndarray,
+    encoder: tfidf.TfidfEncoder | None = None,
+) -> None:
+    """Write the embedding file, float32 [N, E], the built-in encoder if that made it, and the settings beside it."""
     _check_finite(embeddings, config.embedding_file)
-    _side_file(config).unlink(missing_ok=True)  # never beside another file's embeddings, whenever this stops
+    write_json(_side_file(config), UNFINISHED)  # an earlier embedding file is never taken for this, whenever this stops
+    if encoder:
+        encoder.save(config.folder)
     with atomic_path(config.embedding_file) as temporary:
         embeddings.astype("<f4").tofile(temporary)
     write_json(_side_file(config), settings)
@@ -187,6 +197,8 @@ def load_embeddings(config: TokenizerConfig, num_items: int) -> np.ndarray:
     if not file.is_file():
         raise InputError(f"{file} does not exist; make it with python -m tokenizer.embed, or set --sent_emb_model")
     problem = _size_problem(config, num_items)
+    if _made_with(config) == UNFINISHED:
+        problem = "an interrupted run left it there; make it anew with python -m tokenizer.embed --overwrite"
     if problem:
         raise InputError(f"{file}: {problem}")
     embeddings = np.fromfile(file, dtype="<f4").reshape(num_items, config.sent_emb_dim)
@@ -227,25 +239,26 @@ def _encode_shards(
     # the longest first: the texts of a batch are equally long
     distinct = sorted(set(texts), key=lambda text: (-len(text), text))
     determined_by = settings | {"batch_size": config.sent_emb_batch_size}
-    shards = Shards(config.embedding_file, determined_by, -(-len(distinct) // TEXTS_PER_SHARD))
-    if processes.is_main_process:
-        note = shards.open()
-        print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
-    processes.wait_for_everyone()
-    missing = shards.missing()
-    processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
-    mine = missing[processes.process_index :: processes.num_processes]
-    for index in tqdm(mine, desc="embeddings", unit="shard", disable=not processes.is_main_process):
-        part = distinct[index * TEXTS_PER_SHARD : (index + 1) * TEXTS_PER_SHARD]
-        found = model.encode(part, batch_size=config.sent_emb_batch_size, show_progress_bar=False)
-        with atomic_path(shards.path(index)) as temporary:
-            found.astype("<f4").tofile(temporary)
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
-        row_of = {text: row for row, text in enumerate(distinct)}
-        _write(config, settings, rows.reshape(len(distinct), -1)[[row_of[text] for text in texts]])
-        shards.remove()
+    count = -(-len(distinct) // TEXTS_PER_SHARD)
+    with closing(Shards(config.embedding_file, determined_by, count)) as shards:
+        if processes.is_main_process:
+            note = shards.open()
+            print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
+        processes.wait_for_everyone()
+        missing = shards.missing()
+        processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+        mine = missing[processes.process_index :: processes.num_processes]
+        for index in tqdm(mine, desc="embeddings", unit="shard", disable=not processes.is_main_process):
+            part = distinct[index * TEXTS_PER_SHARD : (index + 1) * TEXTS_PER_SHARD]
+            found = model.encode(part, batch_size=config.sent_emb_batch_size, show_progress_bar=False)
+            with atomic_path(shards.path(index)) as temporary:
+                found.astype("<f4").tofile(temporary)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            rows = np.concatenate([np.fromfile(path, dtype="<f4") for path in shards.paths()])
+            row_of = {text: row for row, text in enumerate(distinct)}
+            _write(config, settings, rows.reshape(len(distinct), -1)[[row_of[text] for text in texts]])
+            shards.remove()
 
 
 def _load_sentence_transformer(config: TokenizerConfig, device: torch.device) -> "SentenceTransformer":

@@ -4,27 +4,35 @@ import shutil
 from pathlib import Path
 
 from utils.files import read_json, write_json
+from utils.locks import LOCK_FILE, FileLock
 
 
 class Shards:
     """Files of `count` finished shards, numbered from 0, beside the file `target` that they will become.
 
-    Shards that were `made_of` something else, JSON values, are thrown away.
+    Shards that were `made_of` something else, JSON values, are thrown away. From `open` to `close` others are kept out.
     """
 
     def __init__(self, target: Path, made_of: dict, count: int):
         self.folder = target.with_name(f".{target.name}.shards")
         self.made_of = made_of | {"shards": count}
         self.count = count
+        self._lock: FileLock | None = None
 
     def open(self) -> str:
-        """Prepare the folder, on one process before any other looks at it; return what was found, in words."""
-        file, note = self.folder / "settings.json", ""
-        if self.folder.exists():
+        """Prepare the folder, on one process before any other looks at it; return what was found, in words.
+
+        Raises InputError where another command is at work in it.
+        """
+        file, note, found = self.folder / "settings.json", "", self.folder.exists()
+        self._lock = FileLock(self.folder / LOCK_FILE)
+        if found:
             if file.is_file() and read_json(file) == self.made_of:
                 return f"going on: {self.count - len(self.missing())} of {self.count} shards were finished before"
             note = "starting over: an interrupted run had other settings"
-            shutil.rmtree(self.folder)
+            for path in self.folder.iterdir():
+                if path.name != LOCK_FILE:
+                    path.unlink()
         write_json(file, self.made_of)
         return note
 
@@ -43,3 +51,8 @@ class Shards:
     def remove(self) -> None:
         """Delete the folder, once the target is written."""
         shutil.rmtree(self.folder)
+
+    def close(self) -> None:
+        """Let others in, whether the work is finished or not."""
+        if self._lock:
+            self._lock.release()

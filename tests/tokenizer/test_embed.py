@@ -348,6 +348,26 @@ def test_settings_beside_the_file_decide_about_reuse(
     assert "made anew, since texts_sha256" in capsys.readouterr().out
 
 
+def test_embeddings_of_other_texts_are_not_taken_where_new_ones_failed(
+    make_config: MakeConfig, dataset: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = make_config(sent_emb_model="tfidf", sent_emb_dim=10, overwrite=True)
+    first = embed(config).read_bytes()
+    metadata = dataset / "metadata.sentence.json"
+    metadata.write_text(metadata.read_text().replace("hammer", "mallet"))
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "atomic_path", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="the disk is full"):
+            embed(config)
+    assert config.embedding_file.read_bytes() == first
+    with pytest.raises(InputError, match="an interrupted run left it there; make it anew"):
+        load_embeddings(config, 60)
+    with pytest.raises(InputError, match=r"does not fit: an interrupted run left it there; --overwrite replaces it"):
+        embed(make_config(sent_emb_model="tfidf", sent_emb_dim=10))
+    assert embed(config).read_bytes() != first
+    load_embeddings(config, 60)
+
+
 def test_unusable_files_are_refused(make_config: MakeConfig):
     config = make_config()
     with pytest.raises(InputError, match="expected 61 items"):
