@@ -24,7 +24,7 @@ NAMED = 5  # unknown names that a message spells out
 FORMATS = {".jsonl": "", ".csv": "csv, header", ".parquet": "parquet"}  # of the output, with DuckDB's words
 ROWS = """
     SELECT "user", unnest(range(1, len(items) + 1)) AS rank, unnest(items) AS item, unnest(scores) AS score, source
-    FROM read_json(?, format = 'newline_delimited', columns = {
+    FROM read_json(?, format = 'newline_delimited', hive_partitioning = false, columns = {
         user: 'VARCHAR', items: 'VARCHAR[]', scores: 'DOUBLE[]', source: 'VARCHAR'})"""
 
 

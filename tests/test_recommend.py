@@ -96,6 +96,17 @@ def test_files_of_all_formats_agree(
         recommend.main([f"--model={joint_run}", "--all_users", f"--output={tmp_path}/recs.jsonl", "--k=3"])
 
 
+def test_a_folder_that_is_called_as_a_column(joint_run: Path, tmp_path: Path):
+    """Such names are how data lakes cut tables up; DuckDB would take them for values."""
+    folder = tmp_path / "user=everybody" / "source=shop"
+    folder.mkdir(parents=True)
+    recommend.main([f"--model={joint_run}", "--all_users", f"--output={folder}/recs.csv", "--k=1"])
+    with open(folder / "recs.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["user"] for row in table] == [f"user{number}" for number in range(1, 31)]
+    assert {row["source"] for row in table} <= {"model", "most_popular"}
+
+
 def test_an_interrupted_file_goes_on(
     joint_run: Path,
     tmp_path: Path,
