@@ -42,6 +42,7 @@ from utils.runtime import run_command
 from utils.text_table import text_table
 
 NO_VALUES = ("null", "none", "nan", "<na>", "na", "n/a", "nil", "undefined")  # as programs write it in lower case
+NO_TEXTS = {*NO_VALUES, "", "[]", "{}", "[nan]"}
 YEAR = 31_557_600  # seconds
 FILES = {"all_item_seqs.json", "metadata.sentence.json", "id_mapping.json", STATS_FILE, CARD_FILE}
 
@@ -269,6 +270,12 @@ class Preparation:
             raise InputError(
                 f"none of the {len(wanted):,} items of {config.interactions} ({here}, ...) has a text in "
                 f"{config.items} ({', '.join(first)}, ...); check the columns, and that both files write items alike"
+            )
+        empty = [text for text in texts.values() if {part.strip().lower() for part in text.split(".")} <= NO_TEXTS]
+        if empty:
+            self.note(
+                f"{len(empty):,} items have no other text than such as {min(empty)!r}; if that stands for no value, "
+                "export it as an empty field"
             )
         before = self.count("pairs")
         without = sorted(wanted - texts.keys())

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -181,6 +182,16 @@ def plain_files(tmp_path: Path, reviews: list[Review], name: str = "raw") -> lis
         f"--interactions={write_reviews(folder, '2023 rating_only', reviews, [])}",
         f"--items={write_items(folder, '2023', make_texts(), [])}",
     ]
+
+
+def test_words_for_no_text_are_pointed_to(tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows = [{"user_id": review.user, "item_id": review.item, "timestamp": review.time} for review in make_reviews(1)]
+    products = [{"item_id": f"B{i:03}", "title": "NA" if i % 13 == 0 else "A NA", "brand": "[]"} for i in range(39)]
+    flags = [f"--interactions={write_table(tmp_path, 'csv', rows, 'orders')}", "--text_cols=title,brand"]
+    flags += ["--user_col=user_id", "--item_col=item_id", "--time_col=timestamp"]
+    run(tmp_path, *flags, f"--items={write_table(tmp_path, 'csv', products, 'products')}", "--k_core=1")
+    output = capsys.readouterr()
+    assert re.search(r"[1-3] items have no other text than such as 'NA\. \[\]\.'; if that", output.out + output.err)
 
 
 def test_neither_row_order_nor_threads_matter(tmp_path: Path):
