@@ -165,6 +165,10 @@ class ResidualQuantizer(nn.Module):
             count.add_(1)[chosen] = 0
             dead = count >= steps
             rows = torch.randperm(len(residual), device=latent.device)
-            layer.replace_(dead, residual[rows[torch.arange(len(count), device=latent.device) % len(rows)]])
+            places = torch.arange(len(count), device=latent.device)
+            if len(rows) < len(count):  # each dead code gets an item of its own; more wait for the next batch
+                dead &= dead.cumsum(0) <= len(rows)
+                places = dead.cumsum(0) - 1
+            layer.replace_(dead, residual[rows[places % len(rows)]])
             count.masked_fill_(dead, 0)
             residual = residual - layer.codebook[chosen]

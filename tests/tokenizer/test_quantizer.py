@@ -114,3 +114,18 @@ def test_codes_without_items_take_the_place_of_residuals(latent: Tensor, vq_type
     for k in range(6):
         if k not in codes[:, 1]:
             assert (residual == last.codebook[k]).all(dim=1).any()
+
+
+@pytest.mark.parametrize("vq_type", ["ema", "vq"])
+def test_no_two_codes_take_the_place_of_one_residual(latent: Tensor, vq_type: str):
+    """Of more dead codes than the batch has items, the rest wait for the next batch."""
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer([20], 4, vq_type=vq_type)
+    (layer,) = quantizer.quantization_layers
+    layer.initialize_(torch.cat([torch.full((17, 4), 99.0), torch.randn(3, 4)]))
+    batch = latent[:5].detach()
+    codes, unused = quantizer.encode(batch), [torch.full((20,), 7)]
+    quantizer.revive_(batch, codes, unused, steps=5)
+    assert_close(layer.codebook[:5].sort(dim=0).values, batch.sort(dim=0).values, rtol=0, atol=0)
+    assert_close(layer.codebook[5:17], torch.full((12, 4), 99.0), rtol=0, atol=0)
+    assert unused[0][:17].tolist() == [0] * 5 + [8] * 12
