@@ -41,14 +41,15 @@ if [ -n "$given_name" ] && [ "$(wc -w <<<"$taus")" -gt 1 ]; then
 fi
 for tau in $taus; do
   flags=(
-    --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR" --run_name="${RUN_NAME}_tau$tau"
+    --dataset="$DATASET" --data_dir="$DATA_DIR" --ckpt_dir="$CKPT_DIR"
     --reuse ${RESUME_FLAG:+"$RESUME_FLAG"}
-    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS" --num_tokenizers="$TOKENIZERS" --tau="$tau"
+    --num_layers="$LAYERS" --num_decoder_layers="$LAYERS" --num_tokenizers="$TOKENIZERS"
     --lr=0.005 --warmup_steps=10000 --epochs=200 --epoch_per_stage=[60,20,20,20,20,20,20]
     --train_batch_size=256 --gradient_accumulation_steps="$ACCUMULATION"
     --influence_sample_ratio="$SHARE"
     "${evaluation[@]}"
     "$@"
+    --tau="$tau" --run_name="${given_name:-${RUN_NAME}_tau$tau}"  # last: a --config_file may have others
   )
   launch pretrain "${flags[@]}"
   report "$(value_of run_name "${flags[@]}")" "${flags[@]}"

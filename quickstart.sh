@@ -56,7 +56,7 @@ trap say_how_to_continue EXIT
 [ "$DRY_RUN" = 1 ] || use_environment requirements.txt
 READY=$SECONDS
 source "$SETUP_ROOT/utils/launch.sh"
-unset PRETRAINED RUN_NAME FINETUNE  # a shell that uses the scripts may have them
+unset PRETRAINED RUN_NAME FINETUNE CKPT_NAME  # a shell that uses the scripts may have them
 export DATASET=Sample DATA_DIR CKPT_DIR NUM_GPUS TAU_LIST=1 RESUME=1  # what was interrupted goes on
 DATASET_DIR="$DATA_DIR/$DATASET" RUNS="$CKPT_DIR/$DATASET"
 PRETRAINING="$RUNS/pretrain_tau1"

@@ -140,6 +140,11 @@ def test_one_name_for_the_runs_of_several_temperatures_is_refused_at_once(world)
 def test_a_temperature_given_as_a_flag_is_the_only_one(world):
     (command,) = dry_run(world, "pretrain.sh", "--tau=2", DATASET="Video_Games")
     assert (command.config.run_name, command.config.tau) == ("pretrain_tau2", 2.0)
+    file = world.folder / "flags.yaml"
+    file.write_text("tau: 5.0\nrun_name: earlier\nlr: 0.25\n")
+    commands = dry_run(world, "pretrain.sh", f"--config_file={file}", DATASET="Video_Games", TAU_LIST="1,3")
+    found = [(command.config.run_name, command.config.tau, command.config.lr) for command in commands]
+    assert found == [("pretrain_tau1", 1.0, 0.25), ("pretrain_tau3", 3.0, 0.25)]
 
 
 @pytest.mark.parametrize(
