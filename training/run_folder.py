@@ -169,9 +169,8 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig, first_step: 
     if config.log_with != "tensorboard":
         accelerator.init_trackers("mtgrec", plain_settings(config), {})
         return
-    # TensorBoard takes the settings with the final metrics, and hides what an interrupted run logged from there on
-    resumed = {"tensorboard": {"purge_step": first_step}} if first_step > 1 else {}
-    accelerator.init_trackers("tensorboard", None, resumed)
+    # TensorBoard takes the settings with the final metrics, and hides what a run before logged from this step on
+    accelerator.init_trackers("tensorboard", None, {"tensorboard": {"purge_step": first_step}})
 
 
 def plain_settings(config: TrainingConfig) -> dict[str, int | float | str]:

@@ -133,7 +133,8 @@ def start_run(config: TrainingConfig, dataset: Dataset, check: Callable[[], Any]
 def start_accelerator(config: TrainingConfig, path: Path) -> Accelerator:
     """Meet the other processes, with the precision and the tracker of the settings, for the run's folder `path`."""
     tracker = None if config.log_with == "none" else config.log_with
-    tracker_folder = Path(config.tensorboard_log_dir) / config.run_name if config.tensorboard_log_dir else path
+    boards = config.tensorboard_log_dir
+    tracker_folder = Path(boards) / config.dataset / config.run_name if boards else path
     try:
         accelerator, _ = join_processes(
             remedy="lower NUM_GPUS, or set CPU=1 for processes on the CPU",

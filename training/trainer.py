@@ -73,13 +73,14 @@ class Trainer:
         if planned > 1.05 * total:
             why = f"{len(order.positions):,} examples fill global batches of {order.global_batch_size:,} badly"
             why += "; lower --gradient_accumulation_steps" if order.accumulation > 1 else ""
-            if config.steps:
-                why = f"--steps={config.steps:,} are rounded up to whole epochs of {order.steps_per_epoch:,}"
+            if config.steps and order.batches_per_epoch * self.epochs > 1.05 * config.steps:
+                why = f"--steps={config.steps:,} are rounded up to whole epochs of {order.batches_per_epoch:,}"
             self.run.say(f"the learning rate reaches 0 after {total / planned:.0%} of the steps: {why}")
-        if config.warmup_steps > total / 2:
+        run_batches = min(total, order.batches_per_epoch * self.epochs)  # the schedule may be longer than the run
+        if config.warmup_steps > run_batches / 2:
             self.run.say(
                 f"warning: the learning rate rises for --warmup_steps={config.warmup_steps:,} of the run's "
-                f"{total:,} batches; three epochs' would be {3 * order.batches_per_epoch:,}"
+                f"{run_batches:,} batches; three epochs' would be {3 * order.batches_per_epoch:,}"
             )
 
     @property

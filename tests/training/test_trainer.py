@@ -307,7 +307,7 @@ def test_tensorboard_hides_what_the_resumed_run_logs_again(dataset, tmp_path, mo
         if not more:
             trainer.fit(1, UNIFORM)
             trainer.run.unlock()
-    assert kept == [{}, {"tensorboard": {"purge_step": 23}}]
+    assert kept == [{"tensorboard": {"purge_step": step}} for step in (1, 23)]
     assert trainer.state.step == 22
 
 
@@ -334,6 +334,21 @@ def test_checkpoints_behind_the_saved_state_are_made_again(dataset, tmp_path, mo
     assert sorted(path.name for path in folder.iterdir()) == ["epoch_1", "epoch_2", "epoch_3", "epoch_4"]
     start_run(*resolve_config(*parse_config(FinetuneConfig, [*argv, "--epochs=3", "--resume"], "test", "")))
     assert sorted(path.name for path in folder.iterdir()) == ["epoch_1", "epoch_2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"steps": 30}, "after 68% of the steps: --steps=30 are rounded up to whole epochs of 22"),
+        ({"steps": 44, "gradient_accumulation_steps": 12}, "global batches of 192 badly; lower --gradient_"),
+        ({"epochs": 4, "schedule_epochs": 40, "warmup_steps": 50}, "--warmup_steps=50 of the run's 88 batches"),
+        ({"epochs": 40, "warmup_steps": 50}, None),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_run_is_named(make_trainer, flags, said):
+    trainer = make_trainer(FinetuneConfig, sem_id_epochs=2, **flags)
+    log = (trainer.run.path / "log.txt").read_text()
+    assert (said in log) if said else ("learning rate" not in log)
 
 
 def test_loss_on_record_is_the_mean_over_examples(make_trainer, monkeypatch):
@@ -364,7 +379,7 @@ def test_tensorboard_is_the_default_tracker(make_trainer, tmp_path):
     trainer.accelerator.log({"train/loss": 1.0}, step=1)
     trainer.accelerator.end_training()
     assert PretrainConfig().log_with == "tensorboard"
-    assert list((tmp_path / "boards" / trainer.config.run_name).rglob("events.out.tfevents.*"))
+    assert list((tmp_path / "boards" / "Tiny" / trainer.config.run_name).rglob("events.out.tfevents.*"))
 
 
 def test_the_wrapped_model_is_gone_when_the_process_group_is_left(make_trainer, monkeypatch):
