@@ -117,11 +117,13 @@ def format_table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def default_output(quick: bool, machine: dict[str, object]) -> Path:
-    """Return benchmarks/results/<date>-<machine>[-quick].json."""
+def default_output(config: SpeedConfig, machine: dict[str, object]) -> Path:
+    """Return benchmarks/results/<date>-<machine>[-tiny or -quick][-<dataset>].json."""
     where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     slug = re.sub(r"[^a-z0-9]+", "-", f"{where} {machine['threads']} threads".lower()).strip("-")
-    return RESULTS / f"{datetime.date.today()}-{slug}{'-quick' if quick else ''}.json"
+    size = "-tiny" if config.tiny else "-quick" if config.quick else ""
+    dataset = f"-{Path(config.dataset).name}" if config.dataset else ""
+    return RESULTS / f"{datetime.date.today()}-{slug}{size}{dataset}.json"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             rates = {precision: matmul_rate(device, precision, width) for precision in workload.precisions}
             machine = describe(device) | {f"{key}_matmul_gflops": value / 1e9 for key, value in rates.items()}
             rows = measure(name, STAGES[name](workload), sizes.rounds, device, rates)
-            output = Path(config.output) if config.output else default_output(config.quick, machine)
+            output = Path(config.output) if config.output else default_output(config, machine)
             others = read_json(output, "rows") if output.exists() else []
             rows_of_file = [*(row for row in others if row["stage"] != name), *rows]
             rows_of_file.sort(key=lambda row: list(STAGES).index(row["stage"]))

@@ -55,6 +55,15 @@ def test_a_compiled_step_is_equal_to_the_reference_way(tmp_path: Path, monkeypat
     assert model.packing.PACKING_DEVICES == ("cpu",)
 
 
+def test_measurements_of_other_sizes_have_files_of_their_own():
+    machine = {"processor": "Some CPU", "device": "cpu", "threads": 2}
+    names = [
+        speed.default_output(SpeedConfig(**flags), machine).name[10:]
+        for flags in ({}, {"quick": True}, {"tiny": True}, {"dataset": "datasets/Shop"})
+    ]
+    assert names == [f"-some-cpu-2-threads{size}.json" for size in ("", "-quick", "-tiny", "-Shop")]
+
+
 def test_another_dataset(dataset: Path, tmp_path: Path):
     rows = measure(tmp_path / "a.json", f"--dataset={dataset}", "--stages=eval_beam20,load")["rows"]
     assert [(row["stage"], row["equal"]) for row in rows] == [("eval_beam20", True), ("load", True)]
