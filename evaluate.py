@@ -174,7 +174,7 @@ def open_model(
         if not groups:
             raise InputError(f"{path} has no tokenizer of the epochs {', '.join(map(str, asked))}")
     table = load_token_table(groups, interactions.item_names[1:], vocabulary).to(device)
-    if not config.token_prefix and not config.sem_id_epochs:
+    if not config.token_prefix and not asked:
         remedy = "bring those of its training back, or name others with --token_prefix and --sem_id_epochs"
         check_semantic_ids(recommender.semantic_ids_sha256, table, path, remedy)
     return recommender, Tokenization(interactions, table, settings["max_item_seq_len"])

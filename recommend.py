@@ -15,7 +15,6 @@ import hashlib
 import shutil
 import sys
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,13 +147,10 @@ def write_output(
         "requests": hashlib.sha256(wanted.encode()).hexdigest(),
         **{name: getattr(config, name) for name in ("k", "exclude_seen", "num_beams")},
     }
-    with closing(Shards(output, made_from, len(parts))) as shards:
-        if processes.is_main_process and (note := shards.open()):
+    shards = Shards(output, made_from, len(parts))
+    with shards.shared(processes) as (note, missing, mine):
+        if note:
             print(f"{output}: {note}")
-        processes.wait_for_everyone()
-        missing = shards.missing()
-        processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
-        mine = missing[processes.process_index :: processes.num_processes]
         started = time.perf_counter()
         shown, total = processes.is_main_process and sys.stderr.isatty(), sum(len(parts[index]) for index in mine)
         with tqdm(total=total, unit="user", disable=not shown) as bar:

@@ -10,7 +10,7 @@ Processes share the work and make the same file as one. Interrupted, it goes on 
 import hashlib
 import json
 import os
-from contextlib import closing, suppress
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -239,15 +239,9 @@ def _encode_shards(
     # the longest first: the texts of a batch are equally long
     distinct = sorted(set(texts), key=lambda text: (-len(text), text))
     determined_by = settings | {"batch_size": config.sent_emb_batch_size}
-    count = -(-len(distinct) // TEXTS_PER_SHARD)
-    with closing(Shards(config.embedding_file, determined_by, count)) as shards:
-        if processes.is_main_process:
-            note = shards.open()
-            print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
-        processes.wait_for_everyone()
-        missing = shards.missing()
-        processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
-        mine = missing[processes.process_index :: processes.num_processes]
+    shards = Shards(config.embedding_file, determined_by, -(-len(distinct) // TEXTS_PER_SHARD))
+    with shards.shared(processes) as (note, _, mine):
+        processes.print(f"{len(distinct):,} different texts of {len(texts):,} items" + (f"; {note}" if note else ""))
         for index in tqdm(mine, desc="embeddings", unit="shard", disable=not processes.is_main_process):
             part = distinct[index * TEXTS_PER_SHARD : (index + 1) * TEXTS_PER_SHARD]
             found = model.encode(part, batch_size=config.sent_emb_batch_size, show_progress_bar=False)

@@ -47,7 +47,7 @@ class FineTuning:
     name: str  # what distinguishes it: <checkpoint>_<tokenizer>, such as 90_9986, best_9998 or scratch_joint
     model: str  # folder of the checkpoint, "" to train from scratch
     prefixes: tuple[str, ...]  # of its tokenizers' files; one, but for joint fine-tuning
-    epochs: tuple[int | str | None, ...]  # 1-based, of its tokenizers; None: the best; in a dry run perhaps a word
+    epochs: tuple[int | str | None, ...]  # 1-based; None: as the prefixes say; in a dry run perhaps a word
 
     def line(self) -> str:
         """Return name, prefixes, epochs and model, tab-separated, as finetune.sh reads them."""

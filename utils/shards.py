@@ -1,10 +1,16 @@
 """Long work in numbered shards: shared by processes, kept over interruptions, independent of how many share it."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.files import read_json, write_json
 from utils.locks import LOCK_FILE, FileLock
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Shards:
@@ -35,6 +41,21 @@ class Shards:
                     path.unlink()
         write_json(file, self.made_of)
         return note
+
+    @contextmanager
+    def shared(self, processes: "Accelerator") -> Iterator[tuple[str, list[int], list[int]]]:
+        """Open the folder for all processes and close it in the end.
+
+        Yields what was found, in words on the main process, the shards that are missing, and this process's of them.
+        """
+        try:
+            note = self.open() if processes.is_main_process else ""
+            processes.wait_for_everyone()
+            missing = self.missing()
+            processes.wait_for_everyone()  # nobody finishes a shard before everybody has looked
+            yield note, missing, missing[processes.process_index :: processes.num_processes]
+        finally:
+            self.close()
 
     def path(self, index: int) -> Path:
         """Return the file of a shard; it is there when the shard is finished."""
